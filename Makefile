@@ -1,0 +1,72 @@
+# Everything there is to do here, by name. `make` alone lists it.
+#
+# Variables (make up HOME_DIR=/tmp/mine, say):
+#   HOME_DIR       the stack's folder (DEVSTACK_HOME), .devstack by default
+#   BENCH_SECONDS  how long `make bench` puts load on, 120 by default
+#   CARGO          the cargo to use
+#   ARGS           passed on: to the tests (make test-unit ARGS=retention), to devstack, to the bench
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+CARGO ?= cargo
+BENCH_SECONDS ?= 120
+HOME_DIR ?=
+ARGS ?=
+
+devstack := target/debug/devstack
+# Tests over real processes, in one tier.
+system_tests := devstack system-tests
+
+ifneq ($(HOME_DIR),)
+export DEVSTACK_HOME := $(HOME_DIR)
+endif
+# The programs stand where these rules look for them, whatever the caller's environment says.
+export CARGO_TARGET_DIR := $(CURDIR)/target
+
+.PHONY: help setup build demo up test test-unit test-system lint bench fmt clean
+
+help: ## List what there is to do
+	@echo 'usage: make <target>'
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@sed -n '/^# Variables/,/^$$/s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
+
+setup: ## Install what this machine lacks, and download Kafka (once; never asks)
+	@tools/setup
+
+build: setup ## Build everything, tests included
+	$(CARGO) build --locked --workspace --all-targets
+
+# exec: Ctrl-C is then devstack's alone to answer, and no shell waits beside it.
+demo: build ## See the whole system at work on a private stack
+	@exec $(devstack) demo $(ARGS)
+
+up: build ## Keep a private stack running until Ctrl-C
+	@exec $(devstack) up $(ARGS)
+
+test: test-unit test-system ## All tests
+
+test-unit: setup ## Tests of seconds: no network, no processes
+	$(CARGO) test --locked --workspace $(addprefix --exclude ,$(system_tests)) $(ARGS)
+
+test-system: build ## Tests over real processes and real faults
+	$(CARGO) test --locked $(addprefix -p ,$(system_tests)) $(ARGS)
+
+lint: setup ## Format, clippy and docs, warnings being errors
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --workspace --no-deps --document-private-items
+
+bench: build ## Measure this machine: load, verification, report
+	target/debug/bench run --seconds $(BENCH_SECONDS) $(ARGS)
+
+fmt: ## Format the code
+	$(CARGO) fmt --all
+
+clean: ## Remove what was built and the default stack's folder; Kafka's jars stay
+	@if [ -f .devstack/postgres.elsewhere ]; then rm -rf "$$(cat .devstack/postgres.elsewhere)"; fi
+	rm -rf .devstack
+	$(CARGO) clean --profile dev
+	$(CARGO) clean --doc

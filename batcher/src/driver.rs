@@ -1,0 +1,540 @@
+//! The batcher's loop: hands the machine what happened, carries out what it wants.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use engine::batching::{Config as MachineConfig, Effect, Flush, FlushId, Input, Machine, Published, RecordKind, RecordMeta};
+use rdkafka::Message as _;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::BorrowedMessage;
+use schemas::codec::FormatError;
+use schemas::record::{self, Header};
+use schemas::shared_object::QuarantineReason;
+use schemas::{ObjectId, SessionKey, codec, paths::ObjectKey};
+use service_kit::health::Part;
+use service_kit::pool::Pool;
+use service_kit::retry;
+use service_kit::service::Surroundings;
+use service_kit::time::Monotonic;
+use storage::index::Index;
+use storage::index::batches::{Declines, FirstSight, PublishOutcome, Publishing, Staging};
+use storage::objects::Objects;
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+use crate::assemble::{Assembled, Content, Held, assemble};
+use crate::kafka::{Consumer, Rebalance};
+use crate::{Config, metrics};
+
+const RETRY_MIN_MS: u64 = 100;
+const RETRY_MAX_MS: u64 = 5_000;
+const SESSIONS_KNOWN_MAX: usize = 100_000;
+
+/// What effects need, shared with their tasks.
+struct Outside {
+    index: Index,
+    objects: Objects,
+    pool: Pool,
+    consumer: Consumer,
+    topic: String,
+    postgres: Part,
+    s3: Part,
+}
+
+/// A flush whose bytes the driver holds for the machine.
+struct Work {
+    flush: Flush,
+    object: Option<ObjectId>,
+    records: Arc<Vec<(u64, Held)>>,
+    assembled: Option<Arc<Assembled>>,
+    begun: Instant,
+}
+
+/// What a task tells the loop.
+enum Told {
+    Input(Input),
+    Assembled(FlushId, Arc<Assembled>),
+}
+
+struct Driver {
+    outside: Arc<Outside>,
+    machine: Machine,
+    clock: Monotonic,
+    tell: mpsc::UnboundedSender<Told>,
+    /// Records by partition and offset, until the index covers them.
+    held: BTreeMap<(i32, u64), Held>,
+    works: BTreeMap<FlushId, Work>,
+    /// Partitions of the latest assignment that wait for the others' offsets: all are given in one call.
+    wave: BTreeMap<i32, Option<u64>>,
+    stopped: bool,
+}
+
+/// Reads and stores until the shutdown, then flushes what is buffered. What was not published stays in Kafka.
+pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<()> {
+    let Surroundings { health, shutdown, .. } = surroundings;
+    service_kit::telemetry::describe(metrics::ALL);
+    let (postgres, s3, kafka) = (health.part("postgres"), health.part("s3"), health.part("kafka"));
+    let index = Index::new(&config.postgres)?;
+    let objects = Objects::new(&config.s3);
+    if retry::until_ok("postgres", &postgres, &shutdown, || index.check()).await.is_none() {
+        return Ok(());
+    }
+    if retry::until_ok("s3", &s3, &shutdown, || objects.check()).await.is_none() {
+        return Ok(());
+    }
+    let (rebalances, mut rebalanced) = mpsc::unbounded_channel();
+    let consumer = Consumer::new(&config, rebalances).context("make consumer")?;
+    // Completions are bounded by the machine: one per partition and watermark check.
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let outside = Arc::new(Outside {
+        index,
+        objects,
+        pool: Pool::new("batcher", None).context("start pool")?,
+        consumer,
+        topic: config.kafka.topic_events.clone(),
+        postgres,
+        s3,
+    });
+    let mut driver = Driver {
+        outside: Arc::clone(&outside),
+        machine: Machine::new(machine_config(&config)),
+        clock: Monotonic::start(),
+        tell,
+        held: BTreeMap::new(),
+        works: BTreeMap::new(),
+        wave: BTreeMap::new(),
+        stopped: false,
+    };
+    let grace = tokio::time::sleep(std::time::Duration::MAX);
+    tokio::pin!(grace);
+    let mut stopping = false;
+    while !driver.stopped {
+        let wake = driver.machine.poll_timeout().map(|at| driver.clock.at(at));
+        tokio::select! {
+            () = shutdown.begun(), if !stopping => {
+                stopping = true;
+                grace.as_mut().reset(tokio::time::Instant::now() + shutdown.grace);
+                driver.input(Input::Shutdown);
+            }
+            () = &mut grace, if stopping => {
+                tracing::warn!("grace is over; what was not published stays in kafka");
+                break;
+            }
+            Some(rebalance) = rebalanced.recv() => driver.rebalance(rebalance),
+            Some(told) = told.recv() => driver.told(told),
+            () = wait_until(wake) => driver.input(Input::Tick),
+            message = outside.consumer.stream().recv(), if !stopping => match message {
+                Ok(message) => {
+                    kafka.up();
+                    driver.message(&message);
+                }
+                Err(error) => driver.consume_error(&error, &kafka),
+            },
+        }
+    }
+    Ok(())
+}
+
+fn machine_config(config: &Config) -> MachineConfig {
+    MachineConfig {
+        flush_age_ms: config.flush_age.as_millis() as u64,
+        flush_bytes: config.flush_bytes,
+        buffer_bytes_max: config.buffer_bytes_max,
+        activity_interval_ms: config.activity_interval.as_millis() as u64,
+        retry_min_ms: RETRY_MIN_MS,
+        retry_max_ms: RETRY_MAX_MS,
+        sessions_known_max: SESSIONS_KNOWN_MAX,
+    }
+}
+
+async fn wait_until(at: Option<tokio::time::Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Driver {
+    fn input(&mut self, input: Input) {
+        self.machine.handle(self.clock.now_ms(), input);
+        while let Some(effect) = self.machine.poll_effect() {
+            self.carry_out(effect);
+        }
+        self.show();
+    }
+
+    fn show(&self) {
+        let count = self.machine.conservation();
+        for (what, records) in [
+            ("in", count.records_in),
+            ("chunked", count.chunked),
+            ("quarantined", count.quarantined),
+            ("indexed", count.indexed),
+            ("dropped_deleted", count.dropped_deleted),
+            ("returned", count.returned),
+            ("buffered", count.buffered),
+        ] {
+            ::metrics::gauge!(metrics::RECORDS, "what" => what).set(records as f64);
+        }
+        ::metrics::gauge!(metrics::IMBALANCE).set(count.imbalance() as f64);
+        ::metrics::gauge!(metrics::BUFFERED).set(self.machine.buffered_bytes() as f64);
+    }
+
+    fn rebalance(&mut self, rebalance: Rebalance) {
+        match rebalance {
+            Rebalance::Assigned(partitions) => {
+                tracing::info!(?partitions, "partitions assigned");
+                self.wave.extend(partitions.iter().map(|partition| (*partition, None)));
+                for partition in partitions {
+                    self.input(Input::Assigned(partition));
+                }
+            }
+            Rebalance::Revoked(partitions) => {
+                tracing::info!(?partitions, "partitions revoked");
+                for partition in partitions {
+                    self.wave.remove(&partition);
+                    self.input(Input::Revoked(partition));
+                }
+            }
+        }
+    }
+
+    fn told(&mut self, told: Told) {
+        match told {
+            Told::Input(input) => self.input(input),
+            Told::Assembled(flush, assembled) => {
+                if let Some(work) = self.works.get_mut(&flush) {
+                    work.assembled = Some(assembled);
+                }
+                self.input(Input::Uploaded { flush, ok: true });
+            }
+        }
+    }
+
+    fn message(&mut self, message: &BorrowedMessage<'_>) {
+        let (partition, offset) = (message.partition(), message.offset().max(0).unsigned_abs());
+        let appended_ms = message.timestamp().to_millis().unwrap_or(0).max(0).unsigned_abs();
+        let held = Held { content: read(message.payload().unwrap_or_default()), appended_ms };
+        let kind = match &held.content {
+            Content::Read(Header::Acceptance { key, .. }, _) => RecordKind::Acceptance(*key),
+            Content::Read(Header::Batch { key, place, .. }, _) => RecordKind::Batch(*key, *place),
+            Content::Read(Header::Declines { .. }, _) => RecordKind::Declines,
+            Content::Unreadable(reason, _) => RecordKind::Unreadable(*reason),
+        };
+        let bytes = message.payload_len() as u64;
+        self.held.insert((partition, offset), held);
+        self.input(Input::Record { partition, record: RecordMeta { offset, bytes, kind } });
+    }
+
+    fn consume_error(&mut self, error: &KafkaError, kafka: &Part) {
+        if error.rdkafka_error_code() != Some(RDKafkaErrorCode::AutoOffsetReset) {
+            kafka.down(format!("read from kafka: {error}"));
+            return;
+        }
+        tracing::error!(%error, "offset out of range");
+        for partition in self.outside.consumer.partitions() {
+            self.check_log(partition);
+        }
+    }
+
+    /// Compares the log's ends with where we are. Which partition was out of range the error does not say.
+    fn check_log(&self, partition: i32) {
+        let (outside, tell) = (Arc::clone(&self.outside), self.tell.clone());
+        let topic = outside.topic.clone();
+        tokio::spawn(async move {
+            let asking = Arc::clone(&outside);
+            let watermarks = tokio::task::spawn_blocking(move || asking.consumer.watermarks(partition)).await;
+            let ownership = outside.index.published(&topic, partition).await;
+            match (watermarks, ownership) {
+                (Ok(Ok((low, high))), Ok(published)) => {
+                    if high < published {
+                        let _ = tell.send(Told::Input(Input::LogForeign(partition)));
+                    } else if low > published {
+                        let _ = tell.send(Told::Input(Input::LogBegins { partition, offset: low }));
+                    }
+                }
+                (watermarks, ownership) => {
+                    tracing::error!(partition, ?watermarks, ?ownership, "compare log with index; the partition waits");
+                }
+            }
+        });
+    }
+
+    fn carry_out(&mut self, effect: Effect) {
+        match effect {
+            Effect::TakeEpoch(partition) => self.take_epoch(partition),
+            Effect::Assign { partition, offset } => self.assign(partition, offset),
+            Effect::Drop(partition) => {
+                self.held.retain(|(of, _), _| *of != partition);
+                self.works.retain(|_, work| work.flush.partition != partition);
+                if let Err(error) = self.outside.consumer.unassign([partition]) {
+                    tracing::warn!(%error, partition, "stop reading partition");
+                }
+            }
+            Effect::Stage(flush) => self.stage(flush),
+            Effect::Upload { flush, refused } => self.upload(flush, refused),
+            Effect::Publish { flush, with_object, activity } => self.publish(flush, with_object, &activity),
+            Effect::LookUp(flush) => self.look_up(flush),
+            Effect::Release { partition, next } => self.release(partition, next),
+            Effect::Pause => {
+                ::metrics::counter!(metrics::PAUSES).increment(1);
+                self.warn(self.outside.consumer.pause(), "pause reading");
+            }
+            Effect::Resume => self.warn(self.outside.consumer.resume(), "resume reading"),
+            Effect::AlarmGap { partition, gap } => {
+                ::metrics::counter!(metrics::GAPS).increment(gap.next - gap.first);
+                tracing::error!(partition, gap.first, gap.next, "offsets are gone from the log before they were stored");
+            }
+            Effect::AlarmForeign(partition) => {
+                tracing::error!(
+                    partition,
+                    "the log ends before what is stored of it: the topic was made anew; this partition is not read \
+                     until an operator has looked"
+                );
+            }
+            Effect::Stopped => self.stopped = true,
+        }
+    }
+
+    fn warn(&self, outcome: Result<(), KafkaError>, what: &'static str) {
+        if let Err(error) = outcome {
+            tracing::warn!(%error, what);
+        }
+    }
+
+    fn take_epoch(&self, partition: i32) {
+        let (outside, tell) = (Arc::clone(&self.outside), self.tell.clone());
+        tokio::spawn(async move {
+            let input = match outside.index.take_epoch(&outside.topic, partition).await {
+                Ok(owned) => {
+                    outside.postgres.up();
+                    Input::EpochTaken { partition, epoch: owned.epoch, next_offset: owned.next_offset }
+                }
+                Err(error) => {
+                    failed("take_epoch", &outside.postgres, &error);
+                    Input::EpochFailed(partition)
+                }
+            };
+            let _ = tell.send(Told::Input(input));
+        });
+    }
+
+    /// Gives offsets to Kafka: those of one assignment together, later ones alone.
+    fn assign(&mut self, partition: i32, offset: u64) {
+        match self.wave.get_mut(&partition) {
+            Some(place) => *place = Some(offset),
+            None => return self.warn(self.outside.consumer.assign(&[(partition, offset)]), "read partition"),
+        }
+        let offsets: Option<Vec<(i32, u64)>> =
+            self.wave.iter().map(|(partition, offset)| offset.map(|offset| (*partition, offset))).collect();
+        if let Some(offsets) = offsets {
+            self.wave.clear();
+            self.warn(self.outside.consumer.assign(&offsets), "read partitions");
+        }
+    }
+
+    fn stage(&mut self, flush: Flush) {
+        let range = (flush.partition, flush.first)..(flush.partition, flush.next);
+        let records: Arc<Vec<(u64, Held)>> =
+            Arc::new(self.held.range(range).map(|((_, offset), held)| (*offset, held.clone())).collect());
+        // The number of a flush that is staged anew changes; what its old number held is not wanted any more.
+        self.works.retain(|_, work| work.flush.partition != flush.partition);
+        let object = flush.has_object().then(|| ObjectId(Uuid::now_v7()));
+        let first_seen = first_sights(&flush, &records);
+        let id = flush.id;
+        let (outside, tell, staged) = (Arc::clone(&self.outside), self.tell.clone(), flush.clone());
+        self.works.insert(id, Work { flush, object, records, assembled: None, begun: Instant::now() });
+        tokio::spawn(async move {
+            let staging = Staging {
+                object,
+                topic: &outside.topic,
+                partition: staged.partition,
+                offsets: (staged.first, staged.next),
+                first_seen: &first_seen,
+                sessions: &staged.sessions,
+            };
+            let refused = match outside.index.stage(&staging).await {
+                Ok(refused) => {
+                    outside.postgres.up();
+                    Some(refused)
+                }
+                Err(error) => {
+                    failed("stage", &outside.postgres, &error);
+                    None
+                }
+            };
+            let _ = tell.send(Told::Input(Input::Staged { flush: id, refused }));
+        });
+    }
+
+    fn upload(&mut self, flush: FlushId, refused: Vec<SessionKey>) {
+        let Some(work) = self.works.get(&flush) else { return };
+        let Some(object) = work.object else { return };
+        let (partition, offsets) = (work.flush.partition, (work.flush.first, work.flush.next));
+        let records = Arc::clone(&work.records);
+        let (outside, tell) = (Arc::clone(&self.outside), self.tell.clone());
+        tokio::spawn(async move {
+            let assembling = move || assemble(object, partition, offsets, &records, &refused);
+            let told = match outside.pool.run(assembling).await {
+                Ok(assembled) => {
+                    let key = ObjectKey::Shared { partition, id: object };
+                    match outside.objects.put(&key, assembled.body.clone(), &assembled.row.sha256).await {
+                        Ok(()) => {
+                            outside.s3.up();
+                            Told::Assembled(flush, Arc::new(assembled))
+                        }
+                        Err(error) => {
+                            failed("upload", &outside.s3, &error);
+                            Told::Input(Input::Uploaded { flush, ok: false })
+                        }
+                    }
+                }
+                Err(error) => {
+                    failed("assemble", &outside.s3, &error);
+                    Told::Input(Input::Uploaded { flush, ok: false })
+                }
+            };
+            let _ = tell.send(told);
+        });
+    }
+
+    fn publish(&mut self, id: FlushId, with_object: bool, activity: &[SessionKey]) {
+        let Some(work) = self.works.get(&id) else { return };
+        let flush = work.flush.clone();
+        let assembled = work.assembled.clone().filter(|_| with_object);
+        let activity = last_activity(activity, &work.records);
+        let declines = declines(&work.records);
+        let gaps: Vec<(u64, u64)> = flush.gaps.iter().map(|gap| (gap.first, gap.next)).collect();
+        let (outside, tell) = (Arc::clone(&self.outside), self.tell.clone());
+        tokio::spawn(async move {
+            let publishing = Publishing {
+                topic: &outside.topic,
+                partition: flush.partition,
+                epoch: flush.epoch,
+                offsets: (flush.first, flush.next),
+                gaps: &gaps,
+                object: assembled.as_ref().map(|assembled| (&assembled.row, &assembled.filter)),
+                activity: &activity,
+                declines: &declines,
+            };
+            let outcome = match outside.index.publish(&publishing).await {
+                PublishOutcome::Committed => {
+                    outside.postgres.up();
+                    Published::Committed
+                }
+                PublishOutcome::Lost => {
+                    ::metrics::counter!(metrics::LOST_SWAPS).increment(1);
+                    Published::Lost
+                }
+                PublishOutcome::Failed(error) => {
+                    failed("publish", &outside.postgres, &error);
+                    Published::Failed
+                }
+                PublishOutcome::Unknown(error) => {
+                    failed("publish", &outside.postgres, &error);
+                    Published::Unknown
+                }
+            };
+            let _ = tell.send(Told::Input(Input::Published { flush: id, outcome }));
+        });
+    }
+
+    fn look_up(&self, id: FlushId) {
+        let Some(work) = self.works.get(&id) else { return };
+        let (partition, next) = (work.flush.partition, work.flush.next);
+        let (outside, tell) = (Arc::clone(&self.outside), self.tell.clone());
+        tokio::spawn(async move {
+            let committed = match outside.index.is_published(&outside.topic, partition, next).await {
+                Ok(committed) => Some(committed),
+                Err(error) => {
+                    failed("look_up", &outside.postgres, &error);
+                    None
+                }
+            };
+            let _ = tell.send(Told::Input(Input::LookedUp { flush: id, committed }));
+        });
+    }
+
+    fn release(&mut self, partition: i32, next: u64) {
+        self.held.retain(|(of, offset), _| *of != partition || *offset >= next);
+        if let Some((id, work)) = self.works.iter().find(|(_, work)| work.flush.partition == partition) {
+            ::metrics::counter!(metrics::FLUSHES).increment(1);
+            ::metrics::histogram!(metrics::FLUSH_SECONDS).record(work.begun.elapsed().as_secs_f64());
+            let bytes = work.assembled.as_ref().map_or(0, |assembled| assembled.row.bytes);
+            ::metrics::counter!(metrics::FLUSH_BYTES).increment(bytes);
+            let id = *id;
+            self.works.remove(&id);
+        }
+        self.outside.consumer.note_lag(partition, next);
+    }
+}
+
+fn failed(step: &'static str, part: &Part, error: &(dyn std::error::Error + 'static)) {
+    ::metrics::counter!(metrics::FAILURES, "step" => step).increment(1);
+    let mut reason = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        reason = format!("{reason}: {cause}");
+        source = cause.source();
+    }
+    part.down(format!("{step}: {reason}"));
+}
+
+/// Reads a record. What cannot be read is kept whole.
+fn read(value: &[u8]) -> Content {
+    let unreadable = |reason| Content::Unreadable(reason, Bytes::copy_from_slice(value));
+    match record::decode(value) {
+        Ok((header, at)) => {
+            let payload = &value[at..];
+            if let Header::Batch { facts, .. } = &header
+                && !codec::frame_holds(payload, facts.raw_bytes as usize)
+            {
+                return unreadable(QuarantineReason::Payload);
+            }
+            Content::Read(header, Bytes::copy_from_slice(payload))
+        }
+        Err(FormatError::Version(_)) => unreadable(QuarantineReason::Version),
+        Err(_) => unreadable(QuarantineReason::Header),
+    }
+}
+
+/// The first rows of sessions: the consent of any of their records, the append time of the first.
+fn first_sights(flush: &Flush, records: &[(u64, Held)]) -> Vec<FirstSight> {
+    let mut sights: BTreeMap<SessionKey, FirstSight> = BTreeMap::new();
+    for (_, held) in records {
+        let Content::Read(Header::Acceptance { key, consent } | Header::Batch { key, consent, .. }, _) = &held.content
+        else {
+            continue;
+        };
+        if flush.first_seen.binary_search(key).is_ok() {
+            sights
+                .entry(*key)
+                .and_modify(|sight| sight.appended_ms = sight.appended_ms.min(held.appended_ms))
+                .or_insert_with(|| FirstSight { key: *key, consent: consent.clone(), appended_ms: held.appended_ms });
+        }
+    }
+    sights.into_values().collect()
+}
+
+fn last_activity(due: &[SessionKey], records: &[(u64, Held)]) -> Vec<(SessionKey, u64)> {
+    let mut last: BTreeMap<SessionKey, u64> = due.iter().map(|key| (*key, 0)).collect();
+    for (_, held) in records {
+        if let Content::Read(Header::Acceptance { key, .. } | Header::Batch { key, .. }, _) = &held.content
+            && let Some(at) = last.get_mut(key)
+        {
+            *at = (*at).max(held.appended_ms);
+        }
+    }
+    last.into_iter().collect()
+}
+
+fn declines(records: &[(u64, Held)]) -> Vec<Declines> {
+    let sum = |held: &Held| match held.content {
+        Content::Read(Header::Declines { workspace, hour_ms, count }, _) => Some(Declines { workspace, hour_ms, count }),
+        _ => None,
+    };
+    records.iter().filter_map(|(_, held)| sum(held)).collect()
+}

@@ -1,0 +1,288 @@
+//! The compactor's loop: finds runs and sessions that are over, merges them, swaps.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Context as _;
+use engine::compaction::{Candidate, choose_run};
+use engine::merge::{Plan, SharedSource};
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use schemas::paths::ObjectKey;
+use schemas::{ObjectId, SessionKey, session_object, shared_object};
+use service_kit::health::Part;
+use service_kit::pool::Pool;
+use service_kit::retry;
+use service_kit::service::Surroundings;
+use storage::index::runs::{OpenSession, SessionResult, SharedRow};
+use storage::index::{Index, LiveObject};
+use storage::objects::{Objects, sha256};
+use uuid::Uuid;
+
+use crate::merge::{self, Loaded, LoadedFooter, Merged};
+use crate::{Config, metrics};
+
+/// Uploads and downloads at once.
+const TRANSFERS: usize = 8;
+/// Sessions that are made final in one pass.
+const FINALS_PER_PASS: i64 = 200;
+
+struct Compactor {
+    config: Config,
+    index: Index,
+    objects: Objects,
+    pool: Pool,
+    /// Marks this process's claims.
+    owner: Uuid,
+    postgres: Part,
+}
+
+/// Merges until the shutdown. A run in progress is finished; were the process killed, its lease would run out.
+pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<()> {
+    let Surroundings { health, shutdown, .. } = surroundings;
+    service_kit::telemetry::describe(metrics::ALL);
+    let (postgres, s3) = (health.part("postgres"), health.part("s3"));
+    let index = Index::new(&config.postgres)?;
+    let objects = Objects::new(&config.s3);
+    if retry::until_ok("postgres", &postgres, &shutdown, || index.check()).await.is_none() {
+        return Ok(());
+    }
+    if retry::until_ok("s3", &s3, &shutdown, || objects.check()).await.is_none() {
+        return Ok(());
+    }
+    let pool = Pool::new("compactor", None).context("start pool")?;
+    let compactor = Compactor { config, index, objects, pool, owner: Uuid::now_v7(), postgres };
+    loop {
+        let worked = match compactor.pass().await {
+            Ok(worked) => {
+                compactor.postgres.up();
+                worked
+            }
+            Err(error) => {
+                ::metrics::counter!(metrics::FAILURES).increment(1);
+                // Logged here and nowhere below; the health part says the same to an operator who looks.
+                tracing::warn!("pass failed: {error:#}");
+                compactor.postgres.down(format!("{error:#}"));
+                false
+            }
+        };
+        if shutdown.has_begun() {
+            return Ok(());
+        }
+        // While there is work, more may be waiting.
+        if !worked && !shutdown.sleep(compactor.config.pass_interval).await {
+            return Ok(());
+        }
+    }
+}
+
+impl Compactor {
+    /// One look at all there is to do; whether anything was done.
+    async fn pass(&self) -> anyhow::Result<bool> {
+        let rows = self.index.shared_objects(&self.config.topic).await?;
+        let oldest = rows.iter().map(|row| row.age).max().unwrap_or_default();
+        ::metrics::gauge!(metrics::OLDEST).set(oldest.as_secs_f64());
+        let mut worked = false;
+        for partition in rows.chunk_by(|one, other| one.partition == other.partition) {
+            worked |= self.compact_partition(partition).await?;
+        }
+        for session in self.index.sessions_over(self.config.silence, FINALS_PER_PASS).await? {
+            worked |= self.finish_session(&session).await?;
+        }
+        Ok(worked)
+    }
+
+    async fn compact_partition(&self, rows: &[SharedRow]) -> anyhow::Result<bool> {
+        let Some(first) = rows.first() else { return Ok(false) };
+        // Neighbours only: what is behind a claimed object waits.
+        let candidates: Vec<Candidate> = rows
+            .iter()
+            .take_while(|row| !row.leased)
+            .map(|row| Candidate { id: row.id, bytes: row.bytes, age_ms: row.age.as_millis() as u64 })
+            .collect();
+        let Some(run) = choose_run(&self.config.runs, &candidates) else { return Ok(false) };
+        let Some(objects) = self.index.claim_run(&run, self.owner, self.config.lease).await? else {
+            return Ok(false);
+        };
+        let begun = Instant::now();
+        let merged = self.merge_run(first.partition, &run, &objects).await;
+        if merged.is_err() {
+            self.index.release_run(&run, self.owner).await?;
+        }
+        let swapped = merged?;
+        if swapped {
+            ::metrics::counter!(metrics::RUNS).increment(1);
+            ::metrics::counter!(metrics::RUN_BYTES).increment(objects.iter().map(|object| object.bytes).sum());
+            ::metrics::histogram!(metrics::RUN_SECONDS).record(begun.elapsed().as_secs_f64());
+        } else {
+            ::metrics::counter!(metrics::LOST).increment(1);
+            self.index.release_run(&run, self.owner).await?;
+        }
+        Ok(swapped)
+    }
+
+    async fn merge_run(&self, partition: i32, run: &[ObjectId], objects: &[LiveObject]) -> anyhow::Result<bool> {
+        let loaded = Arc::new(self.load(objects).await?);
+        let keys = sessions_in(&loaded);
+        let deleted = self.index.deleted_among(&keys).await?;
+        let wanted: Vec<(SessionKey, ObjectId)> = keys
+            .into_iter()
+            .filter(|key| !deleted.contains(key))
+            .map(|key| (key, ObjectId(Uuid::now_v7())))
+            .collect();
+        let live = self.index.stage_session_objects(&wanted).await?;
+        let wanted = wanted.into_iter().filter(|(key, _)| live.binary_search(key).is_ok());
+        let outcomes: Vec<Outcome> = stream::iter(wanted)
+            .map(|(key, id)| self.merge_session(key, id, Arc::clone(&loaded)))
+            .buffer_unordered(TRANSFERS)
+            .try_collect()
+            .await?;
+        let mut results = Vec::new();
+        let mut unreadable: Vec<_> = loaded.iter().flat_map(merge::quarantined).collect();
+        for outcome in outcomes {
+            match outcome {
+                Outcome::Merged(result) => results.push(*result),
+                Outcome::Corrupt(key) => unreadable.extend(merge::unmergeable(key, &loaded)),
+            }
+        }
+        // Sessions are locked in id order.
+        results.sort_by_key(|result| result.key);
+        let quarantine = if unreadable.is_empty() {
+            None
+        } else {
+            ::metrics::counter!(metrics::QUARANTINED).increment(unreadable.len() as u64);
+            let id = ObjectId(Uuid::now_v7());
+            self.index.stage_quarantine(id, &self.config.topic, partition).await?;
+            let object = self.pool.run(move || merge::quarantine_object(id, partition, &unreadable)).await?;
+            self.put(ObjectKey::Quarantine { partition, id }, &object).await?;
+            Some(object.row)
+        };
+        Ok(self.index.publish_run(run, self.owner, &results, quarantine.as_ref()).await?)
+    }
+
+    async fn merge_session(&self, key: SessionKey, id: ObjectId, loaded: Arc<Vec<Loaded>>) -> anyhow::Result<Outcome> {
+        let merging = move || {
+            let plan = plan_of(key, &loaded);
+            let merged = merge::merge(id, key, &plan, &loaded);
+            (plan, merged)
+        };
+        let (plan, merged) = self.pool.run(merging).await?;
+        let merged = match merged {
+            Ok(merged) => merged,
+            Err(error) => {
+                tracing::error!(session = %key.session, %error, "session's chunks are corrupt; they go into quarantine");
+                return Ok(Outcome::Corrupt(key));
+            }
+        };
+        self.put(ObjectKey::Session { key, id }, &merged).await?;
+        Ok(Outcome::Merged(Box::new(result_of(key, &plan, merged, Vec::new()))))
+    }
+
+    /// A session that is over becomes one object, once nothing of it is left in shared ones.
+    async fn finish_session(&self, session: &OpenSession) -> anyhow::Result<bool> {
+        let key = session.key;
+        if self.index.may_be_shared(&key, &session.partitions).await? {
+            return Ok(false);
+        }
+        let parts = self.index.session_objects(&key).await?;
+        if let [only] = parts.as_slice() {
+            self.index.mark_final(&key, only.key.id()).await?;
+            ::metrics::counter!(metrics::FINALS).increment(1);
+            return Ok(false);
+        }
+        let loaded = Arc::new(self.load(&parts).await?);
+        let id = ObjectId(Uuid::now_v7());
+        if self.index.stage_session_objects(&[(key, id)]).await?.is_empty() {
+            return Ok(false);
+        }
+        let merging = move || {
+            let plan = plan_of(key, &loaded);
+            merge::merge(id, key, &plan, &loaded).map(|merged| (plan, merged))
+        };
+        let (plan, merged) = self
+            .pool
+            .run(merging)
+            .await?
+            .with_context(|| format!("merge parts of session {}; they stay as they are", key.session))?;
+        self.put(ObjectKey::Session { key, id }, &merged).await?;
+        let replaces = parts.iter().map(|part| part.key.id()).collect();
+        let swapped = self.index.publish_final(&result_of(key, &plan, merged, replaces)).await?;
+        let counter = if swapped { metrics::FINALS } else { metrics::LOST };
+        ::metrics::counter!(counter).increment(1);
+        Ok(swapped)
+    }
+
+    /// Fetches whole objects and reads their footers.
+    async fn load(&self, objects: &[LiveObject]) -> anyhow::Result<Vec<Loaded>> {
+        stream::iter(objects)
+            .map(|object| async move {
+                let body = self.objects.get(&object.key).await.with_context(|| format!("fetch {}", object.key))?;
+                let (key, footer) = (object.key, object.footer);
+                let decoding = move || {
+                    let bytes = body.get(footer.at as usize..(footer.at + u64::from(footer.len)) as usize)?;
+                    let footer = match key {
+                        ObjectKey::Session { .. } => {
+                            LoadedFooter::Session(session_object::Footer::decode(bytes, footer.at).ok()?)
+                        }
+                        _ => LoadedFooter::Shared(shared_object::Footer::decode(bytes, footer.at).ok()?),
+                    };
+                    Some(Loaded { body, footer })
+                };
+                self.pool.run(decoding).await?.with_context(|| format!("read footer of {key}: it is corrupt"))
+            })
+            .buffered(TRANSFERS)
+            .try_collect()
+            .await
+    }
+
+    /// Uploads an object and reads it back: what is published was seen in the bucket.
+    async fn put(&self, key: ObjectKey, object: &Merged) -> anyhow::Result<()> {
+        self.objects.put(&key, object.body.clone(), &object.row.sha256).await.with_context(|| format!("put {key}"))?;
+        let stored = self.objects.get(&key).await.with_context(|| format!("read back {key}"))?;
+        anyhow::ensure!(sha256(&stored) == object.row.sha256, "{key} reads back otherwise than it was put");
+        ::metrics::counter!(metrics::OBJECTS).increment(1);
+        ::metrics::counter!(metrics::OBJECT_BYTES).increment(object.row.bytes);
+        Ok(())
+    }
+}
+
+enum Outcome {
+    Merged(Box<SessionResult>),
+    Corrupt(SessionKey),
+}
+
+fn result_of(key: SessionKey, plan: &Plan, merged: Merged, replaces: Vec<ObjectId>) -> SessionResult {
+    SessionResult {
+        key,
+        object: merged.row,
+        replaces,
+        totals: plan.totals(),
+        ended: plan.completeness().ended,
+    }
+}
+
+/// The sessions in these objects, in id order.
+fn sessions_in(loaded: &[Loaded]) -> Vec<SessionKey> {
+    let mut keys = BTreeMap::new();
+    for object in loaded {
+        if let LoadedFooter::Shared(footer) = &object.footer {
+            keys.extend(footer.chunks.iter().map(|chunk| (chunk.key, ())));
+        }
+    }
+    keys.into_keys().collect()
+}
+
+/// The plan of one session over these objects.
+fn plan_of(key: SessionKey, loaded: &[Loaded]) -> Plan {
+    let (mut merged, mut shared) = (Vec::new(), Vec::new());
+    for (object, source) in loaded.iter().enumerate() {
+        match &source.footer {
+            LoadedFooter::Session(footer) => merged.push((object, footer)),
+            LoadedFooter::Shared(footer) => {
+                let chunks = footer.chunks.iter().filter(|chunk| chunk.key == key);
+                shared.extend(chunks.map(|chunk| SharedSource { object, partition: footer.partition, chunk }));
+            }
+        }
+    }
+    Plan::build(&merged, &shared)
+}

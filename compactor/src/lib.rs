@@ -1,0 +1,123 @@
+//! The compactor: runs of shared objects in, session objects out.
+//!
+//! A run is claimed under a lease, read once, regrouped by session, and swapped for its results in one transaction;
+//! sessions that are over become one object. `merge` makes the bytes on the pool, `driver` does the rest. Killed anywhere,
+//! it leaves a lease that runs out and staged objects that the collector removes.
+
+mod driver;
+mod merge;
+mod metrics;
+
+use std::time::Duration;
+
+use engine::compaction::RunConfig;
+use service_kit::config::postgres::PostgresConfig;
+use service_kit::config::s3::S3Config;
+use service_kit::config::{Env, Knob};
+use service_kit::service::Definition;
+
+pub use driver::run;
+
+/// The compactor's settings.
+#[derive(Debug)]
+pub struct Config {
+    /// The topic whose objects are merged.
+    pub topic: String,
+    /// The index.
+    pub postgres: PostgresConfig,
+    /// The bucket.
+    pub s3: S3Config,
+    /// How often work is looked for when there is none.
+    pub pass_interval: Duration,
+    /// What a run is.
+    pub runs: RunConfig,
+    /// How long a claim lasts.
+    pub lease: Duration,
+    /// Silence that ends a session.
+    pub silence: Duration,
+}
+
+const TOPIC: Knob = Knob {
+    name: "KAFKA_TOPIC_EVENTS",
+    doc: "The topic whose objects are merged.",
+    unit: "a topic's name",
+    default: Some("session-events"),
+    secret: false,
+};
+const PASS_INTERVAL_MS: Knob = Knob {
+    name: "CLAIRVIO_PASS_INTERVAL_MS",
+    doc: "How often work is looked for.",
+    unit: "milliseconds",
+    default: Some("10000"),
+    secret: false,
+};
+const RUN_AGE_MS: Knob = Knob {
+    name: "CLAIRVIO_RUN_AGE_MS",
+    doc: "A shared object is merged at the latest at this age: a deleted session's bytes leave within this and the grace.",
+    unit: "milliseconds",
+    default: Some("600000"),
+    secret: false,
+};
+const RUN_BYTES_MIN: Knob = Knob {
+    name: "CLAIRVIO_RUN_BYTES_MIN",
+    doc: "A run is merged once it has this much.",
+    unit: "bytes",
+    default: Some("33554432"),
+    secret: false,
+};
+const RUN_BYTES_MAX: Knob = Knob {
+    name: "CLAIRVIO_RUN_BYTES_MAX",
+    doc: "A run has at most this much; it is held in memory.",
+    unit: "bytes",
+    default: Some("67108864"),
+    secret: false,
+};
+const RUN_OBJECTS_MAX: Knob = Knob {
+    name: "CLAIRVIO_RUN_OBJECTS_MAX",
+    doc: "A run has at most this many objects.",
+    unit: "a number",
+    default: Some("64"),
+    secret: false,
+};
+const LEASE_MS: Knob = Knob {
+    name: "CLAIRVIO_LEASE_MS",
+    doc: "How long a claim on a run lasts; merging one has to take less.",
+    unit: "milliseconds",
+    default: Some("120000"),
+    secret: false,
+};
+const SESSION_SILENCE_MS: Knob = Knob {
+    name: "CLAIRVIO_SESSION_SILENCE_MS",
+    doc: "Silence that ends a session. Alike in all services.",
+    unit: "milliseconds",
+    default: Some("1800000"),
+    secret: false,
+};
+
+/// What the compactor is.
+pub const DEFINITION: Definition<Config> = Definition {
+    name: "compactor",
+    about: "merges shared objects into session objects",
+    listen: None,
+    admin_listen: "127.0.0.1:7101",
+    load: Config::load,
+};
+
+impl Config {
+    fn load(env: &mut Env<'_>) -> Self {
+        Self {
+            topic: env.text(&TOPIC),
+            postgres: PostgresConfig::load(env),
+            s3: S3Config::load(env),
+            pass_interval: env.millis(&PASS_INTERVAL_MS),
+            runs: RunConfig {
+                run_bytes_min: env.number(&RUN_BYTES_MIN, 1),
+                run_age_ms: env.number(&RUN_AGE_MS, 1),
+                run_bytes_max: env.number(&RUN_BYTES_MAX, 1),
+                run_objects_max: usize::try_from(env.number(&RUN_OBJECTS_MAX, 1)).unwrap_or(usize::MAX),
+            },
+            lease: env.millis(&LEASE_MS),
+            silence: env.millis(&SESSION_SILENCE_MS),
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! The control plane's loop: takes requests and hands them to their routes.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use axum::extract::{MatchedPath, Request};
+use axum::middleware::{self, Next};
+use axum::response::Response;
+use engine::token::Signing;
+use service_kit::http_server;
+use service_kit::keys::{self, ControlKeys};
+use service_kit::pool::Pool;
+use service_kit::retry;
+use service_kit::service::Surroundings;
+use storage::index::Index;
+use storage::objects::Objects;
+use storage::reading::Reader;
+
+use crate::{Config, metrics, routes};
+
+/// What handlers need.
+#[derive(Clone)]
+pub(crate) struct State {
+    pub(crate) index: Index,
+    pub(crate) reader: Reader,
+    pub(crate) signing: Arc<Signing>,
+    pub(crate) silence: Duration,
+}
+
+/// Serves until the shutdown. It brings the index's schema up to date first: it is the one service that does.
+pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<()> {
+    let Surroundings { listener, health, shutdown } = surroundings;
+    let listener = listener.context("the control plane has a public address")?;
+    service_kit::telemetry::describe(metrics::ALL);
+    let keys: ControlKeys = keys::read(&config.keys_file)?;
+    let secret = keys.link_signing.bytes().context("link key is not 32 bytes in base64")?;
+    let signing = Arc::new(Signing::new(keys.link_signing.kid, &secret));
+    let (postgres, s3) = (health.part("postgres"), health.part("s3"));
+    let index = Index::new(&config.postgres)?;
+    let objects = Objects::new(&config.s3);
+    let migrate = || async {
+        index.migrate().await.map_err(anyhow::Error::from)?;
+        index.check().await.map_err(anyhow::Error::from)
+    };
+    if retry::until_ok("postgres", &postgres, &shutdown, migrate).await.is_none() {
+        return Ok(());
+    }
+    if retry::until_ok("s3", &s3, &shutdown, || objects.check()).await.is_none() {
+        return Ok(());
+    }
+    let pool = Pool::new("control", None).context("start pool")?;
+    let reader = Reader::new(index.clone(), objects, pool);
+    let state = State { index, reader, signing, silence: config.silence };
+    let router = routes::router().with_state(state).layer(middleware::from_fn(measure));
+    http_server::serve(listener, &shutdown, move |request| {
+        let router = router.clone();
+        async move {
+            use tower_service::Service as _;
+            let mut router = router;
+            match router.call(request).await {
+                Ok(response) => response,
+                Err(never) => match never {},
+            }
+        }
+    })
+    .await;
+    Ok(())
+}
+
+/// Counts by route template: a path or query can hold personal data.
+async fn measure(request: Request, next: Next) -> Response {
+    let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
+    let begun = Instant::now();
+    let response = next.run(request).await;
+    let status = response.status().as_str().to_owned();
+    ::metrics::counter!(metrics::REQUESTS, "route" => route.clone(), "status" => status).increment(1);
+    ::metrics::histogram!(metrics::REQUEST_SECONDS, "route" => route).record(begun.elapsed().as_secs_f64());
+    response
+}

@@ -1,0 +1,72 @@
+//! Answers and refusals.
+
+use axum::response::{IntoResponse, Response};
+use http::{HeaderValue, StatusCode, header};
+use schemas::ErrorCode;
+use schemas::codes::{PROBLEM_CONTENT_TYPE, Refusal};
+use storage::index::IndexError;
+use storage::reading::ReadError;
+
+/// A refusal on its way out.
+#[derive(Debug)]
+pub(crate) struct Refused(pub(crate) Refusal);
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        Self(refusal)
+    }
+}
+
+impl From<ErrorCode> for Refused {
+    fn from(code: ErrorCode) -> Self {
+        Self(code.into())
+    }
+}
+
+impl From<IndexError> for Refused {
+    fn from(error: IndexError) -> Self {
+        tracing::warn!(error = %chain(&error), "ask the index");
+        ErrorCode::Unavailable.into()
+    }
+}
+
+impl From<ReadError> for Refused {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Deleted => ErrorCode::SessionDeleted.into(),
+            ReadError::Corrupt { .. } => {
+                tracing::error!(error = %chain(&error), "read session");
+                ErrorCode::ObjectCorrupt.into()
+            }
+            ReadError::Index(_) | ReadError::Object { .. } => {
+                tracing::warn!(error = %chain(&error), "read session");
+                ErrorCode::Unavailable.into()
+            }
+            ReadError::Pool(_) => ErrorCode::Internal.into(),
+        }
+    }
+}
+
+/// An error with all its causes, for the log.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.0.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = (status, axum::Json(self.0.problem())).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_CONTENT_TYPE));
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}

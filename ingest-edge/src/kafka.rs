@@ -1,0 +1,106 @@
+//! Producing: a record is acknowledged when all in-sync replicas have it (E1).
+
+use std::time::{Duration, Instant};
+
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
+use schemas::codes::Refusal;
+use schemas::{ErrorCode, limits};
+use service_kit::config::kafka::KafkaConfig;
+use service_kit::health::Part;
+use service_kit::kafka;
+use service_kit::shutdown::Shutdown;
+
+use crate::metrics;
+
+/// Bytes of records that may wait for Kafka; beyond it the edge says 503.
+const QUEUE_KIB_MAX: usize = 64 * limits::KIB;
+const PROBE_INTERVAL: Duration = Duration::from_secs(2);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The producer of events.
+#[derive(Clone)]
+pub(crate) struct Producer {
+    inner: FutureProducer,
+    topic: String,
+}
+
+impl Producer {
+    pub(crate) fn new(config: &KafkaConfig) -> Result<Self, KafkaError> {
+        let inner = kafka::client(config, "ingest-edge")
+            .set("enable.idempotence", "true")
+            .set("acks", "all")
+            .set("linger.ms", "5")
+            .set("message.timeout.ms", config.delivery_timeout.as_millis().to_string())
+            .set("queue.buffering.max.kbytes", QUEUE_KIB_MAX.to_string())
+            .set("queue.buffering.max.messages", "100000")
+            .create()?;
+        Ok(Self { inner, topic: config.topic_events.clone() })
+    }
+
+    /// Sends one record and waits until Kafka has it.
+    pub(crate) async fn send(&self, key: &[u8], value: &[u8]) -> Result<(), Refusal> {
+        let begun = Instant::now();
+        // `send` would sleep on a full queue; here a full queue is an answer.
+        let sent = self.inner.send_result(FutureRecord::to(&self.topic).key(key).payload(value));
+        let delivery = match sent {
+            Ok(delivery) => delivery,
+            Err((error, _)) => return Err(refuse(&error)),
+        };
+        match delivery.await {
+            Ok(Ok(_)) => {
+                ::metrics::histogram!(metrics::PRODUCE_SECONDS).record(begun.elapsed().as_secs_f64());
+                ::metrics::counter!(metrics::BYTES_PRODUCED).increment(value.len() as u64);
+                Ok(())
+            }
+            Ok(Err((error, _))) => Err(refuse(&error)),
+            Err(_) => Err(ErrorCode::DeliveryUnknown.into()),
+        }
+    }
+
+    /// Asks Kafka again and again whether it and the topic are there, until the shutdown.
+    pub(crate) async fn watch(self, part: Part, brokers: String, shutdown: Shutdown) {
+        loop {
+            let (producer, topic) = (self.inner.clone(), self.topic.clone());
+            let probe = tokio::task::spawn_blocking(move || {
+                let metadata = producer.client().fetch_metadata(Some(&topic), PROBE_TIMEOUT)?;
+                Ok::<_, KafkaError>(metadata.topics().iter().any(|found| !found.partitions().is_empty()))
+            });
+            match probe.await {
+                Ok(Ok(true)) => part.up(),
+                Ok(Ok(false)) => part.down(format!(
+                    "topic {} is not at {brokers}; make it with `clairvio topics`",
+                    self.topic
+                )),
+                Ok(Err(error)) => part.down(format!("ask kafka at {brokers}: {error}")),
+                Err(error) => part.down(format!("ask kafka at {brokers}: {error}")),
+            }
+            if !shutdown.sleep(PROBE_INTERVAL).await {
+                return;
+            }
+        }
+    }
+
+    /// Waits until nothing is on its way any more.
+    pub(crate) async fn flush(&self, timeout: Duration) -> Result<(), KafkaError> {
+        let inner = self.inner.clone();
+        tokio::task::spawn_blocking(move || inner.flush(timeout)).await.map_err(|_| KafkaError::Canceled)?
+    }
+}
+
+fn refuse(error: &KafkaError) -> Refusal {
+    let code = error.rdkafka_error_code();
+    let (reason, refusal) = match code {
+        Some(RDKafkaErrorCode::QueueFull) => ("queue_full", ErrorCode::Backpressure.into()),
+        Some(RDKafkaErrorCode::MessageSizeTooLarge) => {
+            ("too_large", Refusal::limit(ErrorCode::EventTooLarge, limits::RECORD_PAYLOAD_BYTES_MAX))
+        }
+        Some(RDKafkaErrorCode::MessageTimedOut) => ("timed_out", ErrorCode::DeliveryUnknown.into()),
+        _ => ("other", ErrorCode::DeliveryUnknown.into()),
+    };
+    ::metrics::counter!(metrics::PRODUCE_ERRORS, "reason" => reason).increment(1);
+    if reason == "other" {
+        tracing::warn!(%error, "produce record");
+    }
+    refusal
+}

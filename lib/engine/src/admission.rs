@@ -1,0 +1,283 @@
+//! What an edge lets in, and as what: pure functions from what was asked to what is done.
+//!
+//! Order matters here: a request proves its right before its body costs anything (E2, E3).
+
+use schemas::codes::Refusal;
+use schemas::http::{ConsentRequest, Decision};
+use schemas::limits;
+use schemas::record::{Consent, Header};
+use schemas::token::{AUDIENCE, LinkClaims, SessionClaims};
+use schemas::{BatchFacts, ErrorCode, ReceiptId, SessionId, SessionKey, StreamSeq, WorkspaceId};
+
+/// Where a batch belongs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Stream and number.
+    pub at: StreamSeq,
+    /// Whether it is the stream's last.
+    pub end: bool,
+}
+
+impl Place {
+    /// The place that these numbers name.
+    pub fn new(stream: u64, seq: u64, end: bool) -> Result<Self, Refusal> {
+        let stream = u32::try_from(stream).ok();
+        let seq = u32::try_from(seq).ok();
+        match (stream, seq) {
+            (Some(stream), Some(seq)) => StreamSeq::new(stream, seq).map(|at| Self { at, end }),
+            _ => None,
+        }
+        .ok_or_else(|| ErrorCode::SeqInvalid.into())
+    }
+
+    /// The place that a query names: `stream` (0 when left out), `seq`, `end`. Unknown names are passed over, doubled
+    /// ones are refused.
+    pub fn from_query(query: &str) -> Result<Self, Refusal> {
+        let (mut stream, mut seq, mut end) = (None, None, None);
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let slot = match name {
+                "stream" => &mut stream,
+                "seq" => &mut seq,
+                "end" => &mut end,
+                _ => continue,
+            };
+            if slot.replace(value).is_some() {
+                return Err(ErrorCode::SeqInvalid.into());
+            }
+        }
+        let number = |text: &str| {
+            // `parse` would take a plus sign.
+            if text.bytes().all(|byte| byte.is_ascii_digit()) { text.parse::<u64>().ok() } else { None }
+        };
+        let stream = stream.map_or(Some(0), number).ok_or(ErrorCode::SeqInvalid)?;
+        let seq = seq.and_then(number).ok_or(ErrorCode::SeqInvalid)?;
+        let end = match end {
+            None | Some("false" | "0") => false,
+            Some("true" | "1") => true,
+            Some(_) => return Err(Refusal::field("end")),
+        };
+        Self::new(stream, seq, end)
+    }
+}
+
+/// How a body is encoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encoding {
+    /// As it is.
+    Identity,
+    /// RFC 1952.
+    Gzip,
+    /// RFC 8878.
+    Zstd,
+}
+
+impl Encoding {
+    /// The encoding that `Content-Encoding` names. Stacked encodings are refused.
+    pub fn parse(header: Option<&str>) -> Result<Self, Refusal> {
+        match header.map(str::trim) {
+            None | Some("" | "identity") => Ok(Self::Identity),
+            Some("gzip") => Ok(Self::Gzip),
+            Some("zstd") => Ok(Self::Zstd),
+            Some(_) => Err(ErrorCode::EncodingUnsupported.into()),
+        }
+    }
+}
+
+/// How a batch comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BodyForm {
+    /// Token in the header, place in the query, events in the body.
+    Events,
+    /// `sendBeacon`: token and place in the body's first line.
+    Beacon,
+}
+
+impl BodyForm {
+    /// The form that `Content-Type` names. An absent type is taken as events.
+    pub fn parse(header: Option<&str>) -> Result<Self, Refusal> {
+        let essence = header.and_then(|value| value.split(';').next()).map(str::trim);
+        match essence {
+            None | Some("" | "application/json" | "application/x-ndjson" | "application/ndjson") => Ok(Self::Events),
+            Some("text/plain") => Ok(Self::Beacon),
+            Some(_) => Err(ErrorCode::ContentTypeUnsupported.into()),
+        }
+    }
+}
+
+/// The token in an `Authorization` header.
+pub fn bearer(header: Option<&str>) -> Result<&str, Refusal> {
+    let value = header.ok_or(ErrorCode::TokenMissing)?;
+    match value.split_once(' ') {
+        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") && !token.trim().is_empty() => Ok(token.trim()),
+        _ => Err(ErrorCode::TokenMissing.into()),
+    }
+}
+
+/// Whether an `Origin` header lies within what consent covers. A client that sends none is no browser, and what it
+/// could send there proves nothing.
+pub fn check_session_origin(claims: &SessionClaims, origin: Option<&str>) -> Result<(), Refusal> {
+    match (&claims.org, origin) {
+        (Some(consented), Some(origin)) if consented != origin => Err(ErrorCode::ConsentScope.into()),
+        _ => Ok(()),
+    }
+}
+
+/// What a consent leads to.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ConsentOutcome {
+    /// A session begins: this record, then this token.
+    Begin {
+        /// The session's first record.
+        acceptance: Header,
+        /// What its token will say.
+        claims: SessionClaims,
+    },
+    /// One decline of this workspace is counted, and nothing else is kept.
+    CountDecline(WorkspaceId),
+}
+
+/// Decides a consent. `attempt` is the client's, or a random one when it gave none.
+pub fn consent(
+    request: &ConsentRequest,
+    link: &LinkClaims,
+    origin: Option<&str>,
+    attempt: &str,
+    now_ms: u64,
+) -> Result<ConsentOutcome, Refusal> {
+    if let Some(origin) = origin
+        && !link.org.is_empty()
+        && !link.org.iter().any(|allowed| allowed == origin)
+    {
+        return Err(ErrorCode::ConsentScope.into());
+    }
+    if request.decision == Decision::Declined {
+        return Ok(ConsentOutcome::CountDecline(link.ws));
+    }
+    if request.notice_version.is_empty() || request.notice_version.len() > limits::NOTICE_VERSION_BYTES_MAX {
+        return Err(Refusal::field("notice_version"));
+    }
+    if attempt.is_empty() || attempt.len() > limits::ATTEMPT_BYTES_MAX {
+        return Err(Refusal::field("attempt"));
+    }
+    let session = SessionId::derive(link.lnk, attempt);
+    let receipt = ReceiptId::derive(link.lnk, attempt);
+    let now_s = now_ms / 1000;
+    let consent = Consent {
+        link: link.lnk,
+        consented_at_ms: now_ms,
+        notice_version: request.notice_version.clone(),
+        receipt,
+    };
+    Ok(ConsentOutcome::Begin {
+        acceptance: Header::Acceptance { key: SessionKey { workspace: link.ws, session }, consent },
+        claims: SessionClaims {
+            aud: AUDIENCE.into(),
+            ws: link.ws,
+            ses: session,
+            lnk: link.lnk,
+            rcp: receipt,
+            cst: now_ms,
+            ntc: request.notice_version.clone(),
+            iat: now_s,
+            exp: now_s + limits::SESSION_TOKEN_S,
+            org: origin.map(str::to_owned),
+            msk: link.msk.clone(),
+        },
+    })
+}
+
+/// The header of a batch's record.
+pub fn batch_header(claims: &SessionClaims, place: Place, facts: BatchFacts) -> Header {
+    Header::Batch {
+        key: SessionKey { workspace: claims.ws, session: claims.ses },
+        consent: Consent {
+            link: claims.lnk,
+            consented_at_ms: claims.cst,
+            notice_version: claims.ntc.clone(),
+            receipt: claims.rcp,
+        },
+        place: place.at,
+        end: place.end,
+        facts,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use schemas::LinkId;
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn link() -> LinkClaims {
+        LinkClaims {
+            aud: AUDIENCE.into(),
+            ws: WorkspaceId(Uuid::from_u128(1)),
+            lnk: LinkId(Uuid::from_u128(2)),
+            iat: 0,
+            exp: 10,
+            org: vec!["https://app.example".into()],
+            max: 1,
+            msk: None,
+        }
+    }
+
+    fn request(decision: Decision) -> ConsentRequest {
+        ConsentRequest { link: String::new(), decision, notice_version: "v1".into(), attempt: None }
+    }
+
+    #[test]
+    fn places_are_read_from_queries() {
+        let place = |query| Place::from_query(query).map(|place| (place.at.stream(), place.at.seq(), place.end));
+        assert_eq!(place("stream=7&seq=3"), Ok((7, 3, false)));
+        assert_eq!(place("seq=0&end=true&utm=x"), Ok((0, 0, true)));
+        for query in ["", "seq=", "seq=-1", "seq=+1", "seq=4294967296", "stream=2147483648&seq=0", "seq=1&seq=1", "seq=1&stream=x"] {
+            assert_eq!(place(query), Err(ErrorCode::SeqInvalid.into()), "{query}");
+        }
+        assert_eq!(place("seq=1&end=maybe"), Err(Refusal::field("end")));
+    }
+
+    #[test]
+    fn headers_are_read() {
+        assert_eq!(Encoding::parse(Some("gzip")), Ok(Encoding::Gzip));
+        for stacked in ["gzip, zstd", "br", "GZIP2"] {
+            assert_eq!(Encoding::parse(Some(stacked)), Err(ErrorCode::EncodingUnsupported.into()));
+        }
+        assert_eq!(BodyForm::parse(Some("application/json; charset=utf-8")), Ok(BodyForm::Events));
+        assert_eq!(BodyForm::parse(Some("text/plain;charset=UTF-8")), Ok(BodyForm::Beacon));
+        assert_eq!(BodyForm::parse(Some("image/png")), Err(ErrorCode::ContentTypeUnsupported.into()));
+        assert_eq!(bearer(Some("Bearer abc")), Ok("abc"));
+        for bad in [None, Some("abc"), Some("Basic abc"), Some("Bearer ")] {
+            assert_eq!(bearer(bad), Err(ErrorCode::TokenMissing.into()));
+        }
+    }
+
+    #[test]
+    fn p02_a_decline_is_a_count_of_the_workspace_and_nothing_else() {
+        let outcome = consent(&request(Decision::Declined), &link(), None, "a", 1);
+        assert_eq!(outcome, Ok(ConsentOutcome::CountDecline(link().ws)));
+    }
+
+    #[test]
+    fn the_same_attempt_begins_the_same_session() {
+        let begin = |attempt| match consent(&request(Decision::Accepted), &link(), None, attempt, 5_000) {
+            Ok(ConsentOutcome::Begin { claims, acceptance: Header::Acceptance { key, consent } }) => {
+                assert_eq!((key.session, consent.receipt), (claims.ses, claims.rcp));
+                claims
+            }
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(begin("a"), begin("a"));
+        assert_ne!(begin("a").ses, begin("b").ses);
+    }
+
+    #[test]
+    fn consent_is_bound_to_its_origins() {
+        let ask = |origin| consent(&request(Decision::Accepted), &link(), origin, "a", 1);
+        assert_eq!(ask(Some("https://evil.example")), Err(ErrorCode::ConsentScope.into()));
+        let Ok(ConsentOutcome::Begin { claims, .. }) = ask(Some("https://app.example")) else { panic!("refused") };
+        assert_eq!(check_session_origin(&claims, Some("https://app.example")), Ok(()));
+        assert_eq!(check_session_origin(&claims, Some("https://evil.example")), Err(ErrorCode::ConsentScope.into()));
+    }
+}

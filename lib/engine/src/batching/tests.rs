@@ -1,0 +1,267 @@
+//! Goal: the machine's promises hold whatever the effects answer. Method: scripted inputs, effects compared.
+
+use schemas::{SessionId, WorkspaceId};
+use uuid::Uuid;
+
+use super::*;
+
+const CONFIG: Config = Config {
+    flush_age_ms: 1_000,
+    flush_bytes: 1_000,
+    buffer_bytes_max: 3_000,
+    activity_interval_ms: 5_000,
+    retry_min_ms: 100,
+    retry_max_ms: 1_000,
+    sessions_known_max: 100,
+};
+
+fn key(n: u128) -> SessionKey {
+    SessionKey { workspace: WorkspaceId(Uuid::from_u128(1)), session: SessionId(Uuid::from_u128(n)) }
+}
+
+fn batch(offset: u64, session: u128, bytes: u64) -> RecordMeta {
+    let place = StreamSeq::new(1, offset as u32).unwrap();
+    RecordMeta { offset, bytes, kind: RecordKind::Batch(key(session), place) }
+}
+
+struct Run {
+    machine: Machine,
+    now_ms: u64,
+}
+
+impl Run {
+    fn new() -> Self {
+        Self { machine: Machine::new(CONFIG), now_ms: 0 }
+    }
+
+    fn give(&mut self, input: Input) -> Vec<Effect> {
+        self.machine.handle(self.now_ms, input);
+        std::iter::from_fn(|| self.machine.poll_effect()).collect()
+    }
+
+    fn wait(&mut self, ms: u64) -> Vec<Effect> {
+        self.now_ms += ms;
+        self.give(Input::Tick)
+    }
+
+    /// A partition that reads from `offset` on, under epoch 1.
+    fn owning(partition: i32, offset: u64) -> Self {
+        let mut run = Self::new();
+        run.own(partition, offset, 1);
+        run
+    }
+
+    fn own(&mut self, partition: i32, offset: u64, epoch: u64) {
+        assert_eq!(self.give(Input::Assigned(partition)), [Effect::TakeEpoch(partition)]);
+        let effects = self.give(Input::EpochTaken { partition, epoch, next_offset: offset });
+        assert_eq!(effects, [Effect::Assign { partition, offset }]);
+    }
+
+    fn record(&mut self, partition: i32, record: RecordMeta) -> Vec<Effect> {
+        self.give(Input::Record { partition, record })
+    }
+
+    fn stage_of(effects: &[Effect]) -> Flush {
+        match effects {
+            [.., Effect::Stage(flush)] => flush.clone(),
+            other => panic!("no stage in {other:?}"),
+        }
+    }
+
+    /// Takes a flush through to its commit.
+    fn commit(&mut self, flush: &Flush) {
+        self.give(Input::Staged { flush: flush.id, refused: Some(vec![]) });
+        self.give(Input::Uploaded { flush: flush.id, ok: true });
+        let effects = self.give(Input::Published { flush: flush.id, outcome: Published::Committed });
+        assert!(effects.contains(&Effect::Release { partition: flush.partition, next: flush.next }));
+    }
+}
+
+#[test]
+fn a_flush_is_staged_uploaded_and_published_in_this_order() {
+    let mut run = Run::owning(0, 10);
+    assert_eq!(run.record(0, batch(10, 1, 50)), []);
+    assert_eq!(run.record(0, batch(11, 2, 50)), []);
+    assert_eq!(run.machine.poll_timeout(), Some(1_000));
+    assert_eq!(run.wait(999), []);
+    let flush = Run::stage_of(&run.wait(1));
+    assert_eq!((flush.first, flush.next, flush.epoch), (10, 12, 1));
+    assert_eq!(flush.sessions, [key(1), key(2)]);
+    assert_eq!(flush.first_seen, [key(1), key(2)]);
+    let effects = run.give(Input::Staged { flush: flush.id, refused: Some(vec![key(2)]) });
+    assert_eq!(effects, [Effect::Upload { flush: flush.id, refused: vec![key(2)] }]);
+    let effects = run.give(Input::Uploaded { flush: flush.id, ok: true });
+    assert_eq!(
+        effects,
+        [Effect::Publish { flush: flush.id, with_object: true, activity: vec![key(1), key(2)] }]
+    );
+    let effects = run.give(Input::Published { flush: flush.id, outcome: Published::Committed });
+    assert_eq!(effects, [Effect::Release { partition: 0, next: 12 }]);
+    let count = run.machine.conservation();
+    assert_eq!((count.chunked, count.dropped_deleted, count.buffered), (1, 1, 0));
+    assert_eq!(run.machine.buffered_bytes(), 0);
+}
+
+#[test]
+fn size_flushes_before_age_and_one_flush_at_a_time() {
+    let mut run = Run::owning(0, 0);
+    let flush = Run::stage_of(&run.record(0, batch(0, 1, 1_000)));
+    assert_eq!(run.record(0, batch(1, 1, 1_000)), []);
+    run.commit(&flush);
+    // What had come meanwhile went out as soon as the first was through.
+    assert_eq!(run.machine.conservation().buffered, 1);
+    assert_eq!(run.machine.poll_timeout(), None);
+}
+
+#[test]
+fn known_sessions_are_not_first_seen_again_and_activity_is_throttled() {
+    let mut run = Run::owning(0, 0);
+    let flush = Run::stage_of(&run.record(0, batch(0, 1, 1_000)));
+    run.commit(&flush);
+    run.now_ms += 4_999;
+    let flush = Run::stage_of(&run.record(0, batch(1, 1, 1_000)));
+    assert_eq!(flush.first_seen, []);
+    run.give(Input::Staged { flush: flush.id, refused: Some(vec![]) });
+    let effects = run.give(Input::Uploaded { flush: flush.id, ok: true });
+    assert_eq!(effects, [Effect::Publish { flush: flush.id, with_object: true, activity: vec![] }]);
+    run.give(Input::Published { flush: flush.id, outcome: Published::Committed });
+    run.now_ms += 1;
+    let flush = Run::stage_of(&run.record(0, batch(2, 1, 1_000)));
+    run.give(Input::Staged { flush: flush.id, refused: Some(vec![]) });
+    let effects = run.give(Input::Uploaded { flush: flush.id, ok: true });
+    assert_eq!(effects, [Effect::Publish { flush: flush.id, with_object: true, activity: vec![key(1)] }]);
+}
+
+#[test]
+fn b10_a_failed_upload_is_staged_under_another_number() {
+    let mut run = Run::owning(0, 0);
+    let flush = Run::stage_of(&run.record(0, batch(0, 1, 1_000)));
+    run.give(Input::Staged { flush: flush.id, refused: Some(vec![]) });
+    assert_eq!(run.give(Input::Uploaded { flush: flush.id, ok: false }), []);
+    assert_eq!(run.machine.poll_timeout(), Some(100));
+    let again = Run::stage_of(&run.wait(100));
+    assert_ne!(again.id, flush.id);
+    assert_eq!((again.first, again.next, &again.records), (flush.first, flush.next, &flush.records));
+    // The late answer of the burnt attempt changes nothing.
+    assert_eq!(run.give(Input::Uploaded { flush: flush.id, ok: true }), []);
+    run.commit(&again);
+}
+
+#[test]
+fn b5_a_lost_swap_drops_the_buffer_and_takes_a_new_epoch_after_a_wait() {
+    let mut run = Run::owning(0, 0);
+    let flush = Run::stage_of(&run.record(0, batch(0, 1, 1_000)));
+    run.record(0, batch(1, 1, 10));
+    run.give(Input::Staged { flush: flush.id, refused: Some(vec![]) });
+    run.give(Input::Uploaded { flush: flush.id, ok: true });
+    let effects = run.give(Input::Published { flush: flush.id, outcome: Published::Lost });
+    assert_eq!(effects, [Effect::Drop(0)]);
+    assert_eq!((run.machine.conservation().returned, run.machine.buffered_bytes()), (2, 0));
+    // Records that were still on their way are not taken under no epoch.
+    assert_eq!(run.record(0, batch(2, 1, 10)), []);
+    assert_eq!(run.wait(100), [Effect::TakeEpoch(0)]);
+    let effects = run.give(Input::EpochTaken { partition: 0, epoch: 3, next_offset: 1 });
+    assert_eq!(effects, [Effect::Assign { partition: 0, offset: 1 }]);
+}
+
+#[test]
+fn a_lost_answer_is_looked_up_and_then_decided() {
+    for committed in [true, false] {
+        let mut run = Run::owning(0, 0);
+        let flush = Run::stage_of(&run.record(0, batch(0, 1, 1_000)));
+        run.give(Input::Staged { flush: flush.id, refused: Some(vec![]) });
+        run.give(Input::Uploaded { flush: flush.id, ok: true });
+        let effects = run.give(Input::Published { flush: flush.id, outcome: Published::Unknown });
+        assert_eq!(effects, [Effect::LookUp(flush.id)]);
+        assert_eq!(run.give(Input::LookedUp { flush: flush.id, committed: None }), []);
+        assert_eq!(run.wait(100), [Effect::LookUp(flush.id)]);
+        let effects = run.give(Input::LookedUp { flush: flush.id, committed: Some(committed) });
+        if committed {
+            assert_eq!(effects, [Effect::Release { partition: 0, next: 1 }]);
+        } else {
+            assert!(matches!(effects.as_slice(), [Effect::Publish { with_object: true, .. }]));
+        }
+    }
+}
+
+#[test]
+fn b6_revoking_one_partition_leaves_the_others_alone() {
+    let mut run = Run::owning(0, 0);
+    run.own(1, 5, 9);
+    run.record(0, batch(0, 1, 10));
+    run.record(1, batch(5, 2, 10));
+    assert_eq!(run.give(Input::Revoked(0)), [Effect::Drop(0)]);
+    assert_eq!(run.machine.buffered_bytes(), 10);
+    let flush = Run::stage_of(&run.wait(1_000));
+    assert_eq!((flush.partition, flush.records.len(), flush.epoch), (1, 1, 9));
+}
+
+#[test]
+fn b7_reading_pauses_at_the_bound_and_resumes_below_half_of_it() {
+    let mut run = Run::owning(0, 0);
+    run.own(1, 0, 1);
+    let first = Run::stage_of(&run.record(0, batch(0, 1, 1_400)));
+    let second = Run::stage_of(&run.record(1, batch(0, 1, 1_400)));
+    assert_eq!(run.record(0, batch(1, 1, 200)), [Effect::Pause]);
+    run.give(Input::Staged { flush: first.id, refused: Some(vec![]) });
+    run.give(Input::Uploaded { flush: first.id, ok: true });
+    let effects = run.give(Input::Published { flush: first.id, outcome: Published::Committed });
+    // Still above half: paused, and what is left goes out at once.
+    assert!(!effects.contains(&Effect::Resume));
+    run.give(Input::Staged { flush: second.id, refused: Some(vec![]) });
+    run.give(Input::Uploaded { flush: second.id, ok: true });
+    let effects = run.give(Input::Published { flush: second.id, outcome: Published::Committed });
+    assert!(effects.contains(&Effect::Resume));
+}
+
+#[test]
+fn b2_a_hole_is_an_alarm_and_part_of_the_flush() {
+    let mut run = Run::owning(0, 3);
+    let gap = Gap { first: 3, next: 7 };
+    let effects = run.record(0, batch(7, 1, 10));
+    assert_eq!(effects, [Effect::AlarmGap { partition: 0, gap }]);
+    let flush = Run::stage_of(&run.wait(1_000));
+    assert_eq!((flush.first, flush.next, flush.gaps), (3, 8, vec![gap]));
+}
+
+#[test]
+fn a_log_that_begins_later_is_a_gap_and_a_foreign_one_halts() {
+    let mut run = Run::owning(0, 3);
+    let gap = Gap { first: 3, next: 9 };
+    let effects = run.give(Input::LogBegins { partition: 0, offset: 9 });
+    assert_eq!(effects, [Effect::AlarmGap { partition: 0, gap }, Effect::Assign { partition: 0, offset: 9 }]);
+    let flush = Run::stage_of(&run.wait(1_000));
+    assert_eq!((flush.first, flush.next, flush.has_object()), (3, 9, false));
+    let effects = run.give(Input::LogForeign(0));
+    assert_eq!(effects, [Effect::Drop(0), Effect::AlarmForeign(0)]);
+    assert_eq!(run.wait(100_000), []);
+}
+
+#[test]
+fn a_flush_of_deleted_sessions_needs_no_object_but_moves_on() {
+    let mut run = Run::owning(0, 0);
+    let flush = Run::stage_of(&run.record(0, batch(0, 1, 1_000)));
+    let effects = run.give(Input::Staged { flush: flush.id, refused: Some(vec![key(1)]) });
+    assert!(matches!(effects.as_slice(), [Effect::Publish { with_object: false, .. }]));
+}
+
+#[test]
+fn shutdown_flushes_what_is_buffered_and_then_stops() {
+    let mut run = Run::owning(0, 0);
+    run.record(0, batch(0, 1, 10));
+    let flush = Run::stage_of(&run.give(Input::Shutdown));
+    run.give(Input::Staged { flush: flush.id, refused: Some(vec![]) });
+    run.give(Input::Uploaded { flush: flush.id, ok: true });
+    let effects = run.give(Input::Published { flush: flush.id, outcome: Published::Committed });
+    assert_eq!(effects, [Effect::Release { partition: 0, next: 1 }, Effect::Stopped]);
+}
+
+#[test]
+fn memory_of_known_sessions_is_bounded() {
+    let mut known = KnownSessions::default();
+    for n in 0..1_000 {
+        known.insert(key(n), 0, 10);
+        known.insert(key(n), 1, 10);
+    }
+    assert_eq!((known.noted_ms.len(), known.order.len()), (10, 10));
+}

@@ -1,0 +1,21 @@
+//! The verbs of the system: what each service decides next.
+//!
+//! Nothing here does I/O, reads a clock or draws a random number: time and ids are arguments, effects are values. A
+//! driver in each service feeds inputs in and carries effects out; a test feeds the same inputs and looks.
+//!
+//! - [`token`] and [`admission`]: what an edge lets in, and as what;
+//! - [`events`]: what a body of events is, and what is in it;
+//! - [`batching`]: when a partition's records become an object, and what happens when that fails;
+//! - [`merge`]: the one order in which a session is read, wherever its batches lie;
+//! - [`compaction`]: which objects are merged, and where frames are cut;
+//! - [`retention`]: what a deletion has to do next;
+//! - [`invariants`]: what must always hold, by id.
+
+pub mod admission;
+pub mod batching;
+pub mod compaction;
+pub mod events;
+pub mod invariants;
+pub mod merge;
+pub mod retention;
+pub mod token;

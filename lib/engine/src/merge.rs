@@ -1,0 +1,446 @@
+//! The one order in which a session is read, wherever its batches lie.
+//!
+//! [`Plan::build`] takes the footers of a session's objects and says which copy of each batch counts: what is merged
+//! already stays, else the first by (partition, offset). [`Merger`] then walks the plan: within a stream by (seq,
+//! position), and across streams by the running maximum of the timestamps, stream, seq, position (C1). It asks for
+//! batches when their turn comes, so a reader holds one batch per stream that is being read, and no more.
+
+use std::collections::BTreeMap;
+
+use schemas::BatchFacts;
+use schemas::http::{Completeness, EventCounts, MissingRange};
+use schemas::limits::MISSING_RANGES_MAX;
+use schemas::{session_object, shared_object};
+
+use crate::events;
+
+/// Where a batch's events lie.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Location {
+    /// A frame of a shared object.
+    Shared {
+        /// The object, by the reader's own numbering.
+        object: usize,
+        /// Where the frame begins.
+        at: u64,
+        /// Its length.
+        len: u32,
+    },
+    /// Pieces of frames of a session object.
+    Session {
+        /// The object, by the reader's own numbering.
+        object: usize,
+        /// In order of position.
+        pieces: Vec<Piece>,
+    },
+}
+
+/// Neighbouring events in a frame of a session object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Piece {
+    /// The frame's number in the object's footer.
+    pub frame: usize,
+    /// Where the events begin in the decompressed frame.
+    pub at: u32,
+    /// Their bytes.
+    pub len: u32,
+}
+
+/// A batch that counts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batch {
+    /// Its number.
+    pub seq: u32,
+    /// Whether it is the last of its stream.
+    pub end: bool,
+    /// What the edge found in it.
+    pub facts: BatchFacts,
+    /// Where it lies.
+    pub location: Location,
+}
+
+/// A stream's batches that count, by seq.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stream {
+    /// The stream.
+    pub stream: u32,
+    /// Its batches.
+    pub batches: Vec<Batch>,
+}
+
+/// A session object's footer, by the reader's own numbering.
+pub type SessionSource<'a> = (usize, &'a session_object::Footer);
+
+/// A chunk of a shared object.
+#[derive(Debug, Clone, Copy)]
+pub struct SharedSource<'a> {
+    /// The object, by the reader's own numbering.
+    pub object: usize,
+    /// The partition that it came from.
+    pub partition: i32,
+    /// The chunk.
+    pub chunk: &'a shared_object::Chunk,
+}
+
+/// What a session consists of.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Plan {
+    /// Streams by number.
+    pub streams: Vec<Stream>,
+    /// Copies that do not count.
+    pub duplicates: u64,
+    /// Copies that differ from the one that counts.
+    pub conflicts: u64,
+}
+
+/// Sums over a plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Totals {
+    /// Events.
+    pub events: u64,
+    /// Bytes of the events, newlines included.
+    pub raw_bytes: u64,
+    /// Events by kind.
+    pub counts: EventCounts,
+    /// Pages opened.
+    pub pages: u64,
+    /// Console errors.
+    pub errors: u64,
+    /// The least and greatest timestamp, when there is any event.
+    pub span: Option<(i64, i64)>,
+}
+
+impl Plan {
+    /// The plan of these sources. Sources of session objects are taken in the order given, older ones first.
+    pub fn build(merged: &[SessionSource<'_>], shared: &[SharedSource<'_>]) -> Self {
+        let mut plan = Builder::default();
+        for &(object, footer) in merged {
+            plan.add_session_object(object, footer);
+        }
+        let mut copies: Vec<(i32, u64, u32, Batch)> = Vec::new();
+        for source in shared {
+            let mut at = source.chunk.at;
+            for entry in &source.chunk.batches {
+                let location = Location::Shared { object: source.object, at, len: entry.len };
+                at += u64::from(entry.len);
+                let batch = Batch { seq: entry.seq, end: entry.end, facts: entry.facts, location };
+                copies.push((source.partition, entry.offset, source.chunk.stream, batch));
+            }
+        }
+        copies.sort_by_key(|(partition, offset, ..)| (*partition, *offset));
+        for (_, _, stream, batch) in copies {
+            plan.add(stream, batch);
+        }
+        plan.finish()
+    }
+
+    /// What of the session is there.
+    pub fn completeness(&self) -> Completeness {
+        let mut missing = Vec::new();
+        for stream in &self.streams {
+            let mut expected = 0;
+            for batch in &stream.batches {
+                if batch.seq > expected {
+                    missing.push(MissingRange { stream: stream.stream, from: expected, to: batch.seq - 1 });
+                }
+                expected = batch.seq.saturating_add(1);
+            }
+        }
+        missing.truncate(MISSING_RANGES_MAX);
+        let batches = || self.streams.iter().flat_map(|stream| &stream.batches);
+        Completeness {
+            batches: batches().count() as u64,
+            missing,
+            ended: !self.streams.is_empty()
+                && self.streams.iter().all(|stream| stream.batches.last().is_some_and(|last| last.end)),
+            has_full_snapshot: batches().any(|batch| batch.facts.full_snapshot),
+            duplicates_dropped: self.duplicates,
+            conflicts: self.conflicts,
+        }
+    }
+
+    /// Sums over all batches.
+    pub fn totals(&self) -> Totals {
+        let mut totals = Totals::default();
+        for facts in self.streams.iter().flat_map(|stream| &stream.batches).map(|batch| &batch.facts) {
+            totals.events += u64::from(facts.events);
+            totals.raw_bytes += u64::from(facts.raw_bytes);
+            totals.counts.add(&facts.kinds);
+            totals.pages += u64::from(facts.pages);
+            totals.errors += u64::from(facts.errors);
+            if facts.events > 0 {
+                let (min, max) = totals.span.unwrap_or((facts.ts_min, facts.ts_max));
+                totals.span = Some((min.min(facts.ts_min), max.max(facts.ts_max)));
+            }
+        }
+        totals
+    }
+
+    /// Streams as a session object's footer lists them.
+    pub fn stream_infos(&self) -> Vec<session_object::StreamInfo> {
+        let info = |batch: &Batch| session_object::BatchInfo { seq: batch.seq, end: batch.end, facts: batch.facts };
+        self.streams
+            .iter()
+            .map(|stream| session_object::StreamInfo {
+                stream: stream.stream,
+                batches: stream.batches.iter().map(info).collect(),
+            })
+            .collect()
+    }
+}
+
+#[derive(Default)]
+struct Builder {
+    streams: BTreeMap<u32, BTreeMap<u32, Batch>>,
+    duplicates: u64,
+    conflicts: u64,
+}
+
+impl Builder {
+    fn add(&mut self, stream: u32, batch: Batch) {
+        let batches = self.streams.entry(stream).or_default();
+        match batches.get(&batch.seq) {
+            None => {
+                batches.insert(batch.seq, batch);
+            }
+            Some(first) => {
+                self.duplicates += 1;
+                let same = first.facts.content_hash == batch.facts.content_hash
+                    && first.facts.raw_bytes == batch.facts.raw_bytes;
+                self.conflicts += u64::from(!same);
+            }
+        }
+    }
+
+    fn add_session_object(&mut self, object: usize, footer: &session_object::Footer) {
+        self.duplicates += footer.duplicates;
+        self.conflicts += footer.conflicts;
+        let mut pieces: BTreeMap<(u32, u32), Vec<(u32, Piece)>> = BTreeMap::new();
+        for (frame, entry) in footer.frames.iter().enumerate() {
+            let mut at = 0;
+            for segment in &entry.segments {
+                let piece = Piece { frame, at, len: segment.bytes };
+                pieces.entry((segment.stream, segment.seq)).or_default().push((segment.position, piece));
+                at += segment.bytes;
+            }
+        }
+        for stream in &footer.streams {
+            for info in &stream.batches {
+                let mut found = pieces.remove(&(stream.stream, info.seq)).unwrap_or_default();
+                found.sort_by_key(|(position, _)| *position);
+                let pieces = found.into_iter().map(|(_, piece)| piece).collect();
+                let location = Location::Session { object, pieces };
+                self.add(stream.stream, Batch { seq: info.seq, end: info.end, facts: info.facts, location });
+            }
+        }
+    }
+
+    fn finish(self) -> Plan {
+        let streams = self
+            .streams
+            .into_iter()
+            .map(|(stream, batches)| Stream { stream, batches: batches.into_values().collect() })
+            .collect();
+        Plan { streams, duplicates: self.duplicates, conflicts: self.conflicts }
+    }
+}
+
+/// What a [`Merger`] wants or has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Give the events of this batch with [`Merger::supply`].
+    Need {
+        /// Index of the stream in the plan.
+        stream: usize,
+        /// Index of the batch in the stream.
+        batch: usize,
+    },
+    /// The next event; its bytes are at [`Merger::bytes`].
+    Event(Event),
+    /// All events were given.
+    Done,
+}
+
+/// One event in its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Event {
+    /// Index of the stream in the plan.
+    pub stream: usize,
+    /// Index of the batch in the stream.
+    pub batch: usize,
+    /// Place within the batch.
+    pub position: u32,
+    /// Milliseconds by the client's clock, as the event has it.
+    pub timestamp: i64,
+    /// Whether a player can start at it.
+    pub full_snapshot: bool,
+    start: usize,
+    end: usize,
+}
+
+/// A stored batch does not hold what its facts say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("stored batch does not match its facts")]
+pub struct Mismatch;
+
+#[derive(Debug, Default)]
+struct Cursor {
+    /// The batch that is read, or that comes next.
+    batch: usize,
+    loaded: Option<Loaded>,
+    /// The running maximum of the timestamps so far.
+    high: Option<i64>,
+}
+
+impl Cursor {
+    fn rise(&mut self, timestamp: i64) {
+        self.high = Some(self.high.map_or(timestamp, |high| high.max(timestamp)));
+    }
+}
+
+#[derive(Debug)]
+struct Loaded {
+    payload: Vec<u8>,
+    at: usize,
+    position: u32,
+    next: Option<Event>,
+}
+
+/// Timestamps of the events that are wanted, both ends included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Range {
+    /// The least wanted timestamp, milliseconds.
+    pub from: i64,
+    /// The greatest.
+    pub to: i64,
+}
+
+impl Range {
+    /// All events.
+    pub const ALL: Self = Self { from: i64::MIN, to: i64::MAX };
+
+    fn touches(&self, facts: &BatchFacts) -> bool {
+        facts.events > 0 && facts.ts_min <= self.to && facts.ts_max >= self.from
+    }
+}
+
+/// Walks a plan in the order of reading.
+#[derive(Debug)]
+pub struct Merger<'p> {
+    plan: &'p Plan,
+    range: Range,
+    cursors: Vec<Cursor>,
+}
+
+impl<'p> Merger<'p> {
+    /// The events of `range`. A batch without any of them is not asked for; it still counts for the order, so that a
+    /// part reads in the same order as the whole.
+    pub fn new(plan: &'p Plan, range: Range) -> Self {
+        Self { plan, range, cursors: plan.streams.iter().map(|_| Cursor::default()).collect() }
+    }
+
+    /// The next step: a wanted batch, an event, or the end. An event has to be used before the next call.
+    pub fn step(&mut self) -> Result<Step, Mismatch> {
+        loop {
+            if let Some(step) = self.advance()? {
+                return Ok(step);
+            }
+        }
+    }
+
+    fn advance(&mut self) -> Result<Option<Step>, Mismatch> {
+        let mut least: Option<(i64, usize)> = None;
+        for (index, cursor) in self.cursors.iter().enumerate() {
+            let Some(bound) = self.bound(index, cursor) else { continue };
+            if least.is_none_or(|least| (bound, index) < least) {
+                least = Some((bound, index));
+            }
+        }
+        let Some((_, index)) = least else { return Ok(Some(Step::Done)) };
+        let cursor = &mut self.cursors[index];
+        let Some(loaded) = cursor.loaded.as_mut() else {
+            let facts = &self.plan.streams[index].batches[cursor.batch].facts;
+            if self.range.touches(facts) {
+                return Ok(Some(Step::Need { stream: index, batch: cursor.batch }));
+            }
+            if facts.events > 0 {
+                cursor.rise(facts.ts_max);
+            }
+            cursor.batch += 1;
+            return Ok(None);
+        };
+        let Some(event) = loaded.next.take() else {
+            // The batch is through.
+            cursor.loaded = None;
+            cursor.batch += 1;
+            return Ok(None);
+        };
+        loaded.advance(index, cursor.batch)?;
+        cursor.rise(event.timestamp);
+        let wanted = (self.range.from..=self.range.to).contains(&event.timestamp);
+        Ok(wanted.then_some(Step::Event(event)))
+    }
+
+    /// Where a stream's next event is in the order, or a lower bound of it; `None` at its end.
+    fn bound(&self, index: usize, cursor: &Cursor) -> Option<i64> {
+        let batches = &self.plan.streams[index].batches;
+        let next = match &cursor.loaded {
+            Some(Loaded { next: Some(event), .. }) => Some(event.timestamp),
+            Some(Loaded { next: None, .. }) => None,
+            None => {
+                let facts = &batches.get(cursor.batch)?.facts;
+                (facts.events > 0).then_some(facts.ts_min)
+            }
+        };
+        match (cursor.high, next) {
+            (Some(high), Some(next)) => Some(high.max(next)),
+            (high, next) => Some(high.or(next).unwrap_or(i64::MIN)),
+        }
+    }
+
+    /// Gives the events of the batch that [`Step::Need`] asked for.
+    pub fn supply(&mut self, stream: usize, payload: Vec<u8>) -> Result<(), Mismatch> {
+        let cursor = &mut self.cursors[stream];
+        let batch = &self.plan.streams[stream].batches[cursor.batch];
+        if payload.len() != batch.facts.raw_bytes as usize {
+            return Err(Mismatch);
+        }
+        let mut loaded = Loaded { payload, at: 0, position: 0, next: None };
+        loaded.advance(stream, cursor.batch)?;
+        cursor.loaded = Some(loaded);
+        Ok(())
+    }
+
+    /// The bytes of an event that [`Merger::step`] just gave, with its newline.
+    pub fn bytes(&self, event: &Event) -> &[u8] {
+        let loaded = self.cursors[event.stream].loaded.as_ref();
+        loaded.and_then(|loaded| loaded.payload.get(event.start..event.end)).unwrap_or_default()
+    }
+}
+
+impl Loaded {
+    fn advance(&mut self, stream: usize, batch: usize) -> Result<(), Mismatch> {
+        let rest = &self.payload[self.at..];
+        if rest.is_empty() {
+            self.next = None;
+            return Ok(());
+        }
+        let len = rest.iter().position(|byte| *byte == b'\n').ok_or(Mismatch)? + 1;
+        let shallow = events::shallow(&rest[..len - 1]).ok_or(Mismatch)?;
+        self.next = Some(Event {
+            stream,
+            batch,
+            position: self.position,
+            timestamp: shallow.timestamp,
+            full_snapshot: events::is_full_snapshot(&shallow),
+            start: self.at,
+            end: self.at + len,
+        });
+        self.at += len;
+        self.position += 1;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,219 @@
+//! The index in Postgres: every query there is, one file per caller.
+//!
+//! Lock order, everywhere: links, then sessions, each in (workspace, id) order, then objects. A transaction that waits
+//! for nothing but rows in this order cannot wait in a circle.
+
+pub mod batches;
+pub mod deletions;
+pub mod links;
+pub mod runs;
+pub mod sessions;
+pub mod workspaces;
+
+use std::time::Duration;
+
+use schemas::paths::ObjectKey;
+use schemas::{ObjectId, SessionId, SessionKey, WorkspaceId};
+use service_kit::config::postgres::PostgresConfig;
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::Row as _;
+use thiserror::Error;
+use uuid::Uuid;
+
+/// Why the index did not do what was asked.
+#[derive(Debug, Error)]
+pub enum IndexError {
+    /// Postgres did not answer, or refused.
+    #[error("{what}")]
+    Query {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        source: sqlx::Error,
+    },
+    /// The address cannot be used.
+    #[error("parse DATABASE_URL\n  hint: it looks like postgres://user:password@host:port/database")]
+    Address,
+    /// A row holds what no release of this code writes.
+    #[error("row of {0} is not understood\n  hint: a newer release wrote it; upgrade this service")]
+    Row(&'static str),
+    /// The schema could not be brought up to date.
+    #[error("migrate the index")]
+    Migrate(#[from] sqlx::migrate::MigrateError),
+}
+
+/// Attaches what was tried to a database error.
+pub(crate) fn failed(what: &'static str) -> impl FnOnce(sqlx::Error) -> IndexError {
+    move |source| IndexError::Query { what, source }
+}
+
+/// Connections to the index.
+#[derive(Debug, Clone)]
+pub struct Index {
+    pool: PgPool,
+    address: String,
+}
+
+impl Index {
+    /// A pool of connections; none is made yet. Every statement is bounded in time: a transaction that hangs would hold
+    /// back deletions, which wait for older transactions to end.
+    pub fn new(config: &PostgresConfig) -> Result<Self, IndexError> {
+        let options: PgConnectOptions = config.url.parse().map_err(|_| IndexError::Address)?;
+        let options = options
+            .options([
+                ("statement_timeout", "30s"),
+                ("idle_in_transaction_session_timeout", "30s"),
+                ("lock_timeout", "10s"),
+            ]);
+        let address = format!("{}:{}", options.get_host(), options.get_port());
+        let pool = PgPoolOptions::new()
+            .max_connections(config.connections_max)
+            .acquire_timeout(Duration::from_secs(5))
+            .connect_lazy_with(options);
+        Ok(Self { pool, address })
+    }
+
+    /// Whether Postgres answers and has the schema.
+    pub async fn check(&self) -> Result<(), CheckError> {
+        sqlx::query("select 1 from workspace limit 1")
+            .execute(&self.pool)
+            .await
+            .map(drop)
+            .map_err(|source| CheckError { address: self.address.clone(), source })
+    }
+
+    /// Brings the schema up to date. Safe when several do it at once.
+    pub async fn migrate(&self) -> Result<(), IndexError> {
+        sqlx::migrate!("../../schemas/migrations").run(&self.pool).await?;
+        Ok(())
+    }
+
+    /// The pool, for tests that look at rows.
+    pub fn pool(&self) -> &PgPool {
+        &self.pool
+    }
+}
+
+/// Postgres is not there, or not ours.
+#[derive(Debug, Error)]
+#[error("ask postgres at {address}: {source}")]
+pub struct CheckError {
+    address: String,
+    source: sqlx::Error,
+}
+
+/// The state of a session's row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(i16)]
+pub enum SessionRowState {
+    /// Readable.
+    Live = 0,
+    /// Deleted: no reader gets it.
+    Unreadable = 1,
+    /// Its keys are gone.
+    Shredded = 2,
+    /// Its bytes are gone.
+    Erased = 3,
+}
+
+/// `kind` of an object's row.
+pub(crate) const KIND_SHARED: i16 = 0;
+/// `kind` of an object's row.
+pub(crate) const KIND_SESSION: i16 = 1;
+/// `kind` of an object's row.
+pub(crate) const KIND_QUARANTINE: i16 = 2;
+
+/// Where an object's footer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FooterAt {
+    /// Its first byte.
+    pub at: u64,
+    /// Its length.
+    pub len: u32,
+}
+
+/// An object that was uploaded, for its row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Uploaded {
+    /// Its id.
+    pub id: ObjectId,
+    /// All its bytes.
+    pub bytes: u64,
+    /// Their hash.
+    pub sha256: [u8; 32],
+    /// Where its footer is.
+    pub footer: FooterAt,
+}
+
+/// An object that readers may read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LiveObject {
+    /// Its key.
+    pub key: ObjectKey,
+    /// All its bytes.
+    pub bytes: u64,
+    /// Where its footer is.
+    pub footer: FooterAt,
+}
+
+/// Columns that [`object_key`] and [`live_object`] read.
+macro_rules! object_columns {
+    () => {
+        "object.id as object_id, object.kind, object.partition, object.workspace_id as object_workspace, \
+         object.session_id as object_session, object.bytes, object.footer_at, object.footer_len"
+    };
+}
+pub(crate) use object_columns;
+
+pub(crate) fn object_key(row: &sqlx::postgres::PgRow) -> Result<ObjectKey, IndexError> {
+    let id = ObjectId(row.get::<Uuid, _>("object_id"));
+    let partition: Option<i32> = row.get("partition");
+    let workspace: Option<Uuid> = row.get("object_workspace");
+    let session: Option<Uuid> = row.get("object_session");
+    match (row.get::<i16, _>("kind"), partition, workspace, session) {
+        (KIND_SHARED, Some(partition), ..) => Ok(ObjectKey::Shared { partition, id }),
+        (KIND_QUARANTINE, Some(partition), ..) => Ok(ObjectKey::Quarantine { partition, id }),
+        (KIND_SESSION, _, Some(workspace), Some(session)) => {
+            let key = SessionKey { workspace: WorkspaceId(workspace), session: SessionId(session) };
+            Ok(ObjectKey::Session { key, id })
+        }
+        _ => Err(IndexError::Row("object")),
+    }
+}
+
+pub(crate) fn live_object(row: &sqlx::postgres::PgRow) -> Result<LiveObject, IndexError> {
+    let not_ours = || IndexError::Row("object");
+    let bytes: Option<i64> = row.get("bytes");
+    let footer_at: Option<i64> = row.get("footer_at");
+    let footer_len: Option<i32> = row.get("footer_len");
+    let (Some(bytes), Some(at), Some(len)) = (bytes, footer_at, footer_len) else { return Err(not_ours()) };
+    Ok(LiveObject {
+        key: object_key(row)?,
+        bytes: u64::try_from(bytes).map_err(|_| not_ours())?,
+        footer: FooterAt {
+            at: u64::try_from(at).map_err(|_| not_ours())?,
+            len: u32::try_from(len).map_err(|_| not_ours())?,
+        },
+    })
+}
+
+/// Workspaces and ids of sessions as the two arrays that `unnest` takes.
+pub(crate) fn key_arrays<'a>(keys: impl Iterator<Item = &'a SessionKey>) -> (Vec<Uuid>, Vec<Uuid>) {
+    keys.map(|key| (key.workspace.0, key.session.0)).unzip()
+}
+
+/// Postgres' milliseconds: all our numbers fit its signed 64 bits, and what does not is a clock gone wild.
+pub(crate) fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+pub(crate) fn unsigned(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or(0)
+}
+
+pub(crate) fn session_key(row: &sqlx::postgres::PgRow) -> SessionKey {
+    SessionKey {
+        workspace: WorkspaceId(row.get::<Uuid, _>("workspace_id")),
+        session: SessionId(row.get::<Uuid, _>("session_id")),
+    }
+}

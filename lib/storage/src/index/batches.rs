@@ -1,0 +1,359 @@
+//! What a batcher asks of the index: epochs, staging, publishing.
+
+use schemas::record::Consent;
+use schemas::shared_object::SessionFilter;
+use schemas::{ObjectId, SessionKey, WorkspaceId};
+use sqlx::{PgConnection, Row as _};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{Index, IndexError, KIND_SHARED, Uploaded, failed, key_arrays, session_key, signed, unsigned};
+
+/// A partition that is owned under an epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ownership {
+    /// The epoch; greater than all before it.
+    pub epoch: u64,
+    /// Where to go on.
+    pub next_offset: u64,
+}
+
+/// The first row of a session.
+#[derive(Debug, Clone)]
+pub struct FirstSight {
+    /// The session.
+    pub key: SessionKey,
+    /// What was agreed to.
+    pub consent: Consent,
+    /// Append time of its first record here, milliseconds since the epoch.
+    pub appended_ms: u64,
+}
+
+/// What a flush stages.
+#[derive(Debug)]
+pub struct Staging<'a> {
+    /// The object that is going to be put, unless nothing is stored.
+    pub object: Option<ObjectId>,
+    /// The topic.
+    pub topic: &'a str,
+    /// The partition.
+    pub partition: i32,
+    /// Offsets covered.
+    pub offsets: (u64, u64),
+    /// Sessions that this owner sees for the first time.
+    pub first_seen: &'a [FirstSight],
+    /// All sessions in the flush.
+    pub sessions: &'a [SessionKey],
+}
+
+/// A sum of declines.
+#[derive(Debug, Clone, Copy)]
+pub struct Declines {
+    /// The workspace.
+    pub workspace: WorkspaceId,
+    /// The hour, milliseconds since the epoch.
+    pub hour_ms: u64,
+    /// How many.
+    pub count: u32,
+}
+
+/// What a flush publishes.
+#[derive(Debug)]
+pub struct Publishing<'a> {
+    /// The topic.
+    pub topic: &'a str,
+    /// The partition.
+    pub partition: i32,
+    /// The epoch under which it was read.
+    pub epoch: u64,
+    /// Offsets covered.
+    pub offsets: (u64, u64),
+    /// Offsets that hold no record.
+    pub gaps: &'a [(u64, u64)],
+    /// The object, when there is one, and its sessions.
+    pub object: Option<(&'a Uploaded, &'a SessionFilter)>,
+    /// Sessions whose activity is noted, with the append time of their last record.
+    pub activity: &'a [(SessionKey, u64)],
+    /// Sums of declines.
+    pub declines: &'a [Declines],
+}
+
+/// How publishing went.
+#[derive(Debug)]
+pub enum PublishOutcome {
+    /// It committed.
+    Committed,
+    /// The swap changed no row, or the staged row is gone: rolled back.
+    Lost,
+    /// It failed before the commit was sent.
+    Failed(IndexError),
+    /// The commit was sent and its answer is not known.
+    Unknown(IndexError),
+}
+
+fn moment(ms: u64) -> OffsetDateTime {
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000).unwrap_or(OffsetDateTime::UNIX_EPOCH)
+}
+
+impl Index {
+    /// Takes a new epoch of a partition (B1). Without a row the log is read from its beginning.
+    pub async fn take_epoch(&self, topic: &str, partition: i32) -> Result<Ownership, IndexError> {
+        let row = sqlx::query(
+            "insert into partition_progress (topic, partition, next_offset, epoch) values ($1, $2, 0, 1)
+             on conflict (topic, partition) do update set epoch = partition_progress.epoch + 1, updated_at = now()
+             returning epoch, next_offset",
+        )
+        .bind(topic)
+        .bind(partition)
+        .fetch_one(&self.pool)
+        .await
+        .map_err(failed("take epoch"))?;
+        Ok(Ownership { epoch: unsigned(row.get("epoch")), next_offset: unsigned(row.get("next_offset")) })
+    }
+
+    /// Stages a flush in one transaction, and gives the sessions of it that are deleted.
+    ///
+    /// The object's row comes first: with it the transaction has its number, and a deletion that this transaction does
+    /// not see yet waits for every older number before it lists what may hold the session's bytes.
+    pub async fn stage(&self, staging: &Staging<'_>) -> Result<Vec<SessionKey>, IndexError> {
+        let mut tx = self.pool.begin().await.map_err(failed("begin staging"))?;
+        if let Some(object) = staging.object {
+            sqlx::query(
+                "insert into object (id, kind, topic, partition, offset_first, offset_next)
+                 values ($1, $2, $3, $4, $5, $6)",
+            )
+            .bind(object.0)
+            .bind(KIND_SHARED)
+            .bind(staging.topic)
+            .bind(staging.partition)
+            .bind(signed(staging.offsets.0))
+            .bind(signed(staging.offsets.1))
+            .execute(&mut *tx)
+            .await
+            .map_err(failed("stage object"))?;
+        }
+        insert_first_seen(&mut tx, staging.partition, staging.first_seen).await?;
+        let (workspaces, sessions) = key_arrays(staging.sessions.iter());
+        let refused = sqlx::query(
+            "select s.workspace_id, s.id as session_id from session s
+             join unnest($1::uuid[], $2::uuid[]) as wanted (workspace_id, id) using (workspace_id, id)
+             where s.state > 0",
+        )
+        .bind(&workspaces)
+        .bind(&sessions)
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed("ask for deleted sessions"))?;
+        tx.commit().await.map_err(failed("commit staging"))?;
+        Ok(refused.iter().map(session_key).collect())
+    }
+
+    /// Publishes a flush in one transaction: the progress moves by compare-and-swap, the object becomes live.
+    pub async fn publish(&self, publishing: &Publishing<'_>) -> PublishOutcome {
+        let mut tx = match self.pool.begin().await {
+            Ok(tx) => tx,
+            Err(error) => return PublishOutcome::Failed(failed("begin publishing")(error)),
+        };
+        match publish_in(&mut tx, publishing).await {
+            Ok(true) => {}
+            Ok(false) => return PublishOutcome::Lost,
+            Err(error) => return PublishOutcome::Failed(error),
+        }
+        match tx.commit().await {
+            Ok(()) => PublishOutcome::Committed,
+            // A refusal by the server is an answer; anything else leaves it open.
+            Err(error @ sqlx::Error::Database(_)) => PublishOutcome::Failed(failed("commit publishing")(error)),
+            Err(error) => PublishOutcome::Unknown(failed("commit publishing")(error)),
+        }
+    }
+
+    /// The offset behind the last that the index covers.
+    pub async fn published(&self, topic: &str, partition: i32) -> Result<u64, IndexError> {
+        let row = sqlx::query("select next_offset from partition_progress where topic = $1 and partition = $2")
+            .bind(topic)
+            .bind(partition)
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(failed("ask for progress"))?;
+        Ok(row.map_or(0, |row| unsigned(row.get("next_offset"))))
+    }
+
+    /// Whether the index covers all offsets below `next`. Locks the row: a transaction whose answer was lost may still
+    /// be on its way, and this waits for its end.
+    pub async fn is_published(&self, topic: &str, partition: i32, next: u64) -> Result<bool, IndexError> {
+        let mut tx = self.pool.begin().await.map_err(failed("begin look-up"))?;
+        let row = sqlx::query(
+            "select next_offset from partition_progress where topic = $1 and partition = $2 for update",
+        )
+        .bind(topic)
+        .bind(partition)
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(failed("look up progress"))?;
+        tx.rollback().await.map_err(failed("end look-up"))?;
+        Ok(row.is_some_and(|row| unsigned(row.get("next_offset")) >= next))
+    }
+}
+
+/// First rows of sessions. Their links are locked before, and count them.
+async fn insert_first_seen(
+    tx: &mut PgConnection,
+    partition: i32,
+    first_seen: &[FirstSight],
+) -> Result<(), IndexError> {
+    if first_seen.is_empty() {
+        return Ok(());
+    }
+    let (workspaces, sessions) = key_arrays(first_seen.iter().map(|sight| &sight.key));
+    let links: Vec<Uuid> = first_seen.iter().map(|sight| sight.consent.link.0).collect();
+    sqlx::query(
+        "select from link join (select distinct * from unnest($1::uuid[], $2::uuid[]) as w (workspace_id, id)) wanted
+             using (workspace_id, id)
+         order by workspace_id, id for no key update of link",
+    )
+    .bind(&workspaces)
+    .bind(&links)
+    .execute(&mut *tx)
+    .await
+    .map_err(failed("lock links"))?;
+    sqlx::query(
+        "with arrived as (
+             select * from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::timestamptz[], $6::uuid[],
+                 $7::timestamptz[])
+                 as a (workspace_id, id, link_id, notice_version, consented_at, receipt_id, appended_at)
+             order by workspace_id, id
+         ), inserted as (
+             insert into session (workspace_id, id, link_id, notice_version, consented_at, receipt_id, started_at,
+                 last_activity_at, partitions)
+             select workspace_id, id, link_id, notice_version, consented_at, receipt_id, appended_at, appended_at,
+                 array[$8::integer]
+             from arrived
+             on conflict (workspace_id, id) do update set
+                 partitions = session.partitions || excluded.partitions,
+                 started_at = least(session.started_at, excluded.started_at)
+             where not session.partitions @> excluded.partitions
+             returning workspace_id, link_id, (xmax = 0) as is_new
+         )
+         update link set sessions = link.sessions + counted.sessions
+         from (select workspace_id, link_id, count(*)::integer as sessions from inserted where is_new group by 1, 2)
+             counted
+         where link.workspace_id = counted.workspace_id and link.id = counted.link_id",
+    )
+    .bind(&workspaces)
+    .bind(&sessions)
+    .bind(&links)
+    .bind(first_seen.iter().map(|sight| sight.consent.notice_version.clone()).collect::<Vec<_>>())
+    .bind(first_seen.iter().map(|sight| moment(sight.consent.consented_at_ms)).collect::<Vec<_>>())
+    .bind(first_seen.iter().map(|sight| sight.consent.receipt.0).collect::<Vec<_>>())
+    .bind(first_seen.iter().map(|sight| moment(sight.appended_ms)).collect::<Vec<_>>())
+    .bind(partition)
+    .execute(&mut *tx)
+    .await
+    .map_err(failed("insert sessions"))?;
+    Ok(())
+}
+
+/// `false` when the swap changed nothing.
+async fn publish_in(tx: &mut PgConnection, publishing: &Publishing<'_>) -> Result<bool, IndexError> {
+    let (first, next) = publishing.offsets;
+    let swapped = sqlx::query(
+        "update partition_progress set next_offset = $4, updated_at = now()
+         where topic = $1 and partition = $2 and next_offset = $3 and epoch = $5",
+    )
+    .bind(publishing.topic)
+    .bind(publishing.partition)
+    .bind(signed(first))
+    .bind(signed(next))
+    .bind(signed(publishing.epoch))
+    .execute(&mut *tx)
+    .await
+    .map_err(failed("advance progress"))?;
+    if swapped.rows_affected() == 0 {
+        return Ok(false);
+    }
+    note_activity(tx, publishing.activity).await?;
+    if let Some((object, filter)) = publishing.object
+        && !make_live(tx, object, Some(filter.as_bytes())).await?
+    {
+        return Ok(false);
+    }
+    for (gap_first, gap_next) in publishing.gaps {
+        sqlx::query(
+            "insert into log_gap (topic, partition, offset_first, offset_next, reason)
+             values ($1, $2, $3, $4, 'absent from the log')",
+        )
+        .bind(publishing.topic)
+        .bind(publishing.partition)
+        .bind(signed(*gap_first))
+        .bind(signed(*gap_next))
+        .execute(&mut *tx)
+        .await
+        .map_err(failed("insert gap"))?;
+    }
+    if !publishing.declines.is_empty() {
+        let declines = publishing.declines;
+        sqlx::query(
+            "insert into decline_count (workspace_id, hour, count)
+             select workspace_id, hour, sum(count)
+             from unnest($1::uuid[], $2::timestamptz[], $3::bigint[]) as d (workspace_id, hour, count)
+             group by 1, 2 order by 1, 2
+             on conflict (workspace_id, hour) do update set count = decline_count.count + excluded.count",
+        )
+        .bind(declines.iter().map(|sum| sum.workspace.0).collect::<Vec<_>>())
+        .bind(declines.iter().map(|sum| moment(sum.hour_ms)).collect::<Vec<_>>())
+        .bind(declines.iter().map(|sum| i64::from(sum.count)).collect::<Vec<_>>())
+        .execute(&mut *tx)
+        .await
+        .map_err(failed("count declines"))?;
+    }
+    Ok(true)
+}
+
+async fn note_activity(tx: &mut PgConnection, activity: &[(SessionKey, u64)]) -> Result<(), IndexError> {
+    if activity.is_empty() {
+        return Ok(());
+    }
+    let (workspaces, sessions) = key_arrays(activity.iter().map(|(key, _)| key));
+    sqlx::query(
+        "with due as (
+             select s.workspace_id, s.id, a.appended_at
+             from session s
+             join unnest($1::uuid[], $2::uuid[], $3::timestamptz[]) as a (workspace_id, id, appended_at)
+                 using (workspace_id, id)
+             where s.state = 0
+             order by s.workspace_id, s.id for no key update of s
+         )
+         update session set last_activity_at = greatest(session.last_activity_at, due.appended_at)
+         from due where session.workspace_id = due.workspace_id and session.id = due.id",
+    )
+    .bind(&workspaces)
+    .bind(&sessions)
+    .bind(activity.iter().map(|(_, at)| moment(*at)).collect::<Vec<_>>())
+    .execute(&mut *tx)
+    .await
+    .map_err(failed("note activity"))?;
+    Ok(())
+}
+
+/// Turns a staged row live; `false` when it is staged no more.
+pub(super) async fn make_live(
+    tx: &mut PgConnection,
+    object: &Uploaded,
+    filter: Option<&[u8]>,
+) -> Result<bool, IndexError> {
+    let turned = sqlx::query(
+        "update object set state = 1, bytes = $2, sha256 = $3, footer_at = $4, footer_len = $5, sessions_filter = $6,
+             live_at = now()
+         where id = $1 and state = 0",
+    )
+    .bind(object.id.0)
+    .bind(signed(object.bytes))
+    .bind(object.sha256.as_slice())
+    .bind(signed(object.footer.at))
+    .bind(i32::try_from(object.footer.len).map_err(|_| IndexError::Row("object"))?)
+    .bind(filter)
+    .execute(&mut *tx)
+    .await
+    .map_err(failed("turn object live"))?;
+    Ok(turned.rows_affected() == 1)
+}

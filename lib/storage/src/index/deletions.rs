@@ -1,0 +1,358 @@
+//! Deletions, expiry, and the collector of objects that nobody needs.
+
+use std::time::Duration;
+
+use engine::retention::Facts;
+use schemas::http::{DeletionItem, DeletionState};
+use schemas::paths::ObjectKey;
+use schemas::{DeletionId, ObjectId, SessionKey, WorkspaceId};
+use sqlx::{PgConnection, Row as _};
+use uuid::Uuid;
+
+use super::sessions::may_contain;
+use super::{Index, IndexError, failed, object_columns, object_key, session_key, unsigned};
+
+/// A session that is on its way out.
+#[derive(Debug, Clone)]
+pub struct Leaving {
+    /// The deletion that it stands in.
+    pub deletion: DeletionId,
+    /// The session.
+    pub key: SessionKey,
+    /// What is known of it.
+    pub facts: Facts,
+}
+
+/// An object to be removed.
+#[derive(Debug, Clone, Copy)]
+pub struct Removable {
+    /// Its key.
+    pub key: ObjectKey,
+}
+
+impl Index {
+    /// Deletes a session by hand. It is unreadable once this returns. An unknown one leaves a tombstone in the caller's
+    /// workspace (R8); one that is deleted already gives the deletion that it stands in.
+    pub async fn delete_session(&self, key: &SessionKey) -> Result<DeletionId, IndexError> {
+        let mut tx = self.pool.begin().await.map_err(failed("begin deletion"))?;
+        sqlx::query(
+            "insert into session (workspace_id, id, state, started_at, last_activity_at)
+             values ($1, $2, 1, now(), now()) on conflict do nothing",
+        )
+        .bind(key.workspace.0)
+        .bind(key.session.0)
+        .execute(&mut *tx)
+        .await
+        .map_err(failed("insert tombstone"))?;
+        sqlx::query("select from session where workspace_id = $1 and id = $2 for update")
+            .bind(key.workspace.0)
+            .bind(key.session.0)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed("lock session"))?;
+        let known = sqlx::query(
+            "select deletion_id from deletion_session where workspace_id = $1 and session_id = $2 limit 1",
+        )
+        .bind(key.workspace.0)
+        .bind(key.session.0)
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(failed("find deletion"))?;
+        if let Some(row) = known {
+            return Ok(DeletionId(row.get("deletion_id")));
+        }
+        let deletion = begin_deletion(&mut tx, key.workspace, "by_hand", &[*key]).await?;
+        tx.commit().await.map_err(failed("commit deletion"))?;
+        Ok(deletion)
+    }
+
+    /// Begins to delete sessions whose plan window is over by the index's clock, `limit` at most; gives how many. The
+    /// window is that of the workspace's current plan (R5, R6).
+    pub async fn expire(&self, limit: i64) -> Result<u64, IndexError> {
+        let mut tx = self.pool.begin().await.map_err(failed("begin expiry"))?;
+        let rows = sqlx::query(
+            "select s.workspace_id, s.id as session_id from session s join workspace w on w.id = s.workspace_id
+             where s.state = 0 and s.started_at < clairvio.clock() - clairvio.retention(w.plan)
+             order by s.workspace_id, s.id limit $1 for update of s skip locked",
+        )
+        .bind(limit)
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed("find expired sessions"))?;
+        let keys: Vec<SessionKey> = rows.iter().map(session_key).collect();
+        for workspace_keys in keys.chunk_by(|one, other| one.workspace == other.workspace) {
+            if let Some(first) = workspace_keys.first() {
+                begin_deletion(&mut tx, first.workspace, "expired", workspace_keys).await?;
+            }
+        }
+        tx.commit().await.map_err(failed("commit expiry"))?;
+        Ok(keys.len() as u64)
+    }
+
+    /// A deletion of this workspace.
+    pub async fn deletion(&self, workspace: WorkspaceId, id: DeletionId) -> Result<Option<DeletionItem>, IndexError> {
+        let row = sqlx::query(
+            "select requested_at, erased_at, (select count(*) from deletion_session s where s.deletion_id = d.id)
+                 as sessions
+             from deletion d where id = $1 and workspace_id = $2",
+        )
+        .bind(id.0)
+        .bind(workspace.0)
+        .fetch_optional(&self.pool)
+        .await
+        .map_err(failed("find deletion"))?;
+        Ok(row.map(|row| {
+            let erased_at: Option<time::OffsetDateTime> = row.get("erased_at");
+            DeletionItem {
+                id,
+                state: if erased_at.is_some() { DeletionState::Erased } else { DeletionState::Unreadable },
+                sessions: unsigned(row.get("sessions")),
+                requested_at: row.get("requested_at"),
+                erased_at,
+                receipt: None,
+            }
+        }))
+    }
+
+    /// Sessions that are on their way out, oldest deletions first.
+    pub async fn leaving(&self, limit: i64) -> Result<Vec<Leaving>, IndexError> {
+        let rows = sqlx::query(
+            "select d.deletion_id, d.workspace_id, d.session_id, d.barrier is not null as barrier_set,
+                 coalesce(d.barrier < pg_snapshot_xmin(pg_current_snapshot()), false) as barrier_passed,
+                 d.blockers is not null as blockers_noted,
+                 (select count(*) from object o where o.id = any(d.blockers)) as blockers_left,
+                 (select count(*) from object o where o.kind = 1 and o.workspace_id = d.workspace_id
+                     and o.session_id = d.session_id) as objects_left
+             from deletion_session d where d.erased_at is null order by d.deletion_id, d.session_id limit $1",
+        )
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(failed("list leaving sessions"))?;
+        Ok(rows
+            .iter()
+            .map(|row| Leaving {
+                deletion: DeletionId(row.get("deletion_id")),
+                key: session_key(row),
+                facts: Facts {
+                    barrier_set: row.get("barrier_set"),
+                    barrier_passed: row.get("barrier_passed"),
+                    blockers_noted: row.get("blockers_noted"),
+                    blockers_left: unsigned(row.get("blockers_left")),
+                    objects_left: unsigned(row.get("objects_left")),
+                },
+            })
+            .collect())
+    }
+
+    /// Sets the barrier: this transaction's number, taken after the tombstone was committed.
+    pub async fn set_barrier(&self, leaving: &Leaving) -> Result<(), IndexError> {
+        sqlx::query(
+            "update deletion_session set barrier = pg_current_xact_id()
+             where deletion_id = $1 and workspace_id = $2 and session_id = $3 and barrier is null",
+        )
+        .bind(leaving.deletion.0)
+        .bind(leaving.key.workspace.0)
+        .bind(leaving.key.session.0)
+        .execute(&self.pool)
+        .await
+        .map(drop)
+        .map_err(failed("set barrier"))
+    }
+
+    /// Behind the barrier: notes the shared objects that may hold the session's bytes, and condemns its own objects.
+    pub async fn note_blockers(&self, leaving: &Leaving) -> Result<(), IndexError> {
+        let key = &leaving.key;
+        let mut tx = self.pool.begin().await.map_err(failed("begin noting"))?;
+        let rows = sqlx::query(
+            "select o.id, o.sessions_filter from object o
+             where o.kind = 0 and o.partition = any(
+                 select unnest(partitions) from session where workspace_id = $1 and id = $2)",
+        )
+        .bind(key.workspace.0)
+        .bind(key.session.0)
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed("find shared objects"))?;
+        let blockers: Vec<Uuid> =
+            rows.iter().filter(|row| may_contain(row, key)).map(|row| row.get("id")).collect();
+        sqlx::query(
+            "update deletion_session set blockers = $4
+             where deletion_id = $1 and workspace_id = $2 and session_id = $3",
+        )
+        .bind(leaving.deletion.0)
+        .bind(key.workspace.0)
+        .bind(key.session.0)
+        .bind(&blockers)
+        .execute(&mut *tx)
+        .await
+        .map_err(failed("note shared objects"))?;
+        sqlx::query(
+            "update object set state = 2, condemned_at = now()
+             where kind = 1 and workspace_id = $1 and session_id = $2 and state < 2",
+        )
+        .bind(key.workspace.0)
+        .bind(key.session.0)
+        .execute(&mut *tx)
+        .await
+        .map_err(failed("condemn session's objects"))?;
+        tx.commit().await.map_err(failed("commit noting"))
+    }
+
+    /// Its prefix was listed and is empty: the session is erased, and the deletion when it was its last.
+    pub async fn mark_erased(&self, leaving: &Leaving) -> Result<(), IndexError> {
+        let mut tx = self.pool.begin().await.map_err(failed("begin erasing"))?;
+        sqlx::query(
+            "update session set state = 3, events = 0, bytes_stored = 0, bytes_received = 0, pages = 0, errors = 0,
+                 counts = default, ts_min = null, ts_max = null
+             where workspace_id = $1 and id = $2 and state < 3",
+        )
+        .bind(leaving.key.workspace.0)
+        .bind(leaving.key.session.0)
+        .execute(&mut *tx)
+        .await
+        .map_err(failed("mark session erased"))?;
+        sqlx::query(
+            "update deletion_session set erased_at = now()
+             where deletion_id = $1 and workspace_id = $2 and session_id = $3 and erased_at is null",
+        )
+        .bind(leaving.deletion.0)
+        .bind(leaving.key.workspace.0)
+        .bind(leaving.key.session.0)
+        .execute(&mut *tx)
+        .await
+        .map_err(failed("mark session's deletion erased"))?;
+        sqlx::query(
+            "update deletion set erased_at = now() where id = $1 and erased_at is null
+                 and not exists (select from deletion_session where deletion_id = $1 and erased_at is null)",
+        )
+        .bind(leaving.deletion.0)
+        .execute(&mut *tx)
+        .await
+        .map_err(failed("mark deletion erased"))?;
+        tx.commit().await.map_err(failed("commit erasing"))
+    }
+
+    /// Condemns rows that were staged longer ago than any publishing takes. A publisher that still comes finds its row
+    /// staged no more, and changes nothing.
+    pub async fn condemn_stale(&self, stale: Duration) -> Result<u64, IndexError> {
+        sqlx::query(
+            "update object set state = 2, condemned_at = now()
+             where state = 0 and staged_at < now() - make_interval(secs => $1)",
+        )
+        .bind(stale.as_secs_f64())
+        .execute(&self.pool)
+        .await
+        .map(|done| done.rows_affected())
+        .map_err(failed("condemn stale objects"))
+    }
+
+    /// Condemned objects that no reader can still be reading.
+    pub async fn removable(&self, grace: Duration, limit: i64) -> Result<Vec<Removable>, IndexError> {
+        let rows = sqlx::query(concat!(
+            "select ",
+            object_columns!(),
+            " from object where state = 2 and deleted_at is null
+                 and condemned_at < now() - make_interval(secs => $1)
+             order by condemned_at limit $2"
+        ))
+        .bind(grace.as_secs_f64())
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(failed("list removable objects"))?;
+        rows.iter().map(|row| Ok(Removable { key: object_key(row)? })).collect()
+    }
+
+    /// S3 said that these are deleted; their rows stay until a listing says so too.
+    pub async fn mark_deleted(&self, ids: &[ObjectId]) -> Result<(), IndexError> {
+        sqlx::query("update object set deleted_at = now() where id = any($1) and state = 2 and deleted_at is null")
+            .bind(ids.iter().map(|id| id.0).collect::<Vec<_>>())
+            .execute(&self.pool)
+            .await
+            .map(drop)
+            .map_err(failed("mark objects deleted"))
+    }
+
+    /// Deleted objects whose absence can be verified: no attempt to put them can still land.
+    pub async fn verifiable(&self, put_horizon: Duration, limit: i64) -> Result<Vec<Removable>, IndexError> {
+        let rows = sqlx::query(concat!(
+            "select ",
+            object_columns!(),
+            " from object where state = 2 and deleted_at is not null
+                 and (live_at is not null or staged_at < now() - make_interval(secs => $1))
+             order by condemned_at limit $2"
+        ))
+        .bind(put_horizon.as_secs_f64())
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(failed("list deleted objects"))?;
+        rows.iter().map(|row| Ok(Removable { key: object_key(row)? })).collect()
+    }
+
+    /// An object was listed as absent: its row goes.
+    pub async fn forget_objects(&self, ids: &[ObjectId]) -> Result<(), IndexError> {
+        sqlx::query("delete from object where id = any($1) and state = 2 and deleted_at is not null")
+            .bind(ids.iter().map(|id| id.0).collect::<Vec<_>>())
+            .execute(&self.pool)
+            .await
+            .map(drop)
+            .map_err(failed("forget objects"))
+    }
+
+    /// An object that was deleted is there again: a late put. It is deleted once more.
+    pub async fn mark_undeleted(&self, id: ObjectId) -> Result<(), IndexError> {
+        sqlx::query("update object set deleted_at = null where id = $1 and state = 2")
+            .bind(id.0)
+            .execute(&self.pool)
+            .await
+            .map(drop)
+            .map_err(failed("mark object undeleted"))
+    }
+
+    /// Which of these objects the index names.
+    pub async fn named_among(&self, ids: &[ObjectId]) -> Result<Vec<ObjectId>, IndexError> {
+        let rows = sqlx::query("select id from object where id = any($1)")
+            .bind(ids.iter().map(|id| id.0).collect::<Vec<_>>())
+            .fetch_all(&self.pool)
+            .await
+            .map_err(failed("ask for objects"))?;
+        Ok(rows.iter().map(|row| ObjectId(row.get("id"))).collect())
+    }
+}
+
+/// Tombstones sessions whose rows are locked, and makes the rows of their deletion.
+async fn begin_deletion(
+    tx: &mut PgConnection,
+    workspace: WorkspaceId,
+    cause: &'static str,
+    keys: &[SessionKey],
+) -> Result<DeletionId, IndexError> {
+    let deletion = DeletionId(Uuid::now_v7());
+    let sessions: Vec<Uuid> = keys.iter().map(|key| key.session.0).collect();
+    sqlx::query("insert into deletion (id, workspace_id, cause) values ($1, $2, $3)")
+        .bind(deletion.0)
+        .bind(workspace.0)
+        .bind(cause)
+        .execute(&mut *tx)
+        .await
+        .map_err(failed("insert deletion"))?;
+    sqlx::query(
+        "insert into deletion_session (deletion_id, workspace_id, session_id)
+         select $1, $2, id from unnest($3::uuid[]) as s (id)",
+    )
+    .bind(deletion.0)
+    .bind(workspace.0)
+    .bind(&sessions)
+    .execute(&mut *tx)
+    .await
+    .map_err(failed("insert deletion's sessions"))?;
+    sqlx::query("update session set state = 1 where workspace_id = $1 and id = any($2) and state = 0")
+        .bind(workspace.0)
+        .bind(&sessions)
+        .execute(&mut *tx)
+        .await
+        .map_err(failed("tombstone sessions"))?;
+    Ok(deletion)
+}

@@ -1,0 +1,364 @@
+//! What a compactor asks of the index: runs, parts, publishing.
+
+use std::time::Duration;
+
+use schemas::{ObjectId, SessionKey};
+use sqlx::{PgConnection, Row as _};
+use uuid::Uuid;
+
+use super::batches::make_live;
+use super::{
+    Index, IndexError, KIND_QUARANTINE, KIND_SESSION, LiveObject, Uploaded, failed, key_arrays, live_object,
+    object_columns, session_key, signed,
+};
+
+/// A live shared object, as the chooser of runs sees it.
+#[derive(Debug, Clone, Copy)]
+pub struct SharedRow {
+    /// The partition.
+    pub partition: i32,
+    /// The object.
+    pub id: ObjectId,
+    /// Its bytes.
+    pub bytes: u64,
+    /// How long it has been live.
+    pub age: Duration,
+    /// Whether a compactor has it.
+    pub leased: bool,
+}
+
+/// What a session's new object changes in its row.
+#[derive(Debug, Clone)]
+pub struct SessionResult {
+    /// The session.
+    pub key: SessionKey,
+    /// The object, staged and uploaded.
+    pub object: Uploaded,
+    /// Live objects of the session that it replaces.
+    pub replaces: Vec<ObjectId>,
+    /// What is in it.
+    pub totals: engine::merge::Totals,
+    /// Whether every stream in it has its end mark.
+    pub ended: bool,
+}
+
+/// A session that may be over.
+#[derive(Debug, Clone)]
+pub struct OpenSession {
+    /// The session.
+    pub key: SessionKey,
+    /// Partitions that its records came from.
+    pub partitions: Vec<i32>,
+}
+
+impl Index {
+    /// Live shared objects of a topic, by partition and offset.
+    pub async fn shared_objects(&self, topic: &str) -> Result<Vec<SharedRow>, IndexError> {
+        let rows = sqlx::query(
+            "select id, partition, bytes, coalesce(lease_until > now(), false) as leased,
+                 greatest(extract(epoch from now() - live_at), 0)::float8 as age
+             from object where kind = 0 and state = 1 and topic = $1 order by partition, offset_first",
+        )
+        .bind(topic)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(failed("list shared objects"))?;
+        Ok(rows
+            .iter()
+            .map(|row| SharedRow {
+                partition: row.get("partition"),
+                id: ObjectId(row.get("id")),
+                bytes: super::unsigned(row.get("bytes")),
+                age: Duration::from_secs_f64(row.get("age")),
+                leased: row.get("leased"),
+            })
+            .collect())
+    }
+
+    /// Claims a run for `lease`; `None` when somebody else was faster.
+    pub async fn claim_run(
+        &self,
+        run: &[ObjectId],
+        owner: Uuid,
+        lease: Duration,
+    ) -> Result<Option<Vec<LiveObject>>, IndexError> {
+        let ids: Vec<Uuid> = run.iter().map(|id| id.0).collect();
+        let mut tx = self.pool.begin().await.map_err(failed("begin claim"))?;
+        let rows = sqlx::query(concat!(
+            "with free as (
+                 select id from object where id = any($1) and state = 1 and coalesce(lease_until <= now(), true)
+                 order by id for update skip locked
+             )
+             update object set lease_owner = $2, lease_until = now() + make_interval(secs => $3)
+             from free where object.id = free.id returning ",
+            object_columns!()
+        ))
+        .bind(&ids)
+        .bind(owner)
+        .bind(lease.as_secs_f64())
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed("claim run"))?;
+        if rows.len() != run.len() {
+            tx.rollback().await.map_err(failed("give back claim"))?;
+            return Ok(None);
+        }
+        tx.commit().await.map_err(failed("commit claim"))?;
+        let mut objects = rows.iter().map(live_object).collect::<Result<Vec<_>, _>>()?;
+        // In the order in which the run was chosen, which is that of the log.
+        objects.sort_by_key(|object| run.iter().position(|id| *id == object.key.id()));
+        Ok(Some(objects))
+    }
+
+    /// Gives a run back that could not be merged.
+    pub async fn release_run(&self, run: &[ObjectId], owner: Uuid) -> Result<(), IndexError> {
+        let ids: Vec<Uuid> = run.iter().map(|id| id.0).collect();
+        sqlx::query("update object set lease_until = null, lease_owner = null where id = any($1) and lease_owner = $2")
+            .bind(&ids)
+            .bind(owner)
+            .execute(&self.pool)
+            .await
+            .map(drop)
+            .map_err(failed("release run"))
+    }
+
+    /// Sessions among these that are deleted.
+    pub async fn deleted_among(&self, keys: &[SessionKey]) -> Result<Vec<SessionKey>, IndexError> {
+        let (workspaces, sessions) = key_arrays(keys.iter());
+        let rows = sqlx::query(
+            "select s.workspace_id, s.id as session_id from session s
+             join unnest($1::uuid[], $2::uuid[]) as wanted (workspace_id, id) using (workspace_id, id)
+             where s.state > 0",
+        )
+        .bind(&workspaces)
+        .bind(&sessions)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(failed("ask for deleted sessions"))?;
+        Ok(rows.iter().map(session_key).collect())
+    }
+
+    /// Stages session objects. A session's row is locked before an object of its own is staged: those that are deleted
+    /// get none, and are left out of what is given back.
+    pub async fn stage_session_objects(
+        &self,
+        objects: &[(SessionKey, ObjectId)],
+    ) -> Result<Vec<SessionKey>, IndexError> {
+        let keys: Vec<SessionKey> = objects.iter().map(|(key, _)| *key).collect();
+        let mut tx = self.pool.begin().await.map_err(failed("begin staging"))?;
+        let live = lock_live_sessions(&mut tx, &keys).await?;
+        let wanted: Vec<_> = objects.iter().filter(|(key, _)| live.binary_search(key).is_ok()).collect();
+        let (workspaces, sessions) = key_arrays(wanted.iter().map(|(key, _)| key));
+        sqlx::query(
+            "insert into object (id, kind, workspace_id, session_id)
+             select id, $4, workspace_id, session_id
+             from unnest($1::uuid[], $2::uuid[], $3::uuid[]) as o (id, workspace_id, session_id)",
+        )
+        .bind(wanted.iter().map(|(_, id)| id.0).collect::<Vec<_>>())
+        .bind(&workspaces)
+        .bind(&sessions)
+        .bind(KIND_SESSION)
+        .execute(&mut *tx)
+        .await
+        .map_err(failed("stage session objects"))?;
+        tx.commit().await.map_err(failed("commit staging"))?;
+        Ok(live)
+    }
+
+    /// Stages an object for the unreadable records of a run.
+    pub async fn stage_quarantine(&self, id: ObjectId, topic: &str, partition: i32) -> Result<(), IndexError> {
+        sqlx::query("insert into object (id, kind, topic, partition) values ($1, $2, $3, $4)")
+            .bind(id.0)
+            .bind(KIND_QUARANTINE)
+            .bind(topic)
+            .bind(partition)
+            .execute(&self.pool)
+            .await
+            .map(drop)
+            .map_err(failed("stage quarantine object"))
+    }
+
+    /// Swaps a run for its results, in one transaction (C2). `false` when the run is not this owner's any more: nothing
+    /// was changed. Sessions that were deleted meanwhile are left out; their staged objects are the collector's.
+    pub async fn publish_run(
+        &self,
+        run: &[ObjectId],
+        owner: Uuid,
+        results: &[SessionResult],
+        quarantine: Option<&Uploaded>,
+    ) -> Result<bool, IndexError> {
+        let ids: Vec<Uuid> = run.iter().map(|id| id.0).collect();
+        let mut tx = self.pool.begin().await.map_err(failed("begin swap"))?;
+        if !publish_results(&mut tx, results, false).await? {
+            return Ok(false);
+        }
+        if let Some(object) = quarantine
+            && !make_live(&mut tx, object, None).await?
+        {
+            return Ok(false);
+        }
+        let condemned = sqlx::query(
+            "with mine as (select id from object where id = any($1) order by id for update)
+             update object set state = 2, condemned_at = now(), lease_owner = null, lease_until = null
+             from mine where object.id = mine.id and object.state = 1 and object.lease_owner = $2",
+        )
+        .bind(&ids)
+        .bind(owner)
+        .execute(&mut *tx)
+        .await
+        .map_err(failed("condemn run"))?;
+        if condemned.rows_affected() != ids.len() as u64 {
+            return Ok(false);
+        }
+        tx.commit().await.map_err(failed("commit swap"))?;
+        Ok(true)
+    }
+
+    /// Sessions that are over, by end mark or silence, and not yet one object. Oldest activity first.
+    pub async fn sessions_over(&self, silence: Duration, limit: i64) -> Result<Vec<OpenSession>, IndexError> {
+        let rows = sqlx::query(
+            "select workspace_id, id as session_id, partitions from session
+             where state = 0 and not final
+                 and (end_seen or last_activity_at < now() - make_interval(secs => $1))
+                 and exists (select from object o
+                     where o.kind = 1 and o.state = 1 and o.workspace_id = session.workspace_id
+                         and o.session_id = session.id)
+             order by last_activity_at limit $2",
+        )
+        .bind(silence.as_secs_f64())
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(failed("list sessions that are over"))?;
+        Ok(rows
+            .iter()
+            .map(|row| OpenSession { key: session_key(row), partitions: row.get("partitions") })
+            .collect())
+    }
+
+    /// Live objects of one session, in the order in which they were made.
+    pub async fn session_objects(&self, key: &SessionKey) -> Result<Vec<LiveObject>, IndexError> {
+        let rows = sqlx::query(concat!(
+            "select ",
+            object_columns!(),
+            " from object where kind = 1 and state = 1 and workspace_id = $1 and session_id = $2 order by live_at, id"
+        ))
+        .bind(key.workspace.0)
+        .bind(key.session.0)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(failed("list session objects"))?;
+        rows.iter().map(live_object).collect()
+    }
+
+    /// Replaces a session's parts by one object, in one transaction. `false` when something else happened to the session
+    /// meanwhile: nothing was changed.
+    pub async fn publish_final(&self, result: &SessionResult) -> Result<bool, IndexError> {
+        let mut tx = self.pool.begin().await.map_err(failed("begin final swap"))?;
+        // Under the session's lock: a part that a run added meanwhile would be left beside the one object.
+        lock_live_sessions(&mut tx, &[result.key]).await?;
+        let live = sqlx::query(
+            "select id from object where kind = 1 and state = 1 and workspace_id = $1 and session_id = $2",
+        )
+        .bind(result.key.workspace.0)
+        .bind(result.key.session.0)
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed("list session's parts"))?;
+        let all_replaced = live.iter().all(|row| result.replaces.contains(&ObjectId(row.get("id"))));
+        if !all_replaced || !publish_results(&mut tx, std::slice::from_ref(result), true).await? {
+            return Ok(false);
+        }
+        tx.commit().await.map_err(failed("commit final swap"))?;
+        Ok(true)
+    }
+
+    /// Marks a session as final whose one object needs no merge.
+    pub async fn mark_final(&self, key: &SessionKey, object: ObjectId) -> Result<(), IndexError> {
+        sqlx::query(
+            "update session set final = true where workspace_id = $1 and id = $2 and state = 0
+                 and (select array_agg(o.id) from object o where o.kind = 1 and o.state = 1
+                     and o.workspace_id = $1 and o.session_id = $2) = array[$3::uuid]",
+        )
+        .bind(key.workspace.0)
+        .bind(key.session.0)
+        .bind(object.0)
+        .execute(&self.pool)
+        .await
+        .map(drop)
+        .map_err(failed("mark session final"))
+    }
+}
+
+/// Locks sessions in id order; gives those that are live, in that order.
+async fn lock_live_sessions(tx: &mut PgConnection, keys: &[SessionKey]) -> Result<Vec<SessionKey>, IndexError> {
+    let (workspaces, sessions) = key_arrays(keys.iter());
+    let rows = sqlx::query(
+        "select s.workspace_id, s.id as session_id, s.state from session s
+         join unnest($1::uuid[], $2::uuid[]) as wanted (workspace_id, id) using (workspace_id, id)
+         order by s.workspace_id, s.id for update of s",
+    )
+    .bind(&workspaces)
+    .bind(&sessions)
+    .fetch_all(&mut *tx)
+    .await
+    .map_err(failed("lock sessions"))?;
+    Ok(rows.iter().filter(|row| row.get::<i16, _>("state") == 0).map(session_key).collect())
+}
+
+async fn publish_results(tx: &mut PgConnection, results: &[SessionResult], is_final: bool) -> Result<bool, IndexError> {
+    let keys: Vec<SessionKey> = results.iter().map(|result| result.key).collect();
+    let live = lock_live_sessions(tx, &keys).await?;
+    for result in results {
+        if live.binary_search(&result.key).is_err() {
+            continue;
+        }
+        let replaces: Vec<Uuid> = result.replaces.iter().map(|id| id.0).collect();
+        let condemned = sqlx::query("update object set state = 2, condemned_at = now() where id = any($1) and state = 1")
+            .bind(&replaces)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed("condemn parts"))?;
+        if condemned.rows_affected() != replaces.len() as u64 || !make_live(tx, &result.object, None).await? {
+            return Ok(false);
+        }
+        update_session(tx, result, is_final).await?;
+    }
+    Ok(true)
+}
+
+/// The sums in a session's row: added up while parts come, exact once they are one.
+async fn update_session(tx: &mut PgConnection, result: &SessionResult, is_final: bool) -> Result<(), IndexError> {
+    let totals = &result.totals;
+    let span = totals.span;
+    sqlx::query(
+        "update session set
+             events = case when $3 then 0 else events end + $4,
+             bytes_received = case when $3 then 0 else bytes_received end + $5,
+             bytes_stored = case when $3 then 0 else bytes_stored end + $6,
+             pages = case when $3 then 0 else pages end + $7,
+             errors = case when $3 then 0 else errors end + $8,
+             ts_min = least(ts_min, $9), ts_max = greatest(ts_max, $10),
+             counts = (select array_agg(case when $3 then 0 else coalesce(old, 0) end + new order by place)
+                 from unnest(counts, $11::bigint[]) with ordinality as both_counts (old, new, place)),
+             end_seen = end_seen or $12,
+             final = $3
+         where workspace_id = $1 and id = $2",
+    )
+    .bind(result.key.workspace.0)
+    .bind(result.key.session.0)
+    .bind(is_final)
+    .bind(signed(totals.events))
+    .bind(signed(totals.raw_bytes))
+    .bind(signed(result.object.footer.at))
+    .bind(signed(totals.pages))
+    .bind(signed(totals.errors))
+    .bind(span.map(|(min, _)| min))
+    .bind(span.map(|(_, max)| max))
+    .bind(totals.counts.to_array().map(signed).to_vec())
+    .bind(result.ended)
+    .execute(&mut *tx)
+    .await
+    .map(drop)
+    .map_err(failed("update session"))
+}

@@ -1,0 +1,258 @@
+//! Sessions as readers see them.
+
+use std::time::Duration;
+
+use schemas::http::{ConsentFacts, EventCounts, SessionState};
+use schemas::shared_object::SessionFilter;
+use schemas::{LinkId, ReceiptId, SessionId, SessionKey, WorkspaceId};
+use sqlx::Row as _;
+use sqlx::postgres::PgRow;
+use time::OffsetDateTime;
+
+use super::links::Before;
+use super::{Index, IndexError, LiveObject, failed, live_object, object_columns, unsigned};
+
+/// A live session's row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionRow {
+    /// The session.
+    pub key: SessionKey,
+    /// Its link.
+    pub link: LinkId,
+    /// Whom its link is for.
+    pub reference: String,
+    /// Whether it still grows.
+    pub state: SessionState,
+    /// Append time of its first record.
+    pub started_at: OffsetDateTime,
+    /// Append time of the last activity that was noted.
+    pub last_activity_at: OffsetDateTime,
+    /// When its plan window ends.
+    pub expires_at: OffsetDateTime,
+    /// What was agreed to.
+    pub consent: ConsentFacts,
+    /// Sums as of the last merge.
+    pub events: u64,
+    /// Events by kind, as of the last merge.
+    pub counts: EventCounts,
+    /// Pages opened, as of the last merge.
+    pub pages: u64,
+    /// Console errors, as of the last merge.
+    pub errors: u64,
+    /// Bytes of events, as of the last merge.
+    pub bytes_received: u64,
+    /// Bytes of frames, as of the last merge.
+    pub bytes_stored: u64,
+    /// The least and greatest timestamp, as of the last merge.
+    pub span: Option<(i64, i64)>,
+}
+
+/// What a session is to one workspace.
+#[derive(Debug, Clone)]
+pub enum Found {
+    /// The workspace never had it.
+    Never,
+    /// It had it, and it was deleted.
+    Deleted,
+    /// It has it: its row, and its live objects by one snapshot.
+    Live(Box<Snapshot>),
+}
+
+/// A session and where its bytes are, at one moment (C2).
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    /// The row.
+    pub row: SessionRow,
+    /// Its own objects, in the order in which they were made.
+    pub own: Vec<LiveObject>,
+    /// Shared objects that may hold some of it, by partition and offset.
+    pub shared: Vec<LiveObject>,
+}
+
+/// Which sessions are wanted.
+#[derive(Debug, Clone, Default)]
+pub struct Filter {
+    /// Of links with this reference.
+    pub reference: Option<String>,
+    /// Started at or after.
+    pub from: Option<OffsetDateTime>,
+    /// Started before.
+    pub to: Option<OffsetDateTime>,
+    /// Growing or not.
+    pub state: Option<SessionState>,
+    /// With console errors, or without.
+    pub has_errors: Option<bool>,
+    /// At least this long, milliseconds.
+    pub min_duration_ms: Option<i64>,
+}
+
+/// The columns of a [`SessionRow`]; `$1` is the silence after which a session is over, in seconds.
+const COLUMNS: &str = "
+    s.workspace_id, s.id, s.link_id, coalesce(l.reference, '') as reference,
+    (s.end_seen or s.last_activity_at < now() - make_interval(secs => $1)) as is_over,
+    s.started_at, s.last_activity_at, s.started_at + clairvio.retention(w.plan) as expires_at,
+    s.notice_version, s.consented_at, s.receipt_id,
+    s.events, s.counts, s.pages, s.errors, s.bytes_received, s.bytes_stored, s.ts_min, s.ts_max, s.partitions";
+const TABLES: &str = "
+    from session s join workspace w on w.id = s.workspace_id
+    left join link l on l.workspace_id = s.workspace_id and l.id = s.link_id";
+
+fn session_row(row: &PgRow) -> Result<SessionRow, IndexError> {
+    let not_ours = || IndexError::Row("session");
+    let counts: Vec<i64> = row.get("counts");
+    let counts: [i64; schemas::facts::KINDS] = counts.try_into().map_err(|_| not_ours())?;
+    let link: Option<uuid::Uuid> = row.get("link_id");
+    let receipt: Option<uuid::Uuid> = row.get("receipt_id");
+    let notice_version: Option<String> = row.get("notice_version");
+    let accepted_at: Option<OffsetDateTime> = row.get("consented_at");
+    // The table's constraint gives every live session its consent (S1).
+    let (Some(link), Some(receipt), Some(notice_version), Some(accepted_at)) =
+        (link, receipt, notice_version, accepted_at)
+    else {
+        return Err(not_ours());
+    };
+    let ts_min: Option<i64> = row.get("ts_min");
+    let ts_max: Option<i64> = row.get("ts_max");
+    Ok(SessionRow {
+        key: SessionKey {
+            workspace: WorkspaceId(row.get("workspace_id")),
+            session: SessionId(row.get("id")),
+        },
+        link: LinkId(link),
+        reference: row.get("reference"),
+        state: if row.get("is_over") { SessionState::Ended } else { SessionState::Recording },
+        started_at: row.get("started_at"),
+        last_activity_at: row.get("last_activity_at"),
+        expires_at: row.get("expires_at"),
+        consent: ConsentFacts { notice_version, accepted_at, receipt_id: ReceiptId(receipt) },
+        events: unsigned(row.get("events")),
+        counts: EventCounts::from_array(counts.map(unsigned)),
+        pages: unsigned(row.get("pages")),
+        errors: unsigned(row.get("errors")),
+        bytes_received: unsigned(row.get("bytes_received")),
+        bytes_stored: unsigned(row.get("bytes_stored")),
+        span: ts_min.zip(ts_max),
+    })
+}
+
+impl Index {
+    /// A page of a workspace's live sessions, newest first.
+    pub async fn sessions(
+        &self,
+        workspace: WorkspaceId,
+        silence: Duration,
+        filter: &Filter,
+        before: Option<Before>,
+        limit: u32,
+    ) -> Result<Vec<SessionRow>, IndexError> {
+        let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
+            "select * from (select {COLUMNS} {TABLES}
+                 where s.workspace_id = $2 and s.state = 0
+                     and ($3::text is null or l.reference = $3)
+                     and ($4::timestamptz is null or s.started_at >= $4)
+                     and ($5::timestamptz is null or s.started_at < $5)
+                     and ($6::boolean is null or (s.errors > 0) = $6)
+                     and ($7::bigint is null or s.ts_max - s.ts_min >= $7)
+                     and ($9::timestamptz is null or (s.started_at, s.id) < ($9, $10))) found
+             where $8::boolean is null or is_over = $8
+             order by started_at desc, id desc limit $11"
+        )))
+        .bind(silence.as_secs_f64())
+        .bind(workspace.0)
+        .bind(&filter.reference)
+        .bind(filter.from)
+        .bind(filter.to)
+        .bind(filter.has_errors)
+        .bind(filter.min_duration_ms)
+        .bind(filter.state.map(|state| state == SessionState::Ended))
+        .bind(before.map(|before| before.at))
+        .bind(before.map(|before| before.id))
+        .bind(i64::from(limit))
+        .fetch_all(&self.pool)
+        .await
+        .map_err(failed("list sessions"))?;
+        rows.iter().map(session_row).collect()
+    }
+
+    /// A session and where its bytes are, all by one snapshot: a run that is swapped meanwhile is seen either before or
+    /// after (C2).
+    pub async fn find_session(&self, key: &SessionKey, silence: Duration) -> Result<Found, IndexError> {
+        let mut tx = self
+            .pool
+            .begin_with("begin isolation level repeatable read read only")
+            .await
+            .map_err(failed("begin reading"))?;
+        let row = sqlx::query(sqlx::AssertSqlSafe(format!(
+            "select {COLUMNS}, s.state {TABLES} where s.workspace_id = $2 and s.id = $3"
+        )))
+        .bind(silence.as_secs_f64())
+        .bind(key.workspace.0)
+        .bind(key.session.0)
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(failed("find session"))?;
+        let Some(row) = row else { return Ok(Found::Never) };
+        if row.get::<i16, _>("state") > 0 {
+            return Ok(Found::Deleted);
+        }
+        let own = sqlx::query(concat!(
+            "select ",
+            object_columns!(),
+            " from object where kind = 1 and state = 1 and workspace_id = $1 and session_id = $2 order by live_at, id"
+        ))
+        .bind(key.workspace.0)
+        .bind(key.session.0)
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed("find session's objects"))?;
+        let partitions: Vec<i32> = row.get("partitions");
+        let shared = sqlx::query(concat!(
+            "select sessions_filter, ",
+            object_columns!(),
+            " from object where kind = 0 and state = 1 and partition = any($1) order by partition, offset_first"
+        ))
+        .bind(&partitions)
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed("find shared objects"))?;
+        tx.rollback().await.map_err(failed("end reading"))?;
+        Ok(Found::Live(Box::new(Snapshot {
+            row: session_row(&row)?,
+            own: own.iter().map(live_object).collect::<Result<_, _>>()?,
+            shared: shared
+                .iter()
+                .filter(|row| may_contain(row, key))
+                .map(live_object)
+                .collect::<Result<_, _>>()?,
+        })))
+    }
+
+    /// Whether a session is readable right now.
+    pub async fn is_live(&self, key: &SessionKey) -> Result<bool, IndexError> {
+        let row = sqlx::query("select state from session where workspace_id = $1 and id = $2")
+            .bind(key.workspace.0)
+            .bind(key.session.0)
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(failed("ask for session's state"))?;
+        Ok(row.is_some_and(|row| row.get::<i16, _>("state") == 0))
+    }
+
+    /// Whether a shared object, staged or live, may hold some of this session.
+    pub async fn may_be_shared(&self, key: &SessionKey, partitions: &[i32]) -> Result<bool, IndexError> {
+        let rows = sqlx::query(
+            "select sessions_filter from object where kind = 0 and state in (0, 1) and partition = any($1)",
+        )
+        .bind(partitions)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(failed("find shared objects"))?;
+        Ok(rows.iter().any(|row| may_contain(row, key)))
+    }
+}
+
+/// A staged object has no filter yet, and may hold anything.
+pub(super) fn may_contain(row: &PgRow, key: &SessionKey) -> bool {
+    let filter: Option<Vec<u8>> = row.get("sessions_filter");
+    filter.is_none_or(|bytes| SessionFilter::from_bytes(bytes).may_contain(key))
+}

@@ -1,0 +1,250 @@
+//! Objects in S3, by the keys of [`schemas::paths`].
+
+use std::time::Duration;
+
+use aws_credential_types::Credentials;
+use aws_sdk_s3::config::retry::RetryConfig;
+use aws_sdk_s3::config::timeout::TimeoutConfig;
+use aws_sdk_s3::config::{BehaviorVersion, Region, RequestChecksumCalculation, ResponseChecksumValidation};
+use aws_sdk_s3::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::primitives::ByteStream;
+use aws_sdk_s3::types::{Delete, ObjectIdentifier};
+use aws_smithy_http_client::tls;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use schemas::paths::ObjectKey;
+use service_kit::config::s3::S3Config;
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+
+/// Keys in one request to delete; S3's own bound.
+pub const DELETE_KEYS_MAX: usize = 1_000;
+
+/// Why S3 did not do what was asked.
+#[derive(Debug, Error)]
+pub enum ObjectError {
+    /// There is no such object.
+    #[error("object is absent")]
+    Absent,
+    /// The bucket lies elsewhere than configured (P5). Trying again does not help.
+    #[error("bucket {bucket} lies in {found}, not in {wanted}\n  hint: set S3_REGION or S3_BUCKET")]
+    Region {
+        /// The bucket.
+        bucket: String,
+        /// Where it is.
+        found: String,
+        /// Where it should be.
+        wanted: String,
+    },
+    /// The server refused or did not answer.
+    #[error("{what} at {endpoint}: {reason}")]
+    Failed {
+        /// What was tried.
+        what: &'static str,
+        /// Where.
+        endpoint: String,
+        /// The client's words.
+        reason: String,
+    },
+}
+
+/// The bucket.
+#[derive(Debug, Clone)]
+pub struct Objects {
+    client: aws_sdk_s3::Client,
+    bucket: String,
+    prefix: String,
+    region: String,
+    endpoint: String,
+}
+
+impl Objects {
+    /// A client of the configured bucket. Connects on first use.
+    pub fn new(config: &S3Config) -> Self {
+        let http = aws_smithy_http_client::Builder::new()
+            .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring))
+            .build_https();
+        let mut builder = aws_sdk_s3::Config::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .http_client(http)
+            .region(Region::new(config.region.clone()))
+            .credentials_provider(Credentials::new(&config.access_key, &config.secret_key, None, None, "configuration"))
+            .force_path_style(true)
+            // Uploads carry a SHA-256 of their own; the default would send a trailer that not every server knows.
+            .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
+            .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
+            .retry_config(RetryConfig::standard().with_max_attempts(3))
+            .timeout_config(
+                TimeoutConfig::builder()
+                    .connect_timeout(Duration::from_secs(3))
+                    .operation_timeout(config.request_timeout)
+                    .build(),
+            );
+        if let Some(endpoint) = &config.endpoint {
+            builder = builder.endpoint_url(endpoint);
+        }
+        Self {
+            client: aws_sdk_s3::Client::from_conf(builder.build()),
+            bucket: config.bucket.clone(),
+            prefix: config.prefix.clone(),
+            region: config.region.clone(),
+            endpoint: config.endpoint.clone().unwrap_or_else(|| "AWS".into()),
+        }
+    }
+
+    /// Checks that the bucket is there and lies in the configured region (P5).
+    pub async fn check(&self) -> Result<(), ObjectError> {
+        self.client
+            .head_bucket()
+            .bucket(&self.bucket)
+            .send()
+            .await
+            .map_err(|error| self.failed("find bucket", error))?;
+        let location = self
+            .client
+            .get_bucket_location()
+            .bucket(&self.bucket)
+            .send()
+            .await
+            .map_err(|error| self.failed("ask for bucket's region", error))?;
+        // S3 says nothing for its first region.
+        let found = location.location_constraint().map_or("us-east-1", |constraint| constraint.as_str());
+        let found = if found.is_empty() { "us-east-1" } else { found };
+        if found != self.region {
+            return Err(ObjectError::Region {
+                bucket: self.bucket.clone(),
+                found: found.to_owned(),
+                wanted: self.region.clone(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Puts an object under a name that is used once. The server checks the hash.
+    pub async fn put(&self, key: &ObjectKey, body: Bytes, sha256: &[u8; 32]) -> Result<(), ObjectError> {
+        self.client
+            .put_object()
+            .bucket(&self.bucket)
+            .key(self.full_key(key))
+            .checksum_sha256(STANDARD.encode(sha256))
+            .body(ByteStream::from(body))
+            .send()
+            .await
+            .map(drop)
+            .map_err(|error| self.failed("put object", error))
+    }
+
+    /// The bytes `at..at + len` of an object.
+    pub async fn get_range(&self, key: &ObjectKey, at: u64, len: u64) -> Result<Bytes, ObjectError> {
+        if len == 0 {
+            return Ok(Bytes::new());
+        }
+        let range = format!("bytes={at}-{}", at + len - 1);
+        let body = self.get_with(key, Some(range)).await?;
+        if body.len() as u64 == len { Ok(body) } else { Err(self.short("get object's range")) }
+    }
+
+    /// A whole object.
+    pub async fn get(&self, key: &ObjectKey) -> Result<Bytes, ObjectError> {
+        self.get_with(key, None).await
+    }
+
+    async fn get_with(&self, key: &ObjectKey, range: Option<String>) -> Result<Bytes, ObjectError> {
+        let answer = self.client.get_object().bucket(&self.bucket).key(self.full_key(key)).set_range(range).send().await;
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(SdkError::ServiceError(error)) if error.err().is_no_such_key() => return Err(ObjectError::Absent),
+            Err(error) => return Err(self.failed("get object", error)),
+        };
+        match answer.body.collect().await {
+            Ok(body) => Ok(body.into_bytes()),
+            Err(error) => Err(ObjectError::Failed {
+                what: "read object",
+                endpoint: self.endpoint.clone(),
+                reason: error.to_string(),
+            }),
+        }
+    }
+
+    /// Deletes objects; gives those that S3 says it could not delete. An answer of 200 holds errors inside.
+    pub async fn delete(&self, keys: &[ObjectKey]) -> Result<Vec<ObjectKey>, ObjectError> {
+        let mut left = Vec::new();
+        for some in keys.chunks(DELETE_KEYS_MAX) {
+            let identifiers = some
+                .iter()
+                .map(|key| ObjectIdentifier::builder().key(self.full_key(key)).build())
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(|error| self.failed_text("name objects to delete", error.to_string()))?;
+            let delete = Delete::builder()
+                .set_objects(Some(identifiers))
+                .quiet(true)
+                .build()
+                .map_err(|error| self.failed_text("name objects to delete", error.to_string()))?;
+            let answer = self
+                .client
+                .delete_objects()
+                .bucket(&self.bucket)
+                .delete(delete)
+                .send()
+                .await
+                .map_err(|error| self.failed("delete objects", error))?;
+            left.extend(answer.errors().iter().filter_map(|error| self.parse_key(error.key()?)));
+        }
+        Ok(left)
+    }
+
+    /// All keys below a prefix of this deployment; strangers among them as text.
+    pub async fn list(&self, prefix: &str) -> Result<Vec<Result<ObjectKey, String>>, ObjectError> {
+        let mut found = Vec::new();
+        let mut pages = self
+            .client
+            .list_objects_v2()
+            .bucket(&self.bucket)
+            .prefix(format!("{}{prefix}", self.prefix))
+            .into_paginator()
+            .send();
+        while let Some(page) = pages.next().await {
+            let page = page.map_err(|error| self.failed("list objects", error))?;
+            for object in page.contents() {
+                if let Some(key) = object.key() {
+                    found.push(self.parse_key(key).ok_or_else(|| key.to_owned()));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    fn full_key(&self, key: &ObjectKey) -> String {
+        format!("{}{key}", self.prefix)
+    }
+
+    fn parse_key(&self, full: &str) -> Option<ObjectKey> {
+        ObjectKey::parse(full.strip_prefix(&self.prefix)?)
+    }
+
+    fn short(&self, what: &'static str) -> ObjectError {
+        self.failed_text(what, "the answer is shorter than the range".into())
+    }
+
+    fn failed_text(&self, what: &'static str, reason: String) -> ObjectError {
+        ObjectError::Failed { what, endpoint: self.endpoint.clone(), reason }
+    }
+
+    fn failed<E>(&self, what: &'static str, error: SdkError<E>) -> ObjectError
+    where
+        E: std::error::Error + ProvideErrorMetadata + 'static,
+        SdkError<E>: std::error::Error,
+    {
+        let reason = match error.code() {
+            Some(code) => code.to_owned(),
+            None => DisplayErrorContext(&error).to_string(),
+        };
+        self.failed_text(what, reason)
+    }
+}
+
+/// The hash that stands in an object's row.
+pub fn sha256(body: &[u8]) -> [u8; 32] {
+    Sha256::digest(body).into()
+}

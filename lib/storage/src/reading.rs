@@ -1,0 +1,322 @@
+//! Reading a session: its own objects, then the shared ones that may hold some of it, as one [`Plan`].
+//!
+//! Footers never change, so they are cached by object. Bytes are fetched when their turn comes; a reader holds one batch
+//! per stream that is being read, and a few pieces of objects. Decompression runs on the pool.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use engine::merge::{Location, Merger, Mismatch, Plan, Range, SharedSource, Step};
+use quick_cache::sync::Cache;
+use schemas::codec::{self, FormatError};
+use schemas::paths::ObjectKey;
+use schemas::{ObjectId, SessionKey, limits, session_object, shared_object};
+use service_kit::pool::{Panicked, Pool};
+use thiserror::Error;
+
+use crate::index::sessions::{Found, Snapshot};
+use crate::index::{Index, IndexError, LiveObject};
+use crate::objects::{ObjectError, Objects};
+
+/// Footers that are kept.
+const FOOTERS_CACHED_MAX: usize = 4_096;
+/// Pieces of objects that one reader keeps: a chunk or a frame is used by neighbouring batches.
+const PIECES_KEPT_MAX: usize = 8;
+/// Bytes of events that are given out at once.
+const OUTPUT_BYTES: usize = 64 * limits::KIB;
+
+/// Why a session cannot be read.
+#[derive(Debug, Error)]
+pub enum ReadError {
+    /// The index.
+    #[error("ask the index")]
+    Index(#[from] IndexError),
+    /// The bucket.
+    #[error("fetch {key}")]
+    Object {
+        /// Which object.
+        key: ObjectKey,
+        /// Why.
+        source: ObjectError,
+    },
+    /// An object is not what it should be.
+    #[error("object {key} is corrupt: {reason}")]
+    Corrupt {
+        /// Which object.
+        key: ObjectKey,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The pool.
+    #[error(transparent)]
+    Pool(#[from] Panicked),
+    /// The session was deleted while it was read.
+    #[error("session was deleted")]
+    Deleted,
+}
+
+fn corrupt(key: ObjectKey) -> impl FnOnce(FormatError) -> ReadError {
+    move |reason| ReadError::Corrupt { key, reason: reason.to_string() }
+}
+
+/// A footer of either kind.
+#[derive(Debug, Clone)]
+enum Footer {
+    Shared(Arc<shared_object::Footer>),
+    Session(Arc<session_object::Footer>),
+}
+
+/// Opens sessions.
+#[derive(Debug, Clone)]
+pub struct Reader {
+    index: Index,
+    objects: Objects,
+    pool: Pool,
+    footers: Arc<Cache<ObjectId, Footer>>,
+}
+
+/// What a session is to one workspace.
+#[derive(Debug)]
+pub enum Opened {
+    /// The workspace never had it.
+    Never,
+    /// It was deleted.
+    Deleted,
+    /// It can be read.
+    Session(Box<Session>),
+}
+
+/// An opened session: a snapshot that stays readable for as long as condemned objects are kept.
+#[derive(Debug)]
+pub struct Session {
+    /// The row and the objects.
+    pub snapshot: Snapshot,
+    /// Which batches there are, and where.
+    pub plan: Plan,
+    /// Bytes of the session's frames in S3.
+    pub bytes_stored: u64,
+    sources: Vec<Source>,
+}
+
+#[derive(Debug)]
+struct Source {
+    key: ObjectKey,
+    footer: Footer,
+}
+
+impl Session {
+    /// Whether some of it lies in shared objects.
+    pub fn has_shared(&self) -> bool {
+        let key = &self.snapshot.row.key;
+        self.sources.iter().any(|source| match &source.footer {
+            Footer::Shared(footer) => footer.chunks.iter().any(|chunk| chunk.key == *key),
+            Footer::Session(_) => false,
+        })
+    }
+}
+
+impl Reader {
+    /// A reader over this index and bucket.
+    pub fn new(index: Index, objects: Objects, pool: Pool) -> Self {
+        Self { index, objects, pool, footers: Arc::new(Cache::new(FOOTERS_CACHED_MAX)) }
+    }
+
+    /// Opens a session. `silence` is what ends one.
+    pub async fn open(&self, key: &SessionKey, silence: Duration) -> Result<Opened, ReadError> {
+        let snapshot = match self.index.find_session(key, silence).await? {
+            Found::Never => return Ok(Opened::Never),
+            Found::Deleted => return Ok(Opened::Deleted),
+            Found::Live(snapshot) => *snapshot,
+        };
+        let mut sources = Vec::new();
+        for object in snapshot.own.iter().chain(&snapshot.shared) {
+            sources.push(Source { key: object.key, footer: self.footer(object).await? });
+        }
+        let (plan, bytes_stored) = plan(key, &sources);
+        Ok(Opened::Session(Box::new(Session { snapshot, plan, bytes_stored, sources })))
+    }
+
+    async fn footer(&self, object: &LiveObject) -> Result<Footer, ReadError> {
+        let (key, at) = (object.key, object.footer.at);
+        if let Some(footer) = self.footers.get(&key.id()) {
+            return Ok(footer);
+        }
+        let bytes = self
+            .objects
+            .get_range(&key, at, u64::from(object.footer.len))
+            .await
+            .map_err(|source| ReadError::Object { key, source })?;
+        let footer = self.pool.run(move || decode_footer(&key, &bytes, at)).await?.map_err(corrupt(key))?;
+        self.footers.insert(key.id(), footer.clone());
+        Ok(footer)
+    }
+
+    /// Writes a session's events in order, a newline after each, through `give` in pieces of about 64 KiB. Asks each
+    /// second whether the session still may be read.
+    pub async fn events<Fut>(
+        &self,
+        session: &Session,
+        range: Range,
+        mut give: impl FnMut(Bytes) -> Fut,
+    ) -> Result<(), ReadError>
+    where
+        Fut: Future<Output = Result<(), ReadError>>,
+    {
+        let mut merger = Merger::new(&session.plan, range);
+        let mut loader = Loader { reader: self, session, pieces: VecDeque::new() };
+        let mut out = Vec::with_capacity(OUTPUT_BYTES * 2);
+        let mut checked = tokio::time::Instant::now();
+        loop {
+            match merger.step().map_err(|mismatch| loader.mismatch(mismatch))? {
+                Step::Need { stream, batch } => {
+                    if checked.elapsed() >= Duration::from_secs(1) {
+                        checked = tokio::time::Instant::now();
+                        if !self.index.is_live(&session.snapshot.row.key).await? {
+                            return Err(ReadError::Deleted);
+                        }
+                    }
+                    let planned = &session.plan.streams[stream].batches[batch];
+                    let payload = loader.load(&planned.location, planned.facts.raw_bytes).await?;
+                    merger.supply(stream, payload).map_err(|mismatch| loader.mismatch(mismatch))?;
+                }
+                Step::Event(event) => {
+                    out.extend_from_slice(merger.bytes(&event));
+                    if out.len() >= OUTPUT_BYTES {
+                        give(Bytes::from(std::mem::take(&mut out))).await?;
+                    }
+                }
+                Step::Done => {
+                    if !out.is_empty() {
+                        give(Bytes::from(out)).await?;
+                    }
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+fn decode_footer(key: &ObjectKey, bytes: &[u8], body_len: u64) -> Result<Footer, FormatError> {
+    match key {
+        ObjectKey::Session { key, .. } => {
+            let footer = session_object::Footer::decode(bytes, body_len)?;
+            // An object under another session's name is not that session's.
+            if footer.key != *key {
+                return Err(FormatError::Field("session"));
+            }
+            Ok(Footer::Session(Arc::new(footer)))
+        }
+        ObjectKey::Shared { .. } | ObjectKey::Quarantine { .. } => {
+            Ok(Footer::Shared(Arc::new(shared_object::Footer::decode(bytes, body_len)?)))
+        }
+    }
+}
+
+/// The plan of a session over these sources, and the bytes of its frames.
+fn plan(key: &SessionKey, sources: &[Source]) -> (Plan, u64) {
+    let (mut merged, mut shared) = (Vec::new(), Vec::new());
+    let mut bytes_stored = 0;
+    for (object, source) in sources.iter().enumerate() {
+        match &source.footer {
+            Footer::Session(footer) => {
+                bytes_stored += footer.frames.iter().map(|frame| u64::from(frame.len)).sum::<u64>();
+                merged.push((object, footer.as_ref()));
+            }
+            Footer::Shared(footer) => {
+                for chunk in footer.chunks.iter().filter(|chunk| chunk.key == *key) {
+                    bytes_stored += chunk.len();
+                    shared.push(SharedSource { object, partition: footer.partition, chunk });
+                }
+            }
+        }
+    }
+    (Plan::build(&merged, &shared), bytes_stored)
+}
+
+/// A piece of an object that was fetched: a chunk as it lies, or a frame decompressed.
+struct Kept {
+    object: usize,
+    at: u64,
+    bytes: Bytes,
+}
+
+struct Loader<'a> {
+    reader: &'a Reader,
+    session: &'a Session,
+    pieces: VecDeque<Kept>,
+}
+
+impl Loader<'_> {
+    /// The events of one batch.
+    async fn load(&mut self, location: &Location, raw_bytes: u32) -> Result<Vec<u8>, ReadError> {
+        match location {
+            Location::Shared { object, at, len } => {
+                let source = &self.session.sources[*object];
+                let (chunk_at, chunk_len) = chunk_around(&source.footer, *at, *len);
+                let chunk = self.fetch(*object, chunk_at, chunk_len, None).await?;
+                let start = (at - chunk_at) as usize;
+                let frame = chunk.slice(start..start + *len as usize);
+                let key = source.key;
+                let raw = self.reader.pool.run(move || codec::decompress(&frame, raw_bytes as usize)).await?;
+                raw.map_err(corrupt(key))
+            }
+            Location::Session { object, pieces } => {
+                let source = &self.session.sources[*object];
+                let Footer::Session(footer) = &source.footer else { return Err(self.mismatch(Mismatch)) };
+                let footer = Arc::clone(footer);
+                let mut payload = Vec::with_capacity(raw_bytes as usize);
+                for piece in pieces {
+                    let frame = &footer.frames[piece.frame];
+                    let raw = self.fetch(*object, frame.at, u64::from(frame.len), Some(frame.raw_len)).await?;
+                    // The footer's decoder checked that the pieces of a frame fill it.
+                    let bytes = raw.get(piece.at as usize..(piece.at + piece.len) as usize);
+                    payload.extend_from_slice(bytes.ok_or_else(|| self.mismatch(Mismatch))?);
+                }
+                Ok(payload)
+            }
+        }
+    }
+
+    /// A range of an object, decompressed when `raw_len` says how long it is then; kept for the next batches.
+    async fn fetch(&mut self, object: usize, at: u64, len: u64, raw_len: Option<u32>) -> Result<Bytes, ReadError> {
+        if let Some(kept) = self.pieces.iter().find(|kept| kept.object == object && kept.at == at) {
+            return Ok(kept.bytes.clone());
+        }
+        let key = self.session.sources[object].key;
+        let fetched = self.reader.objects.get_range(&key, at, len).await;
+        let mut bytes = fetched.map_err(|source| ReadError::Object { key, source })?;
+        if let Some(raw_len) = raw_len {
+            let raw = self.reader.pool.run(move || codec::decompress(&bytes, raw_len as usize)).await?;
+            bytes = Bytes::from(raw.map_err(corrupt(key))?);
+            if bytes.len() != raw_len as usize {
+                return Err(corrupt(key)(FormatError::Truncated));
+            }
+        }
+        if self.pieces.len() == PIECES_KEPT_MAX {
+            self.pieces.pop_front();
+        }
+        self.pieces.push_back(Kept { object, at, bytes: bytes.clone() });
+        Ok(bytes)
+    }
+
+    fn mismatch(&self, mismatch: Mismatch) -> ReadError {
+        // Which of the objects is meant is not known here; the first names the session, which is what helps.
+        match self.session.sources.first() {
+            Some(source) => ReadError::Corrupt { key: source.key, reason: mismatch.to_string() },
+            None => ReadError::Deleted,
+        }
+    }
+}
+
+/// The chunk that a frame lies in: its neighbours are wanted next, and one request brings them all.
+fn chunk_around(footer: &Footer, at: u64, len: u32) -> (u64, u64) {
+    let Footer::Shared(footer) = footer else { return (at, u64::from(len)) };
+    footer
+        .chunks
+        .iter()
+        .map(|chunk| (chunk.at, chunk.len()))
+        .find(|(chunk_at, chunk_len)| *chunk_at <= at && at + u64::from(len) <= chunk_at + chunk_len)
+        .unwrap_or((at, u64::from(len)))
+}

@@ -1,0 +1,137 @@
+//! The worker's loop.
+
+use engine::retention::{Step, next_step};
+use schemas::ObjectId;
+use schemas::paths::{self, ObjectKey};
+use service_kit::health::Part;
+use service_kit::retry;
+use service_kit::service::Surroundings;
+use storage::index::Index;
+use storage::index::deletions::{Leaving, Removable};
+use storage::objects::{DELETE_KEYS_MAX, Objects};
+
+use crate::{Config, metrics};
+
+/// Rows of one transaction, objects of one request.
+const BATCH: i64 = DELETE_KEYS_MAX as i64;
+
+struct Worker {
+    config: Config,
+    index: Index,
+    objects: Objects,
+    postgres: Part,
+    /// An upload that began cannot land later than this after its row was staged.
+    put_horizon: std::time::Duration,
+}
+
+/// Deletes until the shutdown.
+pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<()> {
+    let Surroundings { health, shutdown, .. } = surroundings;
+    service_kit::telemetry::describe(metrics::ALL);
+    let (postgres, s3) = (health.part("postgres"), health.part("s3"));
+    let index = Index::new(&config.postgres)?;
+    let objects = Objects::new(&config.s3);
+    if retry::until_ok("postgres", &postgres, &shutdown, || index.check()).await.is_none() {
+        return Ok(());
+    }
+    if retry::until_ok("s3", &s3, &shutdown, || objects.check()).await.is_none() {
+        return Ok(());
+    }
+    let put_horizon = config.s3.request_timeout * 2;
+    let worker = Worker { config, index, objects, postgres, put_horizon };
+    loop {
+        let more = match worker.pass().await {
+            Ok(more) => {
+                worker.postgres.up();
+                more
+            }
+            Err(error) => {
+                ::metrics::counter!(metrics::FAILURES).increment(1);
+                tracing::warn!("pass failed: {error:#}");
+                worker.postgres.down(format!("{error:#}"));
+                false
+            }
+        };
+        if shutdown.has_begun() || (!more && !shutdown.sleep(worker.config.pass_interval).await) {
+            return Ok(());
+        }
+    }
+}
+
+impl Worker {
+    /// One pass; whether a bound cut it short.
+    async fn pass(&self) -> anyhow::Result<bool> {
+        let expired = self.index.expire(BATCH).await?;
+        ::metrics::counter!(metrics::EXPIRED).increment(expired);
+        let stale = self.index.condemn_stale(self.config.staged_stale).await?;
+        ::metrics::counter!(metrics::STALE).increment(stale);
+        let leaving = self.index.leaving(BATCH).await?;
+        ::metrics::gauge!(metrics::LEAVING).set(leaving.len() as f64);
+        for session in &leaving {
+            self.lead_on(session).await?;
+        }
+        let removable = self.index.removable(self.config.condemned_grace, BATCH).await?;
+        self.delete(&removable).await?;
+        let verifiable = self.index.verifiable(self.put_horizon, BATCH).await?;
+        self.verify(&verifiable).await?;
+        Ok(expired == BATCH as u64 || removable.len() == DELETE_KEYS_MAX)
+    }
+
+    async fn lead_on(&self, session: &Leaving) -> anyhow::Result<()> {
+        match next_step(&session.facts) {
+            Step::SetBarrier => self.index.set_barrier(session).await?,
+            Step::NoteBlockers => self.index.note_blockers(session).await?,
+            Step::AwaitBarrier | Step::AwaitRemoval => {}
+            Step::VerifyAbsent => {
+                let found = self.objects.list(&paths::session_prefix(&session.key)).await?;
+                if found.is_empty() {
+                    self.index.mark_erased(session).await?;
+                    ::metrics::counter!(metrics::ERASED).increment(1);
+                } else {
+                    // No row names them: uploads that landed late. The next pass lists again.
+                    let keys: Vec<ObjectKey> = found.iter().flatten().copied().collect();
+                    let left = self.objects.delete(&keys).await?;
+                    ::metrics::counter!(metrics::RETURNED).increment((keys.len() - left.len()) as u64);
+                    let strangers = found.len() - keys.len();
+                    anyhow::ensure!(
+                        strangers == 0,
+                        "{strangers} objects below {} are not ours to delete; look at them",
+                        paths::session_prefix(&session.key)
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes condemned objects. Those that S3 does not delete are tried again by the next pass.
+    async fn delete(&self, removable: &[Removable]) -> anyhow::Result<()> {
+        if removable.is_empty() {
+            return Ok(());
+        }
+        let keys: Vec<ObjectKey> = removable.iter().map(|object| object.key).collect();
+        let left = self.objects.delete(&keys).await?;
+        let gone: Vec<ObjectId> = keys.iter().filter(|key| !left.contains(key)).map(ObjectKey::id).collect();
+        self.index.mark_deleted(&gone).await?;
+        Ok(())
+    }
+
+    /// Forgets the rows of deleted objects that a listing shows absent (R3).
+    async fn verify(&self, deleted: &[Removable]) -> anyhow::Result<()> {
+        let mut absent = Vec::new();
+        for object in deleted {
+            // The key as a prefix: a listing, not the word of a delete.
+            if self.objects.list(&object.key.to_string()).await?.is_empty() {
+                absent.push(object.key.id());
+            } else {
+                ::metrics::counter!(metrics::RETURNED).increment(1);
+                self.index.mark_undeleted(object.key.id()).await?;
+            }
+        }
+        if !absent.is_empty() {
+            self.index.forget_objects(&absent).await?;
+            ::metrics::counter!(metrics::REMOVED).increment(absent.len() as u64);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,75 @@
+//! The retention worker: what must go, goes.
+//!
+//! Each pass makes tombstones of sessions past their plan window, leads every deletion one step on (decided by
+//! [`engine::retention`]), and removes objects that nobody needs: condemned ones after a grace, rows only when a listing
+//! shows the object absent. Every step can be repeated, and several workers can run at once.
+
+mod driver;
+mod metrics;
+
+use std::time::Duration;
+
+use service_kit::config::postgres::PostgresConfig;
+use service_kit::config::s3::S3Config;
+use service_kit::config::{Env, Knob};
+use service_kit::service::Definition;
+
+pub use driver::run;
+
+/// The worker's settings.
+#[derive(Debug)]
+pub struct Config {
+    /// The index.
+    pub postgres: PostgresConfig,
+    /// The bucket.
+    pub s3: S3Config,
+    /// How often a pass begins when there is nothing to do.
+    pub pass_interval: Duration,
+    /// How long a condemned object stays for readers that have begun.
+    pub condemned_grace: Duration,
+    /// A staged object of this age is given up.
+    pub staged_stale: Duration,
+}
+
+const PASS_INTERVAL_MS: Knob = Knob {
+    name: "CLAIRVIO_PASS_INTERVAL_MS",
+    doc: "How often work is looked for.",
+    unit: "milliseconds",
+    default: Some("10000"),
+    secret: false,
+};
+const CONDEMNED_GRACE_MS: Knob = Knob {
+    name: "CLAIRVIO_CONDEMNED_GRACE_MS",
+    doc: "How long a replaced object stays for readers that have begun: longer than the longest read.",
+    unit: "milliseconds",
+    default: Some("900000"),
+    secret: false,
+};
+const STAGED_STALE_MS: Knob = Knob {
+    name: "CLAIRVIO_STAGED_STALE_MS",
+    doc: "A staged object of this age is given up: longer than the longest upload and its publishing.",
+    unit: "milliseconds",
+    default: Some("900000"),
+    secret: false,
+};
+
+/// What the worker is.
+pub const DEFINITION: Definition<Config> = Definition {
+    name: "retention-worker",
+    about: "deletes what is past its window or was asked to go, and proves it",
+    listen: None,
+    admin_listen: "127.0.0.1:7111",
+    load: Config::load,
+};
+
+impl Config {
+    fn load(env: &mut Env<'_>) -> Self {
+        Self {
+            postgres: PostgresConfig::load(env),
+            s3: S3Config::load(env),
+            pass_interval: env.millis(&PASS_INTERVAL_MS),
+            condemned_grace: env.millis(&CONDEMNED_GRACE_MS),
+            staged_stale: env.millis(&STAGED_STALE_MS),
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! The retention worker's metrics.
+
+use service_kit::telemetry::Described::{self, Counter, Gauge};
+
+pub(crate) const EXPIRED: &str = "retention_expired_sessions_total";
+pub(crate) const ERASED: &str = "retention_erased_sessions_total";
+pub(crate) const LEAVING: &str = "retention_leaving_sessions";
+pub(crate) const REMOVED: &str = "retention_removed_objects_total";
+pub(crate) const STALE: &str = "retention_stale_objects_total";
+pub(crate) const RETURNED: &str = "retention_returned_objects_total";
+pub(crate) const FAILURES: &str = "retention_failures_total";
+
+pub(crate) const ALL: &[Described] = &[
+    Counter(EXPIRED, "Sessions that were past their plan window."),
+    Counter(ERASED, "Sessions whose bytes are gone, seen by listing."),
+    Gauge(LEAVING, "Sessions of the last pass that are not erased yet."),
+    Counter(REMOVED, "Objects deleted and seen absent."),
+    Counter(STALE, "Staged objects given up."),
+    Counter(RETURNED, "Deleted objects that were there again: late uploads. They are deleted once more."),
+    Counter(FAILURES, "Passes that failed; what remains is done by the next."),
+];

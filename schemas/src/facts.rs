@@ -1,0 +1,80 @@
+//! What the edge found out about a batch while it validated it, so that nobody has to parse it again.
+
+use crate::codec::{FormatError, Reader, Writer};
+use crate::limits;
+
+/// Counts by kind of event: rrweb's types 0 to 6, and all others together.
+pub const KINDS: usize = 8;
+
+/// The facts of one batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct BatchFacts {
+    /// Events in the batch.
+    pub events: u32,
+    /// Bytes of the batch's payload before compression: its events, a newline after each.
+    pub raw_bytes: u32,
+    /// The least timestamp, in milliseconds as the client's clock had them.
+    pub ts_min: i64,
+    /// The greatest timestamp.
+    pub ts_max: i64,
+    /// Events by type, index 7 for those of a type that is not known.
+    pub kinds: [u32; KINDS],
+    /// Pages opened: meta events.
+    pub pages: u32,
+    /// Console messages of level error.
+    pub errors: u32,
+    /// Whether a full snapshot is among the events.
+    pub full_snapshot: bool,
+    /// XXH3 of the payload before compression; two batches of one place that differ in it are in conflict.
+    pub content_hash: u64,
+}
+
+impl BatchFacts {
+    pub(crate) fn write(&self, writer: &mut Writer) {
+        writer.uint(u64::from(self.events));
+        writer.uint(u64::from(self.raw_bytes));
+        writer.int(self.ts_min);
+        writer.int(self.ts_max.wrapping_sub(self.ts_min));
+        for kind in self.kinds {
+            writer.uint(u64::from(kind));
+        }
+        writer.uint(u64::from(self.pages));
+        writer.uint(u64::from(self.errors));
+        writer.u8(u8::from(self.full_snapshot));
+        writer.u64_fixed(self.content_hash);
+    }
+
+    pub(crate) fn read(reader: &mut Reader<'_>) -> Result<Self, FormatError> {
+        let events = reader.uint32("events")?;
+        let raw_bytes = reader.uint32("raw_bytes")?;
+        if raw_bytes as usize > limits::DECODED_BYTES_MAX {
+            return Err(FormatError::Field("raw_bytes"));
+        }
+        let ts_min = reader.int()?;
+        let ts_max = ts_min.wrapping_add(reader.int()?);
+        let mut kinds = [0; KINDS];
+        for kind in &mut kinds {
+            *kind = reader.uint32("kinds")?;
+        }
+        Ok(Self {
+            events,
+            raw_bytes,
+            ts_min,
+            ts_max,
+            kinds,
+            pages: reader.uint32("pages")?,
+            errors: reader.uint32("errors")?,
+            full_snapshot: match reader.u8()? {
+                0 => false,
+                1 => true,
+                _ => return Err(FormatError::Field("full_snapshot")),
+            },
+            content_hash: reader.u64_fixed()?,
+        })
+    }
+
+    /// The hash that stands in [`BatchFacts::content_hash`].
+    pub fn hash(payload: &[u8]) -> u64 {
+        xxhash_rust::xxh3::xxh3_64(payload)
+    }
+}

@@ -1,0 +1,366 @@
+//! Bodies of the HTTP calls. Times are RFC 3339 in UTC, durations whole seconds, sizes bytes.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use time::OffsetDateTime;
+
+use crate::ids::{DeletionId, LinkId, ReceiptId, SessionId};
+use crate::limits;
+
+/// The attribute below which all text and values are masked.
+pub const MASK_ATTRIBUTE: &str = "data-clairvio-mask";
+/// The attribute of elements of which only the box is kept.
+pub const BLOCK_ATTRIBUTE: &str = "data-clairvio-block";
+
+/// What the end user decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Decision {
+    /// Recording may begin.
+    Accepted,
+    /// Nothing is kept.
+    Declined,
+}
+
+/// `POST /v1/consent`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConsentRequest {
+    /// The link's token.
+    pub link: String,
+    /// The decision.
+    pub decision: Decision,
+    /// The notice that was shown.
+    pub notice_version: String,
+    /// A random text; the same one gives the same session.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub attempt: Option<String>,
+}
+
+/// What an SDK needs to record.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Capture {
+    /// [`MASK_ATTRIBUTE`].
+    pub mask_attribute: String,
+    /// [`BLOCK_ATTRIBUTE`].
+    pub block_attribute: String,
+    /// The link's masking rules.
+    pub masking: Value,
+    /// Bytes of a batch, before compression, that always pass.
+    pub max_batch_bytes: u64,
+    /// How often to send.
+    pub flush_interval_ms: u64,
+}
+
+impl Capture {
+    /// The capture rules of a session with these masking rules.
+    pub fn of(masking: Option<&Value>) -> Self {
+        Self {
+            mask_attribute: MASK_ATTRIBUTE.into(),
+            block_attribute: BLOCK_ATTRIBUTE.into(),
+            masking: masking.cloned().unwrap_or_else(|| Value::Object(Default::default())),
+            max_batch_bytes: limits::SDK_BATCH_BYTES as u64,
+            flush_interval_ms: limits::SDK_FLUSH_INTERVAL_MS,
+        }
+    }
+}
+
+/// The answer to an accepted consent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ConsentResponse {
+    /// The session that begins.
+    pub session_id: SessionId,
+    /// Its token.
+    pub token: String,
+    /// When the token expires.
+    #[serde(with = "time::serde::rfc3339")]
+    pub expires_at: OffsetDateTime,
+    /// How to record.
+    pub capture: Capture,
+}
+
+/// `GET /v1/session`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SessionResponse {
+    /// The session.
+    pub session_id: SessionId,
+    /// When the token expires.
+    #[serde(with = "time::serde::rfc3339")]
+    pub expires_at: OffsetDateTime,
+    /// How to record.
+    pub capture: Capture,
+}
+
+/// The answer to a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventsResponse {
+    /// The stream that the batch went to.
+    pub stream: u32,
+    /// Its number.
+    pub seq: u32,
+}
+
+/// The first line of a `text/plain` batch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BeaconHead {
+    /// The session token.
+    pub token: String,
+    /// The stream; 0 when left out.
+    #[serde(default)]
+    pub stream: u64,
+    /// The batch's number.
+    pub seq: u64,
+    /// Whether it is the stream's last.
+    #[serde(default)]
+    pub end: bool,
+}
+
+/// `POST /v1/links`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LinkRequest {
+    /// Whom the link is for: an e-mail address, a ticket number.
+    pub reference: String,
+    /// Seconds until it expires.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub expires_in: Option<u64>,
+    /// Sessions that it may begin.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub max_sessions: Option<u32>,
+    /// Where the end user is sent; its origin must be one of the workspace's.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub redirect_url: Option<String>,
+    /// Masking rules.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub masking: Option<Value>,
+}
+
+/// The answer: the token is shown once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkCreated {
+    /// The link.
+    pub id: LinkId,
+    /// Its token.
+    pub token: String,
+    /// What to send to the end user; absent without a redirect URL.
+    pub url: Option<String>,
+    /// When it expires.
+    #[serde(with = "time::serde::rfc3339")]
+    pub expires_at: OffsetDateTime,
+}
+
+/// An item of `GET /v1/links`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkItem {
+    /// The link.
+    pub id: LinkId,
+    /// Whom it is for.
+    pub reference: String,
+    /// When it was made.
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+    /// When it expires.
+    #[serde(with = "time::serde::rfc3339")]
+    pub expires_at: OffsetDateTime,
+    /// Sessions that it may begin.
+    pub max_sessions: u32,
+    /// Sessions that it began.
+    pub sessions: u32,
+}
+
+/// A page of a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Page<T> {
+    /// The items.
+    pub items: Vec<T>,
+    /// Give this as `cursor` to get the next page; null on the last.
+    pub next_cursor: Option<String>,
+}
+
+/// Whether a session still grows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SessionState {
+    /// Events may still come.
+    Recording,
+    /// Its end mark came, or it was silent for long enough.
+    Ended,
+}
+
+/// Where a session's bytes are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StoredAs {
+    /// In shared objects, with other sessions'.
+    Shared,
+    /// In objects of its own.
+    Object,
+    /// In both.
+    Mixed,
+}
+
+/// Numbers of batches that are not there although a later one is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MissingRange {
+    /// The stream.
+    pub stream: u32,
+    /// The first missing number.
+    pub from: u32,
+    /// The last missing number.
+    pub to: u32,
+}
+
+/// What of a session is there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct Completeness {
+    /// Batches, each counted once.
+    pub batches: u64,
+    /// Holes, 1,024 ranges at most.
+    pub missing: Vec<MissingRange>,
+    /// Whether every stream has its end mark.
+    pub ended: bool,
+    /// Whether a full snapshot is there: without one nothing can be replayed.
+    pub has_full_snapshot: bool,
+    /// Copies of batches that were dropped.
+    pub duplicates_dropped: u64,
+    /// Dropped copies that had other bytes than the one that stayed.
+    pub conflicts: u64,
+}
+
+/// What was agreed to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsentFacts {
+    /// The notice that was shown.
+    pub notice_version: String,
+    /// When it was accepted.
+    #[serde(with = "time::serde::rfc3339")]
+    pub accepted_at: OffsetDateTime,
+    /// The receipt.
+    pub receipt_id: ReceiptId,
+}
+
+/// Events by kind: rrweb's types by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[expect(missing_docs, reason = "the names are rrweb's own")]
+pub struct EventCounts {
+    pub dom_content_loaded: u64,
+    pub load: u64,
+    pub full_snapshot: u64,
+    pub incremental: u64,
+    pub meta: u64,
+    pub custom: u64,
+    pub plugin: u64,
+    pub other: u64,
+}
+
+impl EventCounts {
+    /// The counts by type, those of unknown types last.
+    pub fn to_array(&self) -> [u64; crate::facts::KINDS] {
+        [
+            self.dom_content_loaded,
+            self.load,
+            self.full_snapshot,
+            self.incremental,
+            self.meta,
+            self.custom,
+            self.plugin,
+            self.other,
+        ]
+    }
+
+    /// The counts in this array, as [`EventCounts::to_array`] gives them.
+    pub fn from_array(counts: [u64; crate::facts::KINDS]) -> Self {
+        let [dom_content_loaded, load, full_snapshot, incremental, meta, custom, plugin, other] = counts;
+        Self { dom_content_loaded, load, full_snapshot, incremental, meta, custom, plugin, other }
+    }
+
+    /// Adds a batch's counts.
+    pub fn add(&mut self, kinds: &[u32; crate::facts::KINDS]) {
+        let mut sums = self.to_array();
+        for (sum, count) in sums.iter_mut().zip(kinds) {
+            *sum += u64::from(*count);
+        }
+        *self = Self::from_array(sums);
+    }
+}
+
+/// A session's metadata.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionItem {
+    /// The session.
+    pub id: SessionId,
+    /// Whether it still grows.
+    pub state: SessionState,
+    /// Whom its link is for.
+    pub reference: String,
+    /// The link that began it.
+    pub link_id: LinkId,
+    /// When its first record was appended to the log.
+    #[serde(with = "time::serde::rfc3339")]
+    pub started_at: OffsetDateTime,
+    /// When it ended; null while it grows.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub ended_at: Option<OffsetDateTime>,
+    /// From the least to the greatest timestamp of its events.
+    pub duration_ms: u64,
+    /// Events, each counted once.
+    pub events: u64,
+    /// Events by kind.
+    pub counts: EventCounts,
+    /// Pages opened.
+    pub pages: u64,
+    /// Console errors.
+    pub errors: u64,
+    /// Bytes of its events as JSON.
+    pub bytes_received: u64,
+    /// Bytes of its frames in S3.
+    pub bytes_stored: u64,
+    /// Where they are; null before the first are stored.
+    pub stored_as: Option<StoredAs>,
+    /// When its plan window ends.
+    #[serde(with = "time::serde::rfc3339")]
+    pub expires_at: OffsetDateTime,
+    /// What of it is there.
+    pub completeness: Completeness,
+    /// What was agreed to.
+    pub consent: ConsentFacts,
+}
+
+/// The answer to a request to delete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeletionAccepted {
+    /// Follow it at `GET /v1/deletions/{id}`.
+    pub deletion_id: DeletionId,
+}
+
+/// How far a deletion is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeletionState {
+    /// No reader gets it any more.
+    Unreadable,
+    /// Its keys are gone.
+    Shredded,
+    /// Its bytes are gone from storage, seen by listing.
+    Erased,
+}
+
+/// `GET /v1/deletions/{id}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeletionItem {
+    /// The deletion.
+    pub id: DeletionId,
+    /// How far it is.
+    pub state: DeletionState,
+    /// Sessions that it covers.
+    pub sessions: u64,
+    /// When it was asked for.
+    #[serde(with = "time::serde::rfc3339")]
+    pub requested_at: OffsetDateTime,
+    /// When the last byte was seen gone.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub erased_at: Option<OffsetDateTime>,
+    /// The signed receipt, once there is one.
+    pub receipt: Option<Value>,
+}

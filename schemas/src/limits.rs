@@ -1,0 +1,97 @@
+//! Every bound of the system, with its unit in its name. Relations between bounds are asserted at compile time.
+
+/// One kibibyte.
+pub const KIB: usize = 1024;
+/// One mebibyte.
+pub const MIB: usize = 1024 * KIB;
+
+/// The largest number of a stream: 31 bits.
+pub const STREAM_MAX: u32 = (1 << 31) - 1;
+
+/// Payload of one Kafka record, after compression.
+pub const RECORD_PAYLOAD_BYTES_MAX: usize = 8 * MIB;
+/// Header of one Kafka record, and Kafka's own framing.
+pub const RECORD_OVERHEAD_BYTES_MAX: usize = 64 * KIB;
+/// `max.message.bytes` of the topics and `message.max.bytes` of the clients.
+pub const KAFKA_MESSAGE_BYTES_MAX: usize = RECORD_PAYLOAD_BYTES_MAX + RECORD_OVERHEAD_BYTES_MAX;
+
+/// Body of a request to the edge, as it comes over the wire.
+pub const BODY_BYTES_MAX: usize = 8 * MIB;
+/// Body of a request to the edge after decoding; a decompressor is stopped at this many bytes.
+pub const DECODED_BYTES_MAX: usize = 24 * MIB;
+/// `Content-Encoding: zstd` frames may ask for a window of at most 2^23 bytes (RFC 9659).
+pub const ZSTD_WINDOW_LOG_MAX: u32 = 23;
+/// Body of a consent request, or of any JSON request but events.
+pub const SMALL_BODY_BYTES_MAX: usize = 16 * KIB;
+/// Events in one batch.
+pub const BATCH_EVENTS_MAX: usize = 50_000;
+/// Nesting of arrays and objects in one event. A DOM node costs two levels.
+pub const JSON_DEPTH_MAX: usize = 1_024;
+/// What the edge tells an SDK to stay below, before compression, so that a batch leaves also as a beacon's half.
+pub const SDK_BATCH_BYTES: usize = 512 * KIB;
+/// How often the edge tells an SDK to send, in milliseconds.
+pub const SDK_FLUSH_INTERVAL_MS: u64 = 5_000;
+
+/// Request line and headers of one request.
+pub const HEAD_BYTES_MAX: usize = 32 * KIB;
+/// Headers of one request.
+pub const HEADERS_MAX: usize = 64;
+/// Path and query of one request.
+pub const URI_BYTES_MAX: usize = 2 * KIB;
+
+/// A link or session token, in its compact form.
+pub const TOKEN_BYTES_MAX: usize = 6 * KIB;
+/// A clock may be off by this many seconds when tokens are checked.
+pub const TOKEN_LEEWAY_S: u64 = 60;
+/// Origins in a link's token.
+pub const ORIGINS_MAX: usize = 8;
+/// An origin.
+pub const ORIGIN_BYTES_MAX: usize = 256;
+/// Version of a consent notice.
+pub const NOTICE_VERSION_BYTES_MAX: usize = 64;
+/// The random text by which a consent can be repeated.
+pub const ATTEMPT_BYTES_MAX: usize = 64;
+/// Masking rules of a link, as JSON; they travel in tokens.
+pub const MASKING_BYTES_MAX: usize = KIB;
+/// A reference: an e-mail address, a ticket number.
+pub const REFERENCE_BYTES_MAX: usize = 256;
+/// A redirect URL.
+pub const REDIRECT_URL_BYTES_MAX: usize = 2 * KIB;
+
+/// A session token is valid for this long after consent, in seconds.
+pub const SESSION_TOKEN_S: u64 = 8 * 3600;
+/// A link is valid for this long unless its maker says otherwise, in seconds.
+pub const LINK_EXPIRES_IN_DEFAULT_S: u64 = 7 * 86_400;
+/// The longest that a link can be valid, in seconds.
+pub const LINK_EXPIRES_IN_MAX_S: u64 = 90 * 86_400;
+/// Sessions that one link may begin, unless its maker says otherwise.
+pub const LINK_SESSIONS_DEFAULT: u32 = 5;
+/// The most sessions that one link may begin.
+pub const LINK_SESSIONS_MAX: u32 = 10_000;
+
+/// Items of one page of a list.
+pub const PAGE_ITEMS_MAX: u32 = 200;
+/// Items of one page of a list, unless the caller says otherwise.
+pub const PAGE_ITEMS_DEFAULT: u32 = 50;
+/// Ranges of missing batches that a session's completeness lists.
+pub const MISSING_RANGES_MAX: usize = 1_024;
+
+/// A shared object is flushed when its chunks have this many bytes.
+pub const FLUSH_BYTES: usize = 16 * MIB;
+/// Raw bytes of events in one frame of a session object.
+pub const FRAME_RAW_BYTES: usize = 256 * KIB;
+/// Raw bytes that a decoder of frames is ever asked for: a frame holds whole batches' events, and one event may be
+/// as large as a batch.
+pub const FRAME_RAW_BYTES_MAX: usize = DECODED_BYTES_MAX + FRAME_RAW_BYTES;
+/// A footer after decompression.
+pub const FOOTER_RAW_BYTES_MAX: usize = 64 * MIB;
+
+const _: () = {
+    assert!(BODY_BYTES_MAX <= DECODED_BYTES_MAX);
+    assert!(SDK_BATCH_BYTES < BODY_BYTES_MAX);
+    assert!(MASKING_BYTES_MAX + ORIGINS_MAX * ORIGIN_BYTES_MAX < TOKEN_BYTES_MAX);
+    assert!(FLUSH_BYTES > RECORD_PAYLOAD_BYTES_MAX);
+    assert!(TOKEN_BYTES_MAX < SMALL_BODY_BYTES_MAX);
+    assert!(TOKEN_BYTES_MAX < HEAD_BYTES_MAX);
+    assert!(LINK_EXPIRES_IN_DEFAULT_S <= LINK_EXPIRES_IN_MAX_S);
+};

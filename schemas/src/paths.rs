@@ -1,0 +1,99 @@
+//! Object keys: the one place that builds them and reads them back. An object that the index does not name is garbage.
+
+use std::fmt;
+
+use uuid::Uuid;
+
+use crate::ids::{ObjectId, SessionId, SessionKey, WorkspaceId};
+
+/// The key of an object, without the deployment's prefix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ObjectKey {
+    /// Level 0: `shared/<partition>/<id>`.
+    Shared {
+        /// The partition whose records it holds.
+        partition: i32,
+        /// The object.
+        id: ObjectId,
+    },
+    /// Level 1: `sessions/<workspace>/<session>/<id>`.
+    Session {
+        /// The session that it holds.
+        key: SessionKey,
+        /// The object.
+        id: ObjectId,
+    },
+    /// Unreadable records: `quarantine/<partition>/<id>`.
+    Quarantine {
+        /// The partition whose records it holds.
+        partition: i32,
+        /// The object.
+        id: ObjectId,
+    },
+}
+
+impl ObjectKey {
+    /// The object's id.
+    pub fn id(&self) -> ObjectId {
+        match *self {
+            Self::Shared { id, .. } | Self::Session { id, .. } | Self::Quarantine { id, .. } => id,
+        }
+    }
+
+    /// Reads a key; `None` for anything that [`fmt::Display`] would not have written.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.split('/');
+        let key = match parts.next()? {
+            "shared" => Self::Shared { partition: parts.next()?.parse().ok()?, id: id(parts.next()?)? },
+            "quarantine" => Self::Quarantine { partition: parts.next()?.parse().ok()?, id: id(parts.next()?)? },
+            "sessions" => {
+                let workspace = WorkspaceId(Uuid::parse_str(parts.next()?).ok()?);
+                let session = SessionId(Uuid::parse_str(parts.next()?).ok()?);
+                Self::Session { key: SessionKey { workspace, session }, id: id(parts.next()?)? }
+            }
+            _ => return None,
+        };
+        (key.to_string() == text).then_some(key)
+    }
+}
+
+fn id(text: &str) -> Option<ObjectId> {
+    Uuid::parse_str(text).ok().map(ObjectId)
+}
+
+/// The prefix below which all objects of one session lie, with its slash.
+pub fn session_prefix(key: &SessionKey) -> String {
+    format!("sessions/{}/{}/", key.workspace, key.session)
+}
+
+impl fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Shared { partition, id } => write!(f, "shared/{partition:05}/{id}"),
+            Self::Session { key, id } => write!(f, "{}{id}", session_prefix(key)),
+            Self::Quarantine { partition, id } => write!(f, "quarantine/{partition:05}/{id}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_read_back_and_strangers_do_not() {
+        let id = ObjectId(Uuid::from_u128(5));
+        let key = SessionKey { workspace: WorkspaceId(Uuid::from_u128(1)), session: SessionId(Uuid::from_u128(2)) };
+        for object in [
+            ObjectKey::Shared { partition: 7, id },
+            ObjectKey::Session { key, id },
+            ObjectKey::Quarantine { partition: 0, id },
+        ] {
+            assert_eq!(ObjectKey::parse(&object.to_string()), Some(object));
+        }
+        for stranger in ["", "shared/7/x", "shared/7/00000000-0000-0000-0000-000000000005", "x/y", "sessions/a/b/c"] {
+            assert_eq!(ObjectKey::parse(stranger), None, "{stranger}");
+        }
+        assert!(ObjectKey::Session { key, id }.to_string().starts_with(&session_prefix(&key)));
+    }
+}

@@ -1,0 +1,217 @@
+//! Records of the topic `session-events`: a header and a payload.
+//!
+//! Layout, version 1: magic `CLVR`, version (1 byte), kind (1 byte), the header's fields, then the payload to the end.
+//! The payload of a batch is one zstd frame: the batch's events, each followed by a newline. The consent facts stand in
+//! every record, so that an index row with bytes and without consent cannot come to be (S1).
+
+use crate::codec::{FormatError, Reader, Writer};
+use crate::facts::BatchFacts;
+use crate::ids::{LinkId, ReceiptId, SessionId, SessionKey, StreamSeq, WorkspaceId};
+use crate::limits;
+
+const MAGIC: &[u8; 4] = b"CLVR";
+const VERSION: u8 = 1;
+const KIND_ACCEPTANCE: u8 = 1;
+const KIND_BATCH: u8 = 2;
+const KIND_DECLINES: u8 = 3;
+
+/// What an end user agreed to, and when.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Consent {
+    /// The link that was opened.
+    pub link: LinkId,
+    /// When the end user accepted, in milliseconds since the epoch, by the edge's clock.
+    pub consented_at_ms: u64,
+    /// The notice that was shown.
+    pub notice_version: String,
+    /// The receipt of this consent.
+    pub receipt: ReceiptId,
+}
+
+/// The header of a record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Header {
+    /// The session's first record.
+    Acceptance {
+        /// The session that begins.
+        key: SessionKey,
+        /// What was agreed to.
+        consent: Consent,
+    },
+    /// Events.
+    Batch {
+        /// The session.
+        key: SessionKey,
+        /// What was agreed to.
+        consent: Consent,
+        /// The batch's place.
+        place: StreamSeq,
+        /// Whether it is the last of its stream.
+        end: bool,
+        /// What the edge found in it.
+        facts: BatchFacts,
+    },
+    /// A sum of declines of one workspace. It names no link and no person.
+    Declines {
+        /// The workspace.
+        workspace: WorkspaceId,
+        /// The start of the hour, in milliseconds since the epoch.
+        hour_ms: u64,
+        /// How many.
+        count: u32,
+    },
+}
+
+fn write_session(writer: &mut Writer, key: &SessionKey, consent: &Consent) {
+    writer.raw(key.workspace.as_bytes());
+    writer.raw(key.session.as_bytes());
+    writer.raw(consent.link.as_bytes());
+    writer.raw(consent.receipt.as_bytes());
+    writer.uint(consent.consented_at_ms);
+    writer.bytes(consent.notice_version.as_bytes());
+}
+
+fn read_session(reader: &mut Reader<'_>) -> Result<(SessionKey, Consent), FormatError> {
+    let key = SessionKey {
+        workspace: WorkspaceId::from_bytes(reader.array()?),
+        session: SessionId::from_bytes(reader.array()?),
+    };
+    let link = LinkId::from_bytes(reader.array()?);
+    let receipt = ReceiptId::from_bytes(reader.array()?);
+    let consented_at_ms = reader.uint()?;
+    let notice_version = reader.text(limits::NOTICE_VERSION_BYTES_MAX, "notice_version")?.to_owned();
+    Ok((key, Consent { link, consented_at_ms, notice_version, receipt }))
+}
+
+/// The bytes of a record.
+pub fn encode(header: &Header, payload: &[u8]) -> Vec<u8> {
+    let mut writer = Writer::new();
+    writer.raw(MAGIC);
+    writer.u8(VERSION);
+    match header {
+        Header::Acceptance { key, consent } => {
+            writer.u8(KIND_ACCEPTANCE);
+            write_session(&mut writer, key, consent);
+        }
+        Header::Batch { key, consent, place, end, facts } => {
+            writer.u8(KIND_BATCH);
+            write_session(&mut writer, key, consent);
+            writer.uint(u64::from(place.stream()));
+            writer.uint(u64::from(place.seq()));
+            writer.u8(u8::from(*end));
+            facts.write(&mut writer);
+        }
+        Header::Declines { workspace, hour_ms, count } => {
+            writer.u8(KIND_DECLINES);
+            writer.raw(workspace.as_bytes());
+            writer.uint(*hour_ms);
+            writer.uint(u64::from(*count));
+        }
+    }
+    writer.raw(payload);
+    writer.into_bytes()
+}
+
+/// A record's header, and where in `bytes` its payload begins.
+pub fn decode(bytes: &[u8]) -> Result<(Header, usize), FormatError> {
+    let mut reader = Reader::new(bytes);
+    if &reader.array::<4>()? != MAGIC {
+        return Err(FormatError::Magic);
+    }
+    let version = reader.u8()?;
+    if version != VERSION {
+        return Err(FormatError::Version(version));
+    }
+    let header = match reader.u8()? {
+        KIND_ACCEPTANCE => {
+            let (key, consent) = read_session(&mut reader)?;
+            Header::Acceptance { key, consent }
+        }
+        KIND_BATCH => {
+            let (key, consent) = read_session(&mut reader)?;
+            let stream = reader.uint32("stream")?;
+            let seq = reader.uint32("seq")?;
+            let place = StreamSeq::new(stream, seq).ok_or(FormatError::Field("stream"))?;
+            let end = match reader.u8()? {
+                0 => false,
+                1 => true,
+                _ => return Err(FormatError::Field("end")),
+            };
+            Header::Batch { key, consent, place, end, facts: BatchFacts::read(&mut reader)? }
+        }
+        KIND_DECLINES => Header::Declines {
+            workspace: WorkspaceId::from_bytes(reader.array()?),
+            hour_ms: reader.uint()?,
+            count: reader.uint32("count")?,
+        },
+        _ => return Err(FormatError::Field("kind")),
+    };
+    Ok((header, bytes.len() - reader.rest().len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn sample() -> Header {
+        Header::Batch {
+            key: SessionKey {
+                workspace: WorkspaceId(Uuid::from_u128(1)),
+                session: SessionId(Uuid::from_u128(2)),
+            },
+            consent: Consent {
+                link: LinkId(Uuid::from_u128(3)),
+                consented_at_ms: 1_790_000_000_000,
+                notice_version: "2026-03".into(),
+                receipt: ReceiptId(Uuid::from_u128(4)),
+            },
+            place: StreamSeq::new(77, 12).expect("31 bits"),
+            end: true,
+            facts: BatchFacts {
+                events: 3,
+                raw_bytes: 400,
+                ts_min: -5,
+                ts_max: 1_790_000_000_123,
+                kinds: [0, 0, 1, 2, 0, 0, 0, 0],
+                pages: 1,
+                errors: 2,
+                full_snapshot: true,
+                content_hash: 0xdead_beef,
+            },
+        }
+    }
+
+    #[test]
+    fn records_read_back_with_their_payload() {
+        let bytes = encode(&sample(), b"payload");
+        let (header, at) = decode(&bytes).expect("own bytes");
+        assert_eq!(header, sample());
+        assert_eq!(&bytes[at..], b"payload");
+    }
+
+    #[test]
+    fn every_truncation_of_a_header_is_an_error() {
+        let bytes = encode(&sample(), b"");
+        for len in 0..bytes.len() {
+            assert!(decode(&bytes[..len]).is_err(), "{len} bytes");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_decoded_without_panic(mut bytes: Vec<u8>, ours: bool) {
+            if ours {
+                let mut whole = encode(&sample(), b"p");
+                for (at, byte) in bytes.iter().enumerate() {
+                    let len = whole.len();
+                    whole[(at * 31 + usize::from(*byte)) % len] ^= byte;
+                }
+                bytes = whole;
+            }
+            let _ = decode(&bytes);
+        }
+    }
+}

@@ -1,0 +1,311 @@
+//! The control plane's client.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use reqwest::header::ACCEPT;
+use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
+use schemas::http::{
+    DeletionAccepted, DeletionItem, LinkCreated, LinkItem, LinkRequest, Page, SessionItem, SessionState,
+};
+use schemas::{DeletionId, LinkId, SessionId};
+use serde::Serialize;
+
+use crate::call::{self, CallError};
+use crate::split::Splitter;
+
+/// How long one call may take; a stream of events has this long for each piece.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What a list of sessions is narrowed to.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct SessionQuery {
+    /// Whom their link is for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reference: Option<String>,
+    /// Started at or after this time, RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// Started before this time, RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+    /// A page that was opened.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// Whether there were console errors.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub has_errors: Option<bool>,
+    /// At least this long, in seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_duration: Option<u64>,
+    /// Whether they still grow.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<SessionState>,
+    /// The page after this one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+    /// Items of a page.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+}
+
+/// How events are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EventsFormat {
+    /// One a line.
+    Lines,
+    /// One JSON array.
+    Array,
+}
+
+/// A client of a control plane, with an API key. Clones share connections.
+#[derive(Debug, Clone)]
+pub struct Api {
+    client: Client,
+    api_url: String,
+    api_key: String,
+}
+
+impl Api {
+    /// A client of the control plane at this address.
+    pub fn new(api_url: &str, api_key: &str) -> Result<Self, CallError> {
+        let api_url = api_url.trim_end_matches('/').to_owned();
+        Ok(Self { client: call::client()?, api_url, api_key: api_key.to_owned() })
+    }
+
+    /// Makes a link.
+    pub async fn create_link(&self, request: &LinkRequest) -> Result<LinkCreated, CallError> {
+        const CALL: &str = "create link";
+        let response = self.take(CALL, StatusCode::CREATED, self.call(Method::POST, "/v1/links").json(request)).await?;
+        call::json(CALL, response).await
+    }
+
+    /// A page of links.
+    pub async fn list_links(&self, cursor: Option<&str>) -> Result<Page<LinkItem>, CallError> {
+        const CALL: &str = "list links";
+        let mut request = self.call(Method::GET, "/v1/links");
+        if let Some(cursor) = cursor {
+            request = request.query(&[("cursor", cursor)]);
+        }
+        call::json(CALL, self.take(CALL, StatusCode::OK, request).await?).await
+    }
+
+    /// All links, page by page.
+    pub async fn all_links(&self) -> Result<Vec<LinkItem>, CallError> {
+        let mut links = Vec::new();
+        let mut cursor = None;
+        loop {
+            let page = self.list_links(cursor.as_deref()).await?;
+            links.extend(page.items);
+            cursor = page.next_cursor;
+            if cursor.is_none() {
+                return Ok(links);
+            }
+        }
+    }
+
+    /// Revokes a link.
+    pub async fn revoke_link(&self, link: LinkId) -> Result<(), CallError> {
+        const CALL: &str = "revoke link";
+        let answer = self.call(Method::DELETE, &format!("/v1/links/{link}")).timeout(TIMEOUT).send().await;
+        let status = answer.as_ref().map(Response::status);
+        // The contract leaves open which of the two it is.
+        let wanted = if matches!(status, Ok(StatusCode::ACCEPTED)) { StatusCode::ACCEPTED } else { StatusCode::NO_CONTENT };
+        call::expect(CALL, wanted, answer).await.map(drop)
+    }
+
+    /// A page of sessions, newest first.
+    pub async fn list_sessions(&self, query: &SessionQuery) -> Result<Page<SessionItem>, CallError> {
+        const CALL: &str = "list sessions";
+        let request = self.call(Method::GET, "/v1/sessions").query(query);
+        call::json(CALL, self.take(CALL, StatusCode::OK, request).await?).await
+    }
+
+    /// All sessions of a query, page by page.
+    pub async fn all_sessions(&self, query: &SessionQuery) -> Result<Vec<SessionItem>, CallError> {
+        let mut query = query.clone();
+        let mut sessions = Vec::new();
+        loop {
+            let page = self.list_sessions(&query).await?;
+            sessions.extend(page.items);
+            if page.next_cursor.is_none() {
+                return Ok(sessions);
+            }
+            query.cursor = page.next_cursor;
+        }
+    }
+
+    /// A session's metadata.
+    pub async fn session(&self, session: SessionId) -> Result<SessionItem, CallError> {
+        const CALL: &str = "get session";
+        let request = self.call(Method::GET, &format!("/v1/sessions/{session}"));
+        call::json(CALL, self.take(CALL, StatusCode::OK, request).await?).await
+    }
+
+    /// A session's events, streamed.
+    pub async fn events(&self, session: SessionId, format: EventsFormat) -> Result<EventStream, CallError> {
+        self.events_between(session, format, None, None).await
+    }
+
+    /// A session's events with timestamps from `from` to `to`, in milliseconds, streamed.
+    pub async fn events_between(
+        &self,
+        session: SessionId,
+        format: EventsFormat,
+        from: Option<i64>,
+        to: Option<i64>,
+    ) -> Result<EventStream, CallError> {
+        let (accept, splitter) = match format {
+            EventsFormat::Lines => ("application/x-ndjson", Splitter::lines()),
+            EventsFormat::Array => ("application/json", Splitter::array()),
+        };
+        let mut request = self.call(Method::GET, &format!("/v1/sessions/{session}/events")).header(ACCEPT, accept);
+        for (name, bound) in [("from", from), ("to", to)] {
+            if let Some(bound) = bound {
+                request = request.query(&[(name, bound)]);
+            }
+        }
+        // No bound for the whole: a long session may take longer than any call.
+        let answer = tokio::time::timeout(TIMEOUT, request.send()).await;
+        let Ok(answer) = answer else {
+            return Err(slow());
+        };
+        let response = call::expect(EVENTS, StatusCode::OK, answer).await?;
+        Ok(EventStream { response, splitter, bytes: 0, ended: false })
+    }
+
+    /// Deletes a session.
+    pub async fn delete_session(&self, session: SessionId) -> Result<DeletionAccepted, CallError> {
+        const CALL: &str = "delete session";
+        let request = self.call(Method::DELETE, &format!("/v1/sessions/{session}"));
+        call::json(CALL, self.take(CALL, StatusCode::ACCEPTED, request).await?).await
+    }
+
+    /// Deletes all sessions of a reference.
+    pub async fn delete_reference(&self, reference: &str) -> Result<DeletionAccepted, CallError> {
+        #[derive(Serialize)]
+        struct Deletion<'a> {
+            reference: &'a str,
+        }
+        const CALL: &str = "delete reference";
+        let request = self.call(Method::POST, "/v1/deletions").json(&Deletion { reference });
+        call::json(CALL, self.take(CALL, StatusCode::ACCEPTED, request).await?).await
+    }
+
+    /// How far a deletion is.
+    pub async fn deletion(&self, deletion: DeletionId) -> Result<DeletionItem, CallError> {
+        const CALL: &str = "get deletion";
+        let request = self.call(Method::GET, &format!("/v1/deletions/{deletion}"));
+        call::json(CALL, self.take(CALL, StatusCode::OK, request).await?).await
+    }
+
+    fn call(&self, method: Method, path: &str) -> RequestBuilder {
+        self.client.request(method, format!("{}{path}", self.api_url)).bearer_auth(&self.api_key)
+    }
+
+    async fn take(&self, call: &'static str, status: StatusCode, request: RequestBuilder) -> Result<Response, CallError> {
+        call::expect(call, status, request.timeout(TIMEOUT).send().await).await
+    }
+}
+
+const EVENTS: &str = "read events";
+
+fn slow() -> CallError {
+    let what = format!("nothing came for {} s", TIMEOUT.as_secs());
+    CallError::Unexpected { call: EVENTS, status: StatusCode::OK.as_u16(), what }
+}
+
+/// Events as they come from the control plane.
+#[derive(Debug)]
+pub struct EventStream {
+    response: Response,
+    splitter: Splitter,
+    bytes: u64,
+    ended: bool,
+}
+
+impl EventStream {
+    /// The next event's bytes; `None` after the last. An answer that is cut off is an error, never an end.
+    pub async fn next_event(&mut self) -> Result<Option<Bytes>, CallError> {
+        loop {
+            let status = StatusCode::OK.as_u16();
+            let unexpected = |error| CallError::Unexpected { call: EVENTS, status, what: format!("{error}") };
+            if let Some(event) = self.splitter.next().map_err(unexpected)? {
+                return Ok(Some(event));
+            }
+            if self.ended {
+                self.splitter.finish().map_err(unexpected)?;
+                return Ok(None);
+            }
+            let Ok(piece) = tokio::time::timeout(TIMEOUT, self.response.chunk()).await else {
+                return Err(slow());
+            };
+            match piece.map_err(|error| CallError::transport(EVENTS, error))? {
+                Some(piece) => {
+                    self.bytes += piece.len() as u64;
+                    self.splitter.push(&piece);
+                }
+                None => self.ended = true,
+            }
+        }
+    }
+
+    /// Bytes of the body that came so far.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use uuid::Uuid;
+
+    use super::*;
+
+    const SESSION: SessionId = SessionId(Uuid::from_u128(1));
+
+    /// A control plane that gives one answer, byte for byte, and closes.
+    async fn answering(answer: &'static str) -> Api {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("an address");
+        tokio::spawn(async move {
+            let (mut socket, _) = listener.accept().await.expect("a connection");
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                request.push(socket.read_u8().await.expect("a request"));
+            }
+            socket.write_all(answer.as_bytes()).await.expect("an answer");
+        });
+        Api::new(&format!("http://{address}"), "key").expect("a client")
+    }
+
+    async fn read(answer: &'static str) -> Result<usize, CallError> {
+        let mut events = answering(answer).await.events(SESSION, EventsFormat::Lines).await?;
+        let mut count = 0;
+        while events.next_event().await?.is_some() {
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_cut_off_is_never_taken_for_the_whole() {
+        let whole = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\n{}\n{\r\n2\r\n}\n\r\n0\r\n\r\n";
+        assert_eq!(read(whole).await.expect("a whole answer"), 2);
+        for (answer, code) in [
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n{}\n\r\n", "connection_broken"),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}\n", "connection_broken"),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n{}\n{", "unexpected_answer"),
+        ] {
+            assert_eq!(read(answer).await.expect_err("a cut").code(), code, "{answer:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_deleted_session_is_a_refusal_with_its_status() {
+        let error = read("HTTP/1.1 410 Gone\r\nContent-Length: 0\r\n\r\n").await.expect_err("a refusal");
+        assert_eq!((error.status(), error.code()), (Some(410), "no_code"));
+    }
+}
