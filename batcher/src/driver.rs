@@ -6,8 +6,11 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use bytes::Bytes;
-use engine::batching::{Config as MachineConfig, Effect, Flush, FlushId, Input, Machine, Published, RecordKind, RecordMeta};
+use engine::batching::{
+    Config as MachineConfig, Effect, Flush, FlushId, Input, Machine, Published, RecordKind, RecordMeta,
+};
 use rdkafka::Message as _;
+use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::BorrowedMessage;
 use schemas::codec::FormatError;
@@ -98,6 +101,10 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         postgres,
         s3,
     });
+    let watching = Arc::clone(&outside);
+    tokio::spawn(service_kit::kafka::watch(config.kafka.clone(), kafka, shutdown.clone(), move |topic, timeout| {
+        watching.consumer.stream().fetch_metadata(Some(topic), timeout)
+    }));
     let mut driver = Driver {
         outside: Arc::clone(&outside),
         machine: Machine::new(machine_config(&config)),
@@ -127,11 +134,8 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
             Some(told) = told.recv() => driver.told(told),
             () = wait_until(wake) => driver.input(Input::Tick),
             message = outside.consumer.stream().recv(), if !stopping => match message {
-                Ok(message) => {
-                    kafka.up();
-                    driver.message(&message);
-                }
-                Err(error) => driver.consume_error(&error, &kafka),
+                Ok(message) => driver.message(&message),
+                Err(error) => driver.consume_error(&error),
             },
         }
     }
@@ -229,9 +233,10 @@ impl Driver {
         self.input(Input::Record { partition, record: RecordMeta { offset, bytes, kind } });
     }
 
-    fn consume_error(&mut self, error: &KafkaError, kafka: &Part) {
+    fn consume_error(&mut self, error: &KafkaError) {
         if error.rdkafka_error_code() != Some(RDKafkaErrorCode::AutoOffsetReset) {
-            kafka.down(format!("read from kafka: {error}"));
+            // The client tries again by itself; whether Kafka is there is watched elsewhere.
+            tracing::debug!(%error, "read from kafka");
             return;
         }
         tracing::error!(%error, "offset out of range");
@@ -286,7 +291,12 @@ impl Driver {
             Effect::Resume => self.warn(self.outside.consumer.resume(), "resume reading"),
             Effect::AlarmGap { partition, gap } => {
                 ::metrics::counter!(metrics::GAPS).increment(gap.next - gap.first);
-                tracing::error!(partition, gap.first, gap.next, "offsets are gone from the log before they were stored");
+                tracing::error!(
+                    partition,
+                    gap.first,
+                    gap.next,
+                    "offsets are gone from the log before they were stored"
+                );
             }
             Effect::AlarmForeign(partition) => {
                 tracing::error!(
@@ -533,7 +543,9 @@ fn last_activity(due: &[SessionKey], records: &[(u64, Held)]) -> Vec<(SessionKey
 
 fn declines(records: &[(u64, Held)]) -> Vec<Declines> {
     let sum = |held: &Held| match held.content {
-        Content::Read(Header::Declines { workspace, hour_ms, count }, _) => Some(Declines { workspace, hour_ms, count }),
+        Content::Read(Header::Declines { workspace, hour_ms, count }, _) => {
+            Some(Declines { workspace, hour_ms, count })
+        }
         _ => None,
     };
     records.iter().filter_map(|(_, held)| sum(held)).collect()

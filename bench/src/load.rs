@@ -159,8 +159,7 @@ impl Load {
         let outcome = {
             let _permit = self.in_flight.acquire().await?;
             self.figures.with(|figures| figures.in_flight += 1);
-            let sending =
-                self.sdk.send_until_acknowledged(session, stream, seq, batch.end, &body, self.give_up_at());
+            let sending = self.sdk.send_until_acknowledged(session, stream, seq, batch.end, &body, self.give_up_at());
             let outcome = sending.await;
             self.figures.with(|figures| figures.in_flight -= 1);
             outcome

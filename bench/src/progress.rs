@@ -22,7 +22,10 @@ pub(crate) fn announce(options: &Options, material: &Material, rate: f64, links:
         totals.batches,
         totals.raw_bytes as f64 / 1e6
     );
-    eprintln!("{rate:.2} sessions begin each second for {} s, by {links} links, {}x speed", options.seconds, options.speedup);
+    eprintln!(
+        "{rate:.2} sessions begin each second for {} s, by {links} links, {}x speed",
+        options.seconds, options.speedup
+    );
 }
 
 /// Closes each second of the run and shows it, until the load is over.

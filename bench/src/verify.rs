@@ -34,12 +34,7 @@ pub(crate) struct Outcome {
     pub(crate) first_error: Option<String>,
 }
 
-pub(crate) async fn run(
-    api: &Api,
-    ledger: &Ledger,
-    last_acknowledged: Option<Instant>,
-    options: &Options,
-) -> Outcome {
+pub(crate) async fn run(api: &Api, ledger: &Ledger, last_acknowledged: Option<Instant>, options: &Options) -> Outcome {
     let sessions = ledger.sessions();
     let mut outcome = Outcome { sessions: sessions.len() as u64, ..Outcome::default() };
     let within = Duration::from_secs(options.readable_within_s);

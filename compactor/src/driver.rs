@@ -125,11 +125,8 @@ impl Compactor {
         let loaded = Arc::new(self.load(objects).await?);
         let keys = sessions_in(&loaded);
         let deleted = self.index.deleted_among(&keys).await?;
-        let wanted: Vec<(SessionKey, ObjectId)> = keys
-            .into_iter()
-            .filter(|key| !deleted.contains(key))
-            .map(|key| (key, ObjectId(Uuid::now_v7())))
-            .collect();
+        let wanted: Vec<(SessionKey, ObjectId)> =
+            keys.into_iter().filter(|key| !deleted.contains(key)).map(|key| (key, ObjectId(Uuid::now_v7()))).collect();
         let live = self.index.stage_session_objects(&wanted).await?;
         let wanted = wanted.into_iter().filter(|(key, _)| live.binary_search(key).is_ok());
         let outcomes: Vec<Outcome> = stream::iter(wanted)
@@ -252,13 +249,7 @@ enum Outcome {
 }
 
 fn result_of(key: SessionKey, plan: &Plan, merged: Merged, replaces: Vec<ObjectId>) -> SessionResult {
-    SessionResult {
-        key,
-        object: merged.row,
-        replaces,
-        totals: plan.totals(),
-        ended: plan.completeness().ended,
-    }
+    SessionResult { key, object: merged.row, replaces, totals: plan.totals(), ended: plan.completeness().ended }
 }
 
 /// The sessions in these objects, in id order.

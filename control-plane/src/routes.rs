@@ -141,10 +141,7 @@ fn parse_cursor(cursor: Option<&str>) -> Answer<Option<Before>> {
         let bytes: [u8; 24] = URL_SAFE_NO_PAD.decode(cursor).ok()?.try_into().ok()?;
         let (at, id) = bytes.split_first_chunk::<8>()?;
         let at = i128::from(i64::from_be_bytes(*at)) * 1_000;
-        Some(Before {
-            at: OffsetDateTime::from_unix_timestamp_nanos(at).ok()?,
-            id: Uuid::from_slice(id).ok()?,
-        })
+        Some(Before { at: OffsetDateTime::from_unix_timestamp_nanos(at).ok()?, id: Uuid::from_slice(id).ok()? })
     };
     before().map(Some).ok_or_else(|| Refused(Refusal::field("cursor")))
 }
@@ -195,9 +192,7 @@ struct SessionsQuery {
 }
 
 fn moment(text: Option<&str>, field: &'static str) -> Answer<Option<OffsetDateTime>> {
-    text.map(|text| OffsetDateTime::parse(text, &Rfc3339))
-        .transpose()
-        .map_err(|_| Refused(Refusal::field(field)))
+    text.map(|text| OffsetDateTime::parse(text, &Rfc3339)).transpose().map_err(|_| Refused(Refusal::field(field)))
 }
 
 async fn list_sessions(
@@ -320,7 +315,8 @@ fn accepts(headers: &HeaderMap, name: header::HeaderName, value: &str) -> bool {
         |item| {
             let mut parts = item.split(';').map(str::trim);
             let is_value = parts.next().is_some_and(|found| found.eq_ignore_ascii_case(value));
-            is_value && !parts.any(|part| matches!(part.replace(' ', "").as_str(), "q=0" | "q=0.0" | "q=0.00" | "q=0.000"))
+            is_value
+                && !parts.any(|part| matches!(part.replace(' ', "").as_str(), "q=0" | "q=0.0" | "q=0.00" | "q=0.000"))
         },
     )
 }

@@ -43,6 +43,7 @@ struct Edge {
     health: Health,
     /// Room for bodies, in KiB.
     bodies: Arc<Semaphore>,
+    bodies_bytes_max: u64,
 }
 
 /// Serves until the shutdown, then drains: what was taken in is acknowledged or refused, and sums of declines are sent.
@@ -54,7 +55,7 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
     let (links, sessions, signing) = keyring(&keys)?;
     let producer = Producer::new(&config.kafka).context("make producer")?;
     let part = health.part("kafka");
-    tokio::spawn(producer.clone().watch(part, config.kafka.brokers.clone(), shutdown.clone()));
+    tokio::spawn(producer.clone().watch(config.kafka.clone(), part, shutdown.clone()));
     let edge = Arc::new(Edge {
         links,
         sessions,
@@ -64,6 +65,7 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         declines: Declines::default(),
         health,
         bodies: Arc::new(Semaphore::new((config.bodies_bytes_max / limits::KIB as u64) as usize)),
+        bodies_bytes_max: config.bodies_bytes_max,
     });
     let sending = Arc::clone(&edge);
     let until = shutdown.clone();
@@ -240,7 +242,10 @@ impl Edge {
         let length = answers::text(&head.headers, header::CONTENT_LENGTH).and_then(|text| text.parse::<usize>().ok());
         let bytes = length.unwrap_or(limits::BODY_BYTES_MAX).min(limits::BODY_BYTES_MAX);
         let kib = u32::try_from(bytes.div_ceil(limits::KIB)).unwrap_or(u32::MAX);
-        Arc::clone(&self.bodies).try_acquire_many_owned(kib).map_err(|_| ErrorCode::Backpressure.into())
+        let room = Arc::clone(&self.bodies).try_acquire_many_owned(kib);
+        let held = self.bodies_bytes_max.saturating_sub((self.bodies.available_permits() * limits::KIB) as u64);
+        ::metrics::gauge!(metrics::BODIES_HELD).set(held as f64);
+        room.map_err(|_| ErrorCode::Backpressure.into())
     }
 
     async fn on_pool<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Refusal> {

@@ -15,8 +15,6 @@ use crate::metrics;
 
 /// Bytes of records that may wait for Kafka; beyond it the edge says 503.
 const QUEUE_KIB_MAX: usize = 64 * limits::KIB;
-const PROBE_INTERVAL: Duration = Duration::from_secs(2);
-const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The producer of events.
 #[derive(Clone)]
@@ -58,27 +56,12 @@ impl Producer {
         }
     }
 
-    /// Asks Kafka again and again whether it and the topic are there, until the shutdown.
-    pub(crate) async fn watch(self, part: Part, brokers: String, shutdown: Shutdown) {
-        loop {
-            let (producer, topic) = (self.inner.clone(), self.topic.clone());
-            let probe = tokio::task::spawn_blocking(move || {
-                let metadata = producer.client().fetch_metadata(Some(&topic), PROBE_TIMEOUT)?;
-                Ok::<_, KafkaError>(metadata.topics().iter().any(|found| !found.partitions().is_empty()))
-            });
-            match probe.await {
-                Ok(Ok(true)) => part.up(),
-                Ok(Ok(false)) => part.down(format!(
-                    "topic {} is not at {brokers}; make it with `clairvio topics`",
-                    self.topic
-                )),
-                Ok(Err(error)) => part.down(format!("ask kafka at {brokers}: {error}")),
-                Err(error) => part.down(format!("ask kafka at {brokers}: {error}")),
-            }
-            if !shutdown.sleep(PROBE_INTERVAL).await {
-                return;
-            }
-        }
+    /// Tells the part whether Kafka and the topic are there, until the shutdown.
+    pub(crate) async fn watch(self, config: KafkaConfig, part: Part, shutdown: Shutdown) {
+        kafka::watch(config, part, shutdown, move |topic, timeout| {
+            self.inner.client().fetch_metadata(Some(topic), timeout)
+        })
+        .await;
     }
 
     /// Waits until nothing is on its way any more.

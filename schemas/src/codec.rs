@@ -183,14 +183,10 @@ const FOOTER_LEVEL: i32 = 3;
 
 /// Compresses `raw` into one zstd frame with its content's size and checksum in it.
 pub fn compress(raw: &[u8], level: i32) -> Vec<u8> {
-    let mut compressor = zstd::bulk::Compressor::new(level)
-        .expect("a compressor of a valid level fails only when memory cannot be had");
-    compressor
-        .include_checksum(true)
-        .expect("the checksum flag is valid for every compressor");
-    compressor
-        .compress(raw)
-        .expect("compression into a buffer of the bound's size cannot fail")
+    let mut compressor =
+        zstd::bulk::Compressor::new(level).expect("a compressor of a valid level fails only when memory cannot be had");
+    compressor.include_checksum(true).expect("the checksum flag is valid for every compressor");
+    compressor.compress(raw).expect("compression into a buffer of the bound's size cannot fail")
 }
 
 /// Decompresses one or more zstd frames into at most `max` bytes.
@@ -200,10 +196,7 @@ pub fn decompress(frame: &[u8], max: usize) -> Result<Vec<u8>, FormatError> {
     // The frame's own claim of its size is a hint that anybody can write: start from it, capped.
     let hint = zstd::zstd_safe::get_frame_content_size(frame).ok().flatten().unwrap_or(0);
     let mut raw = Vec::with_capacity(usize::try_from(hint).unwrap_or(max).min(max));
-    decoder
-        .take(max as u64 + 1)
-        .read_to_end(&mut raw)
-        .map_err(|_| FormatError::Compression)?;
+    decoder.take(max as u64 + 1).read_to_end(&mut raw).map_err(|_| FormatError::Compression)?;
     if raw.len() > max {
         return Err(FormatError::Field("raw_len"));
     }

@@ -114,8 +114,7 @@ pub struct StreamSeq(u64);
 impl StreamSeq {
     /// `None` when `stream` has more than 31 bits.
     pub fn new(stream: u32, seq: u32) -> Option<Self> {
-        (stream <= crate::limits::STREAM_MAX)
-            .then_some(Self((u64::from(stream) << 32) | u64::from(seq)))
+        (stream <= crate::limits::STREAM_MAX).then_some(Self((u64::from(stream) << 32) | u64::from(seq)))
     }
 
     /// The recorder's start that the batch belongs to.

@@ -21,6 +21,4 @@ pub mod token;
 
 pub use codes::ErrorCode;
 pub use facts::BatchFacts;
-pub use ids::{
-    DeletionId, LinkId, ObjectId, ReceiptId, SessionId, SessionKey, StreamSeq, WorkspaceId,
-};
+pub use ids::{DeletionId, LinkId, ObjectId, ReceiptId, SessionId, SessionKey, StreamSeq, WorkspaceId};

@@ -158,10 +158,7 @@ mod tests {
 
     fn sample() -> Header {
         Header::Batch {
-            key: SessionKey {
-                workspace: WorkspaceId(Uuid::from_u128(1)),
-                session: SessionId(Uuid::from_u128(2)),
-            },
+            key: SessionKey { workspace: WorkspaceId(Uuid::from_u128(1)), session: SessionId(Uuid::from_u128(2)) },
             consent: Consent {
                 link: LinkId(Uuid::from_u128(3)),
                 consented_at_ms: 1_790_000_000_000,

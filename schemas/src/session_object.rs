@@ -188,10 +188,7 @@ mod tests {
 
     fn sample() -> Footer {
         Footer {
-            key: SessionKey {
-                workspace: WorkspaceId(Uuid::from_u128(1)),
-                session: SessionId(Uuid::from_u128(2)),
-            },
+            key: SessionKey { workspace: WorkspaceId(Uuid::from_u128(1)), session: SessionId(Uuid::from_u128(2)) },
             frames: vec![Frame {
                 at: 5,
                 len: 20,

@@ -132,12 +132,7 @@ pub fn split(token: &str) -> Result<Parts<'_>, Malformed> {
     let header = URL_SAFE_NO_PAD.decode(header).map_err(|_| Malformed)?;
     let claims = URL_SAFE_NO_PAD.decode(claims).map_err(|_| Malformed)?;
     let signature = URL_SAFE_NO_PAD.decode(signature).map_err(|_| Malformed)?;
-    Ok(Parts {
-        header: parse(&header)?,
-        signed,
-        claims,
-        signature,
-    })
+    Ok(Parts { header: parse(&header)?, signed, claims, signature })
 }
 
 /// Reads a JSON object into a struct. Serde refuses doubled and unknown fields of a struct.

@@ -131,7 +131,7 @@ pub enum ConsentOutcome {
         /// The session's first record.
         acceptance: Header,
         /// What its token will say.
-        claims: SessionClaims,
+        claims: Box<SessionClaims>,
     },
     /// One decline of this workspace is counted, and nothing else is kept.
     CountDecline(WorkspaceId),
@@ -163,15 +163,11 @@ pub fn consent(
     let session = SessionId::derive(link.lnk, attempt);
     let receipt = ReceiptId::derive(link.lnk, attempt);
     let now_s = now_ms / 1000;
-    let consent = Consent {
-        link: link.lnk,
-        consented_at_ms: now_ms,
-        notice_version: request.notice_version.clone(),
-        receipt,
-    };
+    let consent =
+        Consent { link: link.lnk, consented_at_ms: now_ms, notice_version: request.notice_version.clone(), receipt };
     Ok(ConsentOutcome::Begin {
         acceptance: Header::Acceptance { key: SessionKey { workspace: link.ws, session }, consent },
-        claims: SessionClaims {
+        claims: Box::new(SessionClaims {
             aud: AUDIENCE.into(),
             ws: link.ws,
             ses: session,
@@ -183,7 +179,7 @@ pub fn consent(
             exp: now_s + limits::SESSION_TOKEN_S,
             org: origin.map(str::to_owned),
             msk: link.msk.clone(),
-        },
+        }),
     })
 }
 
@@ -232,7 +228,16 @@ mod tests {
         let place = |query| Place::from_query(query).map(|place| (place.at.stream(), place.at.seq(), place.end));
         assert_eq!(place("stream=7&seq=3"), Ok((7, 3, false)));
         assert_eq!(place("seq=0&end=true&utm=x"), Ok((0, 0, true)));
-        for query in ["", "seq=", "seq=-1", "seq=+1", "seq=4294967296", "stream=2147483648&seq=0", "seq=1&seq=1", "seq=1&stream=x"] {
+        for query in [
+            "",
+            "seq=",
+            "seq=-1",
+            "seq=+1",
+            "seq=4294967296",
+            "stream=2147483648&seq=0",
+            "seq=1&seq=1",
+            "seq=1&stream=x",
+        ] {
             assert_eq!(place(query), Err(ErrorCode::SeqInvalid.into()), "{query}");
         }
         assert_eq!(place("seq=1&end=maybe"), Err(Refusal::field("end")));

@@ -294,10 +294,17 @@ impl Conservation {
 enum Phase {
     Staging,
     Uploading,
-    Publishing { with_object: bool },
-    LookingUp { with_object: bool },
+    Publishing {
+        with_object: bool,
+    },
+    LookingUp {
+        with_object: bool,
+    },
     /// Something failed; what comes next once the time has come.
-    Waiting { until_ms: u64, next: Retry },
+    Waiting {
+        until_ms: u64,
+        next: Retry,
+    },
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -320,8 +327,10 @@ enum State {
     /// An epoch was asked for.
     TakingEpoch,
     /// Asking failed, or a swap was lost.
-    Backoff { until_ms: u64 },
-    Active(Active),
+    Backoff {
+        until_ms: u64,
+    },
+    Active(Box<Active>),
     /// The log is foreign: nothing is read until the partition is assigned anew.
     Halted,
 }
@@ -482,7 +491,7 @@ impl Machine {
             return;
         }
         entry.failures = 0;
-        entry.state = State::Active(Active {
+        entry.state = State::Active(Box::new(Active {
             epoch,
             published: next_offset,
             expected: next_offset,
@@ -492,7 +501,7 @@ impl Machine {
             gaps: Vec::new(),
             in_flight: None,
             known: KnownSessions::default(),
-        });
+        }));
         self.effects.push_back(Effect::Assign { partition, offset: next_offset });
     }
 
@@ -735,8 +744,7 @@ impl Machine {
         let mut sessions: Vec<SessionKey> = records.iter().filter_map(|record| record.kind.session()).collect();
         sessions.sort_unstable();
         sessions.dedup();
-        let first_seen =
-            sessions.iter().filter(|key| !active.known.noted_ms.contains_key(key)).copied().collect();
+        let first_seen = sessions.iter().filter(|key| !active.known.noted_ms.contains_key(key)).copied().collect();
         let flush = Flush {
             id,
             partition,
@@ -773,7 +781,9 @@ impl Machine {
 
     fn partition_of(&self, flush: FlushId) -> Option<i32> {
         self.partitions.iter().find_map(|(partition, entry)| match &entry.state {
-            State::Active(Active { in_flight: Some(flight), .. }) if flight.flush.id == flush => Some(*partition),
+            State::Active(active) if active.in_flight.as_ref().is_some_and(|flight| flight.flush.id == flush) => {
+                Some(*partition)
+            }
             _ => None,
         })
     }

@@ -87,9 +87,10 @@ impl FrameCutter {
 
     /// Adds the next event; gives the frame that it closed, if any.
     pub fn push(&mut self, plan: &Plan, event: &Event, bytes: &[u8]) -> Option<Cut> {
-        let must_cut = self.open.as_ref().is_some_and(|open| {
-            event.full_snapshot || open.raw.len() + bytes.len() > self.frame_bytes
-        });
+        let must_cut = self
+            .open
+            .as_ref()
+            .is_some_and(|open| event.full_snapshot || open.raw.len() + bytes.len() > self.frame_bytes);
         let closed = if must_cut { self.open.take() } else { None };
         let open = self.open.get_or_insert_with(|| Cut {
             raw: Vec::new(),

@@ -253,7 +253,8 @@ mod tests {
 
     #[test]
     fn what_is_no_json_is_malformed_and_what_is_no_event_is_invalid() {
-        for body in ["{", "[1", "[{}] x", "nonsense", "[{\"type\":1,\"timestamp\":1}", "{\"type\":1,\"timestamp\":1}}"] {
+        for body in ["{", "[1", "[{}] x", "nonsense", "[{\"type\":1,\"timestamp\":1}", "{\"type\":1,\"timestamp\":1}}"]
+        {
             assert_eq!(refusal(body).code, ErrorCode::BodyMalformed, "{body}");
         }
         for (body, index) in [

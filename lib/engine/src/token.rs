@@ -225,7 +225,8 @@ mod tests {
         check(&forged(r#"{"alg":"EdDSA","typ":"clairvio-session","kid":"s1","kid":"s1"}"#), TokenMalformed);
         check(&Signing::new("s1".into(), &[8; 32]).session(&claims()), TokenSignatureInvalid);
         check(&signing().session(&SessionClaims { aud: "other".into(), ..claims() }), TokenAudienceInvalid);
-        let unsigned = format!("{}.", forged(r#"{"alg":"none","typ":"clairvio-session","kid":"s1"}"#).rsplit_once('.').unwrap().0);
+        let unsigned =
+            format!("{}.", forged(r#"{"alg":"none","typ":"clairvio-session","kid":"s1"}"#).rsplit_once('.').unwrap().0);
         check(&unsigned, TokenAlgRejected);
     }
 

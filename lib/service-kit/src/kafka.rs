@@ -2,10 +2,20 @@
 
 pub mod topics;
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use rdkafka::ClientConfig;
+use rdkafka::error::KafkaError;
+use rdkafka::metadata::Metadata;
 use schemas::limits::KAFKA_MESSAGE_BYTES_MAX;
 
 use crate::config::kafka::KafkaConfig;
+use crate::health::Part;
+use crate::shutdown::Shutdown;
+
+const PROBE_INTERVAL: Duration = Duration::from_secs(2);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What all clients have in common.
 pub fn client(config: &KafkaConfig, client_id: &str) -> ClientConfig {
@@ -18,4 +28,32 @@ pub fn client(config: &KafkaConfig, client_id: &str) -> ClientConfig {
         // A restarted broker is found again within this.
         .set("reconnect.backoff.max.ms", "2000");
     client
+}
+
+/// Asks Kafka again and again, until the shutdown, whether it and the topic of events are there, and tells the part.
+/// `fetch` asks with a client of the caller's: topic, time-out.
+pub async fn watch<F>(config: KafkaConfig, part: Part, shutdown: Shutdown, fetch: F)
+where
+    F: Fn(&str, Duration) -> Result<Metadata, KafkaError> + Send + Sync + 'static,
+{
+    let fetch = Arc::new(fetch);
+    let KafkaConfig { brokers, topic_events, .. } = config;
+    loop {
+        let (fetch, topic) = (Arc::clone(&fetch), topic_events.clone());
+        let probe = tokio::task::spawn_blocking(move || {
+            let metadata = fetch(&topic, PROBE_TIMEOUT)?;
+            Ok::<_, KafkaError>(metadata.topics().iter().any(|found| !found.partitions().is_empty()))
+        });
+        match probe.await {
+            Ok(Ok(true)) => part.up(),
+            Ok(Ok(false)) => {
+                part.down(format!("topic {topic_events} is not at {brokers}; make it with `clairvio topics`"));
+            }
+            Ok(Err(error)) => part.down(format!("ask kafka at {brokers}: {error}")),
+            Err(error) => part.down(format!("ask kafka at {brokers}: {error}")),
+        }
+        if !shutdown.sleep(PROBE_INTERVAL).await {
+            return;
+        }
+    }
 }

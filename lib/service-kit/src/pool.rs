@@ -23,10 +23,8 @@ pub struct Panicked;
 impl Pool {
     /// A pool of `threads`, or one per core, with room for four waiting jobs per thread.
     pub fn new(name: &str, threads: Option<NonZeroUsize>) -> std::io::Result<Self> {
-        let threads = threads.map_or_else(
-            || std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
-            NonZeroUsize::get,
-        );
+        let threads = threads
+            .map_or_else(|| std::thread::available_parallelism().map_or(1, NonZeroUsize::get), NonZeroUsize::get);
         let queue = threads * 4;
         let (jobs, queued) = bounded::<Job>(queue);
         for number in 0..threads {

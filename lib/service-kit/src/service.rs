@@ -128,9 +128,7 @@ where
         let shutdown = Shutdown::new(common.grace);
         shutdown.begin_on_signal().context("listen for signals")?;
         let bind = |address: std::net::SocketAddr| async move {
-            TcpListener::bind(address)
-                .await
-                .with_context(|| format!("listen on {address}; is another process there?"))
+            TcpListener::bind(address).await.with_context(|| format!("listen on {address}; is another process there?"))
         };
         let listener = match common.listen.public {
             Some(address) => Some(bind(address).await?),

@@ -42,15 +42,18 @@ impl LogConfig {
 }
 
 /// Latency buckets in seconds: 0.5 ms to 32 s, doubling.
-const LATENCY_BUCKETS: [f64; 17] = [
-    0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0,
-];
+const LATENCY_BUCKETS: [f64; 17] =
+    [0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0];
 
 /// Starts logging to standard error and collecting metrics.
 pub(crate) fn start(config: &LogConfig) -> anyhow::Result<PrometheusHandle> {
     let filter = EnvFilter::try_new(&config.filter)?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
-    if config.json { builder.json().init() } else { builder.init() }
+    if config.json {
+        builder.json().init()
+    } else {
+        builder.init()
+    }
     Ok(PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &LATENCY_BUCKETS)?
         .install_recorder()?)

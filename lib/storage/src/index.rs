@@ -15,8 +15,8 @@ use std::time::Duration;
 use schemas::paths::ObjectKey;
 use schemas::{ObjectId, SessionId, SessionKey, WorkspaceId};
 use service_kit::config::postgres::PostgresConfig;
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::Row as _;
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use thiserror::Error;
 use uuid::Uuid;
 
@@ -59,12 +59,11 @@ impl Index {
     /// back deletions, which wait for older transactions to end.
     pub fn new(config: &PostgresConfig) -> Result<Self, IndexError> {
         let options: PgConnectOptions = config.url.parse().map_err(|_| IndexError::Address)?;
-        let options = options
-            .options([
-                ("statement_timeout", "30s"),
-                ("idle_in_transaction_session_timeout", "30s"),
-                ("lock_timeout", "10s"),
-            ]);
+        let options = options.options([
+            ("statement_timeout", "30s"),
+            ("idle_in_transaction_session_timeout", "30s"),
+            ("lock_timeout", "10s"),
+        ]);
         let address = format!("{}:{}", options.get_host(), options.get_port());
         let pool = PgPoolOptions::new()
             .max_connections(config.connections_max)

@@ -151,7 +151,8 @@ impl Objects {
     }
 
     async fn get_with(&self, key: &ObjectKey, range: Option<String>) -> Result<Bytes, ObjectError> {
-        let answer = self.client.get_object().bucket(&self.bucket).key(self.full_key(key)).set_range(range).send().await;
+        let answer =
+            self.client.get_object().bucket(&self.bucket).key(self.full_key(key)).set_range(range).send().await;
         let answer = match answer {
             Ok(answer) => answer,
             Err(SdkError::ServiceError(error)) if error.err().is_no_such_key() => return Err(ObjectError::Absent),

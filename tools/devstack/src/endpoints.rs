@@ -60,14 +60,9 @@ impl Endpoints {
     /// Reads the file in `home`.
     pub fn read(home: &Path) -> anyhow::Result<Endpoints> {
         let path = home.join(Endpoints::FILE);
-        let text = std::fs::read(&path).with_context(|| {
-            format!(
-                "read endpoints: {}\n  is the stack up? start it: make up",
-                path.display()
-            )
-        })?;
-        serde_json::from_slice(&text)
-            .with_context(|| format!("decode endpoints: {}", path.display()))
+        let text = std::fs::read(&path)
+            .with_context(|| format!("read endpoints: {}\n  is the stack up? start it: make up", path.display()))?;
+        serde_json::from_slice(&text).with_context(|| format!("decode endpoints: {}", path.display()))
     }
 }
 
@@ -77,8 +72,7 @@ pub(crate) fn write_private(path: &Path, content: &[u8]) -> anyhow::Result<()> {
     let write = || -> std::io::Result<()> {
         let mut file = tempfile::NamedTempFile::new_in(folder)?;
         file.write_all(content)?;
-        file.as_file()
-            .set_permissions(Permissions::from_mode(0o600))?;
+        file.as_file().set_permissions(Permissions::from_mode(0o600))?;
         file.persist(path)?;
         Ok(())
     };
@@ -114,18 +108,10 @@ mod tests {
             }],
         };
         for _ in 0..2 {
-            endpoints
-                .write(home.path())
-                .expect("endpoints can be written");
-            assert_eq!(
-                Endpoints::read(home.path()).expect("endpoints can be read"),
-                endpoints
-            );
+            endpoints.write(home.path()).expect("endpoints can be written");
+            assert_eq!(Endpoints::read(home.path()).expect("endpoints can be read"), endpoints);
         }
-        let mode = std::fs::metadata(home.path().join(Endpoints::FILE))
-            .expect("the file exists")
-            .permissions()
-            .mode();
+        let mode = std::fs::metadata(home.path().join(Endpoints::FILE)).expect("the file exists").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }
 }

@@ -94,9 +94,7 @@ impl Guard {
             .spawn()
             .with_context(|| format!("start guard: {}", binary.display()))?;
         let lines = child.stdin.take();
-        Ok(Guard {
-            inner: Arc::new(Mutex::new(Inner { child, lines })),
-        })
+        Ok(Guard { inner: Arc::new(Mutex::new(Inner { child, lines })) })
     }
 
     pub(crate) fn add(&self, pid: u32, stop: StopSignal) -> anyhow::Result<()> {
@@ -109,13 +107,8 @@ impl Guard {
     }
 
     pub(crate) fn clean_up(&self, folder: &Path) -> anyhow::Result<()> {
-        let folder = folder
-            .to_str()
-            .context("remove folder at the end: its path is not UTF-8")?;
-        anyhow::ensure!(
-            !folder.contains('\n'),
-            "remove folder at the end: its path holds a line break: {folder:?}"
-        );
+        let folder = folder.to_str().context("remove folder at the end: its path is not UTF-8")?;
+        anyhow::ensure!(!folder.contains('\n'), "remove folder at the end: its path holds a line break: {folder:?}");
         self.tell(&format!("cleanup {folder}\n"))
     }
 
@@ -134,13 +127,10 @@ impl Guard {
 
     fn tell(&self, line: &str) -> anyhow::Result<()> {
         let mut inner = self.lock();
-        let lines = inner
-            .lines
-            .as_mut()
-            .context("name process to the guard: the stack is stopping")?;
-        lines
-            .write_all(line.as_bytes())
-            .context("name process to the guard: the guard is gone, and without it nothing is started; start the stack anew")
+        let lines = inner.lines.as_mut().context("name process to the guard: the stack is stopping")?;
+        lines.write_all(line.as_bytes()).context(
+            "name process to the guard: the guard is gone, and without it nothing is started; start the stack anew",
+        )
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -167,17 +157,11 @@ impl Watched {
 pub async fn run() -> anyhow::Result<()> {
     // A guard ends when its parent has, and for no other reason: these are taken and not answered.
     let mut ignored = Vec::new();
-    for kind in [
-        SignalKind::interrupt(),
-        SignalKind::terminate(),
-        SignalKind::hangup(),
-    ] {
+    for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
         ignored.push(signal(kind).context("ignore signals in the guard")?);
     }
 
-    tokio::task::spawn_blocking(serve)
-        .await
-        .context("run the guard")
+    tokio::task::spawn_blocking(serve).await.context("run the guard")
 }
 
 fn serve() {
@@ -216,11 +200,7 @@ fn serve() {
 fn watch(line: &str) -> Option<Watched> {
     let (pid, word) = line.split_once(' ')?;
     let entry = process_table::entry(pid.parse().ok()?)?;
-    let stop = if word == StopSignal::Interrupt.word() {
-        Signal::INT
-    } else {
-        Signal::TERM
-    };
+    let stop = if word == StopSignal::Interrupt.word() { Signal::INT } else { Signal::TERM };
     Some(Watched { entry, stop })
 }
 
@@ -242,11 +222,7 @@ fn end_all<'a>(watched: impl Iterator<Item = &'a Watched>) {
     }
     for process in &watched {
         let Some(pid) = process.pid() else { continue };
-        eprintln!(
-            "guard: kill process that did not end in {} s: {}",
-            GRACE.as_secs(),
-            process.entry.pid
-        );
+        eprintln!("guard: kill process that did not end in {} s: {}", GRACE.as_secs(), process.entry.pid);
         kill_family(pid);
     }
     if !wait_gone(&watched, AFTER_KILL) {

@@ -37,11 +37,8 @@ pub(crate) struct Home {
 impl Home {
     /// Makes the folder if need be and locks it.
     pub(crate) async fn open(path: &Path) -> anyhow::Result<Home> {
-        std::fs::create_dir_all(path.join("logs"))
-            .with_context(|| format!("make home: {}", path.display()))?;
-        let path = path
-            .canonicalize()
-            .with_context(|| format!("find home: {}", path.display()))?;
+        std::fs::create_dir_all(path.join("logs")).with_context(|| format!("make home: {}", path.display()))?;
+        let path = path.canonicalize().with_context(|| format!("find home: {}", path.display()))?;
         let lock_path = path.join("lock");
         let mut lock = File::options()
             .create(true)
@@ -52,10 +49,7 @@ impl Home {
             .with_context(|| format!("open lock: {}", lock_path.display()))?;
         // When the holder is dead, it is its guard that still puts things away.
         let holder = until(
-            &format!(
-                "wait for the previous stack in {} to be put away",
-                path.display()
-            ),
+            &format!("wait for the previous stack in {} to be put away", path.display()),
             GUARD_CLEARS,
             async || {
                 if try_lock(&lock)? {
@@ -75,8 +69,7 @@ impl Home {
         }
         lock.set_len(0).context("write lock")?;
         lock.seek(SeekFrom::Start(0)).context("write lock")?;
-        lock.write_all(Holder::this().text().as_bytes())
-            .context("write lock")?;
+        lock.write_all(Holder::this().text().as_bytes()).context("write lock")?;
         Ok(Home { path, lock })
     }
 
@@ -89,9 +82,7 @@ fn try_lock(lock: &File) -> anyhow::Result<bool> {
     match lock.try_lock() {
         Ok(()) => Ok(true),
         Err(TryLockError::WouldBlock) => Ok(false),
-        Err(TryLockError::Error(error)) => {
-            Err(error).context("lock home: does its file system know locks?")
-        }
+        Err(TryLockError::Error(error)) => Err(error).context("lock home: does its file system know locks?"),
     }
 }
 
@@ -104,21 +95,13 @@ struct Holder {
 impl Holder {
     fn this() -> Holder {
         let pid = std::process::id();
-        Holder {
-            pid,
-            started: process_table::entry(pid)
-                .map(|entry| entry.started)
-                .unwrap_or_default(),
-        }
+        Holder { pid, started: process_table::entry(pid).map(|entry| entry.started).unwrap_or_default() }
     }
 
     fn read(lock: &Path) -> Option<Holder> {
         let text = std::fs::read_to_string(lock).ok()?;
         let (pid, started) = text.trim().split_once(' ')?;
-        Some(Holder {
-            pid: pid.parse().ok()?,
-            started: started.to_owned(),
-        })
+        Some(Holder { pid: pid.parse().ok()?, started: started.to_owned() })
     }
 
     fn text(&self) -> String {
@@ -126,8 +109,7 @@ impl Holder {
     }
 
     fn is_alive(&self) -> bool {
-        process_table::entry(self.pid)
-            .is_some_and(|entry| entry.is_alive() && entry.started == self.started)
+        process_table::entry(self.pid).is_some_and(|entry| entry.is_alive() && entry.started == self.started)
     }
 }
 
@@ -153,18 +135,13 @@ impl Kept {
     pub(crate) fn load(home: &Path) -> anyhow::Result<Kept> {
         let path = home.join(Kept::FILE);
         let mut kept = match std::fs::read(&path) {
-            Ok(text) => serde_json::from_slice(&text).with_context(|| {
-                format!("decode {}: remove the home and start anew", path.display())
-            })?,
+            Ok(text) => serde_json::from_slice(&text)
+                .with_context(|| format!("decode {}: remove the home and start anew", path.display()))?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Kept::draw()?,
             Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
         };
-        for port in [
-            &mut kept.kafka_port,
-            &mut kept.kafka_controller_port,
-            &mut kept.postgres_port,
-            &mut kept.s3_port,
-        ] {
+        for port in [&mut kept.kafka_port, &mut kept.kafka_controller_port, &mut kept.postgres_port, &mut kept.s3_port]
+        {
             if !places::is_free(*port) {
                 *port = free_port()?;
             }

@@ -46,9 +46,7 @@ pub async fn until<T>(
         match condition().await {
             Ok(value) => return Ok(value),
             Err(error) if tokio::time::Instant::now() >= deadline => {
-                return Err(
-                    error.context(format!("{what}: not within {} s", timeout.as_secs_f32()))
-                );
+                return Err(error.context(format!("{what}: not within {} s", timeout.as_secs_f32())));
             }
             Err(_) => tokio::time::sleep(TRY_EVERY).await,
         }

@@ -66,8 +66,7 @@ struct Place {
 }
 
 fn parse_s3_kind(name: &str) -> Result<S3Kind, String> {
-    name.parse()
-        .map_err(|error: anyhow::Error| format!("{error:#}"))
+    name.parse().map_err(|error: anyhow::Error| format!("{error:#}"))
 }
 
 impl Place {
@@ -76,12 +75,7 @@ impl Place {
             Some(home) => home,
             None => devstack::default_home()?,
         };
-        Ok(StackOptions {
-            home,
-            s3: self.s3,
-            progress: true,
-            remove_home: false,
-        })
+        Ok(StackOptions { home, s3: self.s3, progress: true, remove_home: false })
     }
 }
 
@@ -101,9 +95,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Up { place } => up(place.options()?).await,
         Command::Demo { on } => run_demo(on).await,
         Command::Guard => devstack::guard::run().await.map(|()| ExitCode::SUCCESS),
-        Command::S3Server { root, listen } => devstack::s3_server::run(&root, listen)
-            .await
-            .map(|()| ExitCode::SUCCESS),
+        Command::S3Server { root, listen } => devstack::s3_server::run(&root, listen).await.map(|()| ExitCode::SUCCESS),
     }
 }
 

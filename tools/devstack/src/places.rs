@@ -21,19 +21,13 @@ const CACHE_TURN: Duration = Duration::from_secs(20 * 60);
 
 /// The folder of the workspace that this program was built in, else of the one around the current folder.
 pub fn workspace_root() -> Option<PathBuf> {
-    let around = |start: PathBuf| {
-        start
-            .ancestors()
-            .find(|folder| is_workspace(folder))
-            .map(Path::to_path_buf)
-    };
+    let around = |start: PathBuf| start.ancestors().find(|folder| is_workspace(folder)).map(Path::to_path_buf);
     let by_program = std::env::current_exe().ok().and_then(around);
     by_program.or_else(|| std::env::current_dir().ok().and_then(around))
 }
 
 fn is_workspace(folder: &Path) -> bool {
-    std::fs::read_to_string(folder.join("Cargo.toml"))
-        .is_ok_and(|manifest| manifest.contains("[workspace]"))
+    std::fs::read_to_string(folder.join("Cargo.toml")).is_ok_and(|manifest| manifest.contains("[workspace]"))
 }
 
 /// `DEVSTACK_HOME`, else `.devstack` in the workspace or, without one, in the current folder.
@@ -43,9 +37,7 @@ pub fn default_home() -> anyhow::Result<PathBuf> {
     }
     let base = match workspace_root() {
         Some(root) => root,
-        None => {
-            std::env::current_dir().context("find current folder: set DEVSTACK_HOME instead")?
-        }
+        None => std::env::current_dir().context("find current folder: set DEVSTACK_HOME instead")?,
     };
     Ok(base.join(".devstack"))
 }
@@ -64,18 +56,12 @@ pub(crate) fn cache() -> anyhow::Result<PathBuf> {
 
 /// Waits for the turn to change `name` in the cache, and makes the cache if need be. The turn ends when the file is dropped.
 pub(crate) async fn lock_cache(cache: &Path, name: &str) -> anyhow::Result<File> {
-    std::fs::create_dir_all(cache)
-        .with_context(|| format!("make cache folder: {}", cache.display()))?;
+    std::fs::create_dir_all(cache).with_context(|| format!("make cache folder: {}", cache.display()))?;
     let path = cache.join(format!("{name}.lock"));
     let lock = File::create(&path).with_context(|| format!("open lock: {}", path.display()))?;
-    until(
-        &format!(
-            "wait for another process to get {name} into {}",
-            cache.display()
-        ),
-        CACHE_TURN,
-        async || lock.try_lock().context("lock cache"),
-    )
+    until(&format!("wait for another process to get {name} into {}", cache.display()), CACHE_TURN, async || {
+        lock.try_lock().context("lock cache")
+    })
     .await?;
     Ok(lock)
 }
@@ -83,9 +69,7 @@ pub(crate) async fn lock_cache(cache: &Path, name: &str) -> anyhow::Result<File>
 /// Gives a finished folder its final name. Somebody who was faster has made the same.
 pub(crate) fn publish_folder(made: &Path, name: &Path) -> anyhow::Result<()> {
     match std::fs::rename(made, name) {
-        Err(error) if !name.is_dir() => {
-            Err(error).with_context(|| format!("move into place: {}", name.display()))
-        }
+        Err(error) if !name.is_dir() => Err(error).with_context(|| format!("move into place: {}", name.display())),
         _ => Ok(()),
     }
 }
@@ -94,17 +78,10 @@ pub(crate) fn publish_folder(made: &Path, name: &Path) -> anyhow::Result<()> {
 pub fn find_binary(name: &str) -> anyhow::Result<PathBuf> {
     let program = std::env::current_exe().context("find running program")?;
     let folder = program.parent().context("find folder of running program")?;
-    let folder = if folder.ends_with("deps") {
-        folder.parent().unwrap_or(folder)
-    } else {
-        folder
-    };
+    let folder = if folder.ends_with("deps") { folder.parent().unwrap_or(folder) } else { folder };
     let binary = folder.join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
     if !binary.is_file() {
-        bail!(
-            "find binary {name}: {} does not exist\n  build it: cargo build --workspace",
-            binary.display()
-        );
+        bail!("find binary {name}: {} does not exist\n  build it: cargo build --workspace", binary.display());
     }
     Ok(binary)
 }
@@ -113,11 +90,7 @@ pub fn find_binary(name: &str) -> anyhow::Result<PathBuf> {
 pub(crate) fn find_program(name: &str, folders: &[PathBuf]) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let in_path: Vec<PathBuf> = std::env::split_paths(&path).collect();
-    folders
-        .iter()
-        .chain(&in_path)
-        .map(|folder| folder.join(name))
-        .find(|program| program.is_file())
+    folders.iter().chain(&in_path).map(|folder| folder.join(name)).find(|program| program.is_file())
 }
 
 /// An environment variable that is set and not empty.
@@ -131,10 +104,8 @@ pub fn free_port() -> anyhow::Result<u16> {
     let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
     let given = given.get_or_insert_default();
     for _ in 0..PORT_TRIES {
-        let draw = u16::try_from(
-            getrandom::u32().context("draw port")? % u32::from(PORTS.end - PORTS.start),
-        )
-        .unwrap_or_default();
+        let draw = u16::try_from(getrandom::u32().context("draw port")? % u32::from(PORTS.end - PORTS.start))
+            .unwrap_or_default();
         let port = PORTS.start + draw;
         if is_free(port) && given.insert(port) {
             return Ok(port);
@@ -157,19 +128,14 @@ mod tests {
 
     #[test]
     fn a_port_is_given_out_once() {
-        let ports: HashSet<u16> = (0..50)
-            .map(|_| free_port().expect("there are free ports"))
-            .collect();
+        let ports: HashSet<u16> = (0..50).map(|_| free_port().expect("there are free ports")).collect();
         assert_eq!(ports.len(), 50);
     }
 
     #[test]
     fn a_port_that_somebody_listens_on_is_not_free() {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("port 0 can be bound");
-        let port = listener
-            .local_addr()
-            .expect("a bound listener has an address")
-            .port();
+        let port = listener.local_addr().expect("a bound listener has an address").port();
         assert!(!is_free(port));
         drop(listener);
         assert!(is_free(port));

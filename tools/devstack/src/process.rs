@@ -54,11 +54,7 @@ pub struct Launch {
 
 impl Launch {
     /// A program with nothing special about it; the fields can be changed afterwards.
-    pub fn new(
-        name: impl Into<String>,
-        program: impl Into<PathBuf>,
-        log: impl Into<PathBuf>,
-    ) -> Launch {
+    pub fn new(name: impl Into<String>, program: impl Into<PathBuf>, log: impl Into<PathBuf>) -> Launch {
         Launch {
             name: name.into(),
             program: program.into(),
@@ -139,9 +135,8 @@ impl Managed {
             // That user may not be able to enter the folder that this process is in.
             command.uid(user.uid).gid(user.gid).current_dir("/");
         }
-        let mut child = command
-            .spawn()
-            .with_context(|| format!("start {}: {}", launch.name, launch.program.display()))?;
+        let mut child =
+            command.spawn().with_context(|| format!("start {}: {}", launch.name, launch.program.display()))?;
         let pid = child.id();
         let go = child.stdin.take();
         let told = guard.add(pid, launch.stop).and_then(|()| {
@@ -156,10 +151,7 @@ impl Managed {
         }
 
         let (ended_sender, ended) = watch::channel(None);
-        let child = Arc::new(Mutex::new(Collectable {
-            child,
-            is_collected: false,
-        }));
+        let child = Arc::new(Mutex::new(Collectable { child, is_collected: false }));
         let collector = {
             let child = Arc::clone(&child);
             let guard = guard.clone();
@@ -186,20 +178,10 @@ impl Managed {
         let tool = Managed::spawn(guard, launch)?;
         let Ok(status) = tokio::time::timeout(timeout, tool.wait()).await else {
             tool.kill().await?;
-            bail!(
-                "run {}: it did not end in {} s\n{}",
-                tool.name,
-                timeout.as_secs(),
-                tool.log_tail()
-            );
+            bail!("run {}: it did not end in {} s\n{}", tool.name, timeout.as_secs(), tool.log_tail());
         };
         if !status.success() {
-            bail!(
-                "run {} ({}): {status}\n{}",
-                tool.name,
-                launch.program.display(),
-                tool.log_tail()
-            );
+            bail!("run {} ({}): {status}\n{}", tool.name, launch.program.display(), tool.log_tail());
         }
         Ok(())
     }
@@ -253,16 +235,8 @@ impl Managed {
     pub async fn kill(&self) -> anyhow::Result<()> {
         let children = process_table::descendants(self.pid);
         self.signal_alive(guard::kill_family);
-        if tokio::time::timeout(SIGNAL_EFFECT, self.wait())
-            .await
-            .is_err()
-        {
-            bail!(
-                "kill {}: process {} did not go in {} s",
-                self.name,
-                self.pid,
-                SIGNAL_EFFECT.as_secs()
-            );
+        if tokio::time::timeout(SIGNAL_EFFECT, self.wait()).await.is_err() {
+            bail!("kill {}: process {} did not go in {} s", self.name, self.pid, SIGNAL_EFFECT.as_secs());
         }
         self.wait_gone(&children).await
     }
@@ -270,8 +244,7 @@ impl Managed {
     /// Stops it and all that descend from it in their tracks (SIGSTOP), and waits until they stand still.
     pub async fn pause(&self) -> anyhow::Result<()> {
         self.signal_running(|pid| guard::send_group(pid, Signal::STOP))?;
-        self.wait_each(&[self.pid], "stop", Entry::is_stopped)
-            .await?;
+        self.wait_each(&[self.pid], "stop", Entry::is_stopped).await?;
         // Only now: the stopped one makes no new children.
         let children = process_table::descendants(self.pid);
         self.signal_running(|_| send_each(&children, Signal::STOP))?;
@@ -286,8 +259,7 @@ impl Managed {
             send_each(&children, Signal::CONT);
             guard::send_group(pid, Signal::CONT);
         })?;
-        self.wait_each(&[self.pid], "go on", |entry| !entry.is_stopped())
-            .await
+        self.wait_each(&[self.pid], "go on", |entry| !entry.is_stopped()).await
     }
 
     /// The last lines that this run wrote, with the place of the whole log.
@@ -313,28 +285,17 @@ impl Managed {
 
     fn signal_running(&self, action: impl FnOnce(Pid)) -> anyhow::Result<()> {
         if !self.signal_alive(action) {
-            bail!(
-                "signal {}: process {} has ended; start it first\n{}",
-                self.name,
-                self.pid,
-                self.log_tail()
-            );
+            bail!("signal {}: process {} has ended; start it first\n{}", self.name, self.pid, self.log_tail());
         }
         Ok(())
     }
 
-    async fn wait_each(
-        &self,
-        pids: &[u32],
-        effect: &str,
-        condition: fn(&Entry) -> bool,
-    ) -> anyhow::Result<()> {
+    async fn wait_each(&self, pids: &[u32], effect: &str, condition: fn(&Entry) -> bool) -> anyhow::Result<()> {
         let what = format!("wait for {} to {effect}", self.name);
         until(&what, SIGNAL_EFFECT, async || {
-            let holds = pids.iter().all(|pid| {
-                process_table::entry(*pid)
-                    .is_none_or(|entry| !entry.is_alive() || condition(&entry))
-            });
+            let holds = pids
+                .iter()
+                .all(|pid| process_table::entry(*pid).is_none_or(|entry| !entry.is_alive() || condition(&entry)));
             anyhow::ensure!(holds, "not all of its processes did");
             Ok(())
         })
@@ -346,8 +307,7 @@ impl Managed {
         until(&what, SIGNAL_EFFECT, async || {
             for child in children {
                 let now = process_table::entry(child.pid);
-                let is_gone =
-                    now.is_none_or(|entry| !entry.is_alive() || entry.started != child.started);
+                let is_gone = now.is_none_or(|entry| !entry.is_alive() || entry.started != child.started);
                 anyhow::ensure!(is_gone, "process {} is still there", child.pid);
             }
             Ok(())
@@ -364,17 +324,11 @@ fn send_each(children: &[Entry], which: Signal) {
     }
 }
 
-fn collect(
-    pid: u32,
-    child: &Mutex<Collectable>,
-    guard: &Guard,
-    ended: &watch::Sender<Option<ExitStatus>>,
-) {
+fn collect(pid: u32, child: &Mutex<Collectable>, guard: &Guard, ended: &watch::Sender<Option<ExitStatus>>) {
     if let Some(raw) = guard::raw_pid(pid) {
-        while let Err(rustix::io::Errno::INTR) = waitid(
-            WaitId::Pid(raw),
-            WaitIdOptions::EXITED | WaitIdOptions::NOWAIT,
-        ) {}
+        while let Err(rustix::io::Errno::INTR) = waitid(WaitId::Pid(raw), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT)
+        {
+        }
     }
     let mut collectable = child.lock().unwrap_or_else(PoisonError::into_inner);
     let status = collectable.child.wait().unwrap_or_default();
@@ -389,9 +343,7 @@ fn tail(path: &Path, start: u64) -> String {
     let read = || -> std::io::Result<Vec<u8>> {
         let mut file = File::open(path)?;
         let length = file.metadata()?.len();
-        file.seek(SeekFrom::Start(
-            start.max(length.saturating_sub(TAIL_BYTES)),
-        ))?;
+        file.seek(SeekFrom::Start(start.max(length.saturating_sub(TAIL_BYTES))))?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
         Ok(bytes)

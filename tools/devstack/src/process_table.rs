@@ -61,10 +61,7 @@ fn entries() -> Vec<Entry> {
     let Ok(folder) = std::fs::read_dir("/proc") else {
         return Vec::new();
     };
-    folder
-        .flatten()
-        .filter_map(|file| entry(file.file_name().to_str()?.parse().ok()?))
-        .collect()
+    folder.flatten().filter_map(|file| entry(file.file_name().to_str()?.parse().ok()?)).collect()
 }
 
 /// `pid (name) state parent …`; the name may hold spaces and brackets, the start time is the 22nd field.
@@ -75,12 +72,7 @@ fn parse_stat(pid: u32, stat: &str) -> Option<Entry> {
     let state = fields.next()?.chars().next()?;
     let parent = fields.next()?.parse().ok()?;
     let started = fields.nth(17)?.to_owned();
-    Some(Entry {
-        pid,
-        parent,
-        state,
-        started,
-    })
+    Some(Entry { pid, parent, state, started })
 }
 
 /// The process of that id, if there is one.
@@ -112,12 +104,7 @@ fn ps(which: &[&str]) -> Vec<Entry> {
             let pid = fields.next()?.parse().ok()?;
             let parent = fields.next()?.parse().ok()?;
             let state = fields.next()?.chars().next()?;
-            Some(Entry {
-                pid,
-                parent,
-                state,
-                started: fields.collect::<Vec<_>>().join(" "),
-            })
+            Some(Entry { pid, parent, state, started: fields.collect::<Vec<_>>().join(" ") })
         })
         .collect()
 }
@@ -130,11 +117,7 @@ mod tests {
     fn a_process_is_found_and_descends_from_its_parent() {
         let me = entry(std::process::id()).expect("a process finds itself");
         assert!(me.is_alive());
-        assert!(
-            descendants(me.parent)
-                .iter()
-                .any(|child| child.pid == me.pid && child.started == me.started)
-        );
+        assert!(descendants(me.parent).iter().any(|child| child.pid == me.pid && child.started == me.started));
         assert!(descendants(me.pid).iter().all(|child| child.pid != me.pid));
     }
 
@@ -142,12 +125,7 @@ mod tests {
     #[test]
     fn a_name_with_brackets_and_spaces_does_not_shift_the_fields() {
         let stat = "42 (a) b (c)) T 7 42 42 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 98765 1 1";
-        let expect = Entry {
-            pid: 42,
-            parent: 7,
-            state: 'T',
-            started: "98765".to_owned(),
-        };
+        let expect = Entry { pid: 42, parent: 7, state: 'T', started: "98765".to_owned() };
         assert_eq!(parse_stat(42, stat), Some(expect));
     }
 }

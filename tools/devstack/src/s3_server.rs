@@ -23,12 +23,8 @@ const AFTER_FAILED_ACCEPT: Duration = Duration::from_millis(50);
 
 /// Serves `root` until SIGTERM or SIGINT. The credentials come by `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`.
 pub async fn run(root: &Path, listen: SocketAddr) -> anyhow::Result<()> {
-    let variable =
-        |name: &str| std::env::var(name).with_context(|| format!("read credentials: set {name}"));
-    let auth = SimpleAuth::from_single(
-        variable("AWS_ACCESS_KEY_ID")?,
-        variable("AWS_SECRET_ACCESS_KEY")?,
-    );
+    let variable = |name: &str| std::env::var(name).with_context(|| format!("read credentials: set {name}"));
+    let auth = SimpleAuth::from_single(variable("AWS_ACCESS_KEY_ID")?, variable("AWS_SECRET_ACCESS_KEY")?);
     let files = FileSystem::new(root)
         .map_err(|error| anyhow::anyhow!("open folder of objects {}: {error:?}", root.display()))?;
     let mut builder = S3ServiceBuilder::new(files);
@@ -37,9 +33,7 @@ pub async fn run(root: &Path, listen: SocketAddr) -> anyhow::Result<()> {
 
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
-    let listener = TcpListener::bind(listen)
-        .await
-        .with_context(|| format!("listen on {listen}"))?;
+    let listener = TcpListener::bind(listen).await.with_context(|| format!("listen on {listen}"))?;
     let connections = GracefulShutdown::new();
     loop {
         let accepted = tokio::select! {
@@ -57,8 +51,7 @@ pub async fn run(root: &Path, listen: SocketAddr) -> anyhow::Result<()> {
         };
         // Answers are small and awaited; where the option cannot be set the connection is merely slower.
         drop(stream.set_nodelay(true));
-        let connection =
-            http1::Builder::new().serve_connection(TokioIo::new(stream), service.clone());
+        let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service.clone());
         let connection = connections.watch(connection);
         tokio::spawn(async move {
             // A client that hangs up in the middle is the client's own affair.

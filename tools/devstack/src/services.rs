@@ -77,10 +77,7 @@ struct State {
 
 impl fmt::Debug for Supervisor {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("Supervisor")
-            .field("running", &self.running())
-            .finish_non_exhaustive()
+        formatter.debug_struct("Supervisor").field("running", &self.running()).finish_non_exhaustive()
     }
 }
 
@@ -99,11 +96,7 @@ impl Supervisor {
         logs: PathBuf,
         on_change: impl Fn(&[ServiceEndpoint]) + Send + Sync + 'static,
     ) -> anyhow::Result<Supervisor> {
-        let http = reqwest::Client::builder()
-            .timeout(PROBE_TIMEOUT)
-            .no_proxy()
-            .build()
-            .context("make http client")?;
+        let http = reqwest::Client::builder().timeout(PROBE_TIMEOUT).no_proxy().build().context("make http client")?;
         let shared = Shared {
             guard,
             logs,
@@ -111,30 +104,16 @@ impl Supervisor {
             on_change: Box::new(on_change),
             telling: Mutex::default(),
         };
-        Ok(Supervisor {
-            shared: Arc::new(shared),
-            http,
-        })
+        Ok(Supervisor { shared: Arc::new(shared), http })
     }
 
     /// Starts a service. That it was started does not mean that it is ready: see [`Supervisor::wait_ready`].
     pub async fn start(&self, spec: ServiceSpec) -> anyhow::Result<()> {
-        let state = State {
-            process: None,
-            restart: spec.restart,
-            backoff: SHORTEST_BACKOFF,
-            is_asked_to_die: false,
-        };
-        let service = Arc::new(Service {
-            spec,
-            turn: tokio::sync::Mutex::default(),
-            state: Mutex::new(state),
-        });
+        let state = State { process: None, restart: spec.restart, backoff: SHORTEST_BACKOFF, is_asked_to_die: false };
+        let service = Arc::new(Service { spec, turn: tokio::sync::Mutex::default(), state: Mutex::new(state) });
         let name = service.spec.name.clone();
         if self.shared.services().contains_key(&name) {
-            bail!(
-                "start service {name}: there is one of that name; restart it, or choose another name"
-            );
+            bail!("start service {name}: there is one of that name; restart it, or choose another name");
         }
         self.shared.services().insert(name, Arc::clone(&service));
         let _turn = service.turn.lock().await;
@@ -148,10 +127,7 @@ impl Supervisor {
 
     /// The process of a service; None while it is down.
     pub fn pid(&self, name: &str) -> Option<u32> {
-        self.running()
-            .into_iter()
-            .find(|service| service.name == name)
-            .map(|service| service.pid)
+        self.running().into_iter().find(|service| service.name == name).map(|service| service.pid)
     }
 
     /// Where the log of a service is.
@@ -166,10 +142,7 @@ impl Supervisor {
 
     /// Asks a service to end (SIGTERM) and waits until it has. It comes back if it is one that is restarted.
     pub async fn terminate(&self, name: &str) -> anyhow::Result<()> {
-        self.service(name)?
-            .asked_to_die()?
-            .terminate(STOP_GRACE)
-            .await
+        self.service(name)?.asked_to_die()?.terminate(STOP_GRACE).await
     }
 
     /// Stops a service in its tracks (SIGSTOP).
@@ -209,10 +182,7 @@ impl Supervisor {
             let response = self.http.get(&url).send().await.context("ask")?;
             let status = response.status();
             if !status.is_success() {
-                bail!(
-                    "it answered {status}: {}",
-                    response.text().await.unwrap_or_default().trim()
-                );
+                bail!("it answered {status}: {}", response.text().await.unwrap_or_default().trim());
             }
             Ok(())
         });
@@ -222,10 +192,8 @@ impl Supervisor {
         };
         result.map_err(|error| {
             let process = service.state().process.clone();
-            let log = process.map_or_else(
-                || format!("its log: {}", self.shared.log(name).display()),
-                |process| process.log_tail(),
-            );
+            let log = process
+                .map_or_else(|| format!("its log: {}", self.shared.log(name).display()), |process| process.log_tail());
             anyhow::anyhow!("{error:#}\n{log}")
         })
     }
@@ -266,12 +234,7 @@ impl Service {
 
     fn process(&self) -> anyhow::Result<Arc<Managed>> {
         let process = self.state().process.clone();
-        process.with_context(|| {
-            format!(
-                "control {}: it is not running; restart it first",
-                self.spec.name
-            )
-        })
+        process.with_context(|| format!("control {}: it is not running; restart it first", self.spec.name))
     }
 
     fn asked_to_die(&self) -> anyhow::Result<Arc<Managed>> {
@@ -315,11 +278,7 @@ impl Shared {
     fn running(&self) -> Vec<ServiceEndpoint> {
         let endpoint = |service: Arc<Service>| {
             let pid = service.state().process.as_ref()?.pid();
-            Some(ServiceEndpoint {
-                name: service.spec.name.clone(),
-                pid,
-                admin_url: service.spec.admin_url.clone(),
-            })
+            Some(ServiceEndpoint { name: service.spec.name.clone(), pid, admin_url: service.spec.admin_url.clone() })
         };
         self.all().into_iter().filter_map(endpoint).collect()
     }
@@ -346,20 +305,12 @@ impl Shared {
     }
 
     /// Waits for the end of a process and starts its successor, unless somebody else did or nobody wants one.
-    async fn look_after(
-        self: Arc<Shared>,
-        service: Arc<Service>,
-        process: Arc<Managed>,
-        since: Instant,
-    ) {
+    async fn look_after(self: Arc<Shared>, service: Arc<Service>, process: Arc<Managed>, since: Instant) {
         let status = process.wait().await;
         let name = &service.spec.name;
         let wait = {
             let mut state = service.state();
-            let is_current = state
-                .process
-                .as_ref()
-                .is_some_and(|current| Arc::ptr_eq(current, &process));
+            let is_current = state.process.as_ref().is_some_and(|current| Arc::ptr_eq(current, &process));
             if !is_current {
                 return;
             }

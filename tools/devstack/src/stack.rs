@@ -32,12 +32,7 @@ pub struct StackOptions {
 impl StackOptions {
     /// A stack in `home`, with the S3 server that `DEVSTACK_S3` names, silent, kept.
     pub fn new(home: impl Into<PathBuf>) -> anyhow::Result<StackOptions> {
-        Ok(StackOptions {
-            home: home.into(),
-            s3: S3Kind::from_env()?,
-            progress: false,
-            remove_home: false,
-        })
+        Ok(StackOptions { home: home.into(), s3: S3Kind::from_env()?, progress: false, remove_home: false })
     }
 }
 
@@ -84,13 +79,7 @@ impl Stack {
             guard.0.clean_up(&home.path)?;
         }
         let kept = Kept::load(&home.path)?;
-        let starting = Starting {
-            home: &home,
-            kept: &kept,
-            guard: &guard.0,
-            options: &options,
-            since: Instant::now(),
-        };
+        let starting = Starting { home: &home, kept: &kept, guard: &guard.0, options: &options, since: Instant::now() };
         // Boxed: the types of the clients' futures within are so deep that a caller's compiler would give up on them.
         let started = tokio::try_join!(
             Box::pin(starting.kafka(given.kafka_brokers)),
@@ -102,27 +91,10 @@ impl Stack {
             guard.0.keep()?;
         }
         let ((kafka_brokers, kafka), (database_url, postgres), (s3, object_store)) = started?;
-        let own = [
-            (Part::Kafka, kafka),
-            (Part::Postgres, postgres),
-            (Part::S3, object_store),
-        ];
-        let own = own
-            .into_iter()
-            .filter_map(|(part, own)| Some((part, own?)))
-            .collect();
-        let parts = Parts {
-            kafka_brokers,
-            database_url,
-            s3,
-        };
-        Ok(Stack {
-            guard,
-            home,
-            parts,
-            own,
-            remove_home: options.remove_home,
-        })
+        let own = [(Part::Kafka, kafka), (Part::Postgres, postgres), (Part::S3, object_store)];
+        let own = own.into_iter().filter_map(|(part, own)| Some((part, own?))).collect();
+        let parts = Parts { kafka_brokers, database_url, s3 };
+        Ok(Stack { guard, home, parts, own, remove_home: options.remove_home })
     }
 
     /// The addresses of the parts.
@@ -161,10 +133,7 @@ impl Stack {
     /// The process of a part; None while it is down, or when it was not started here.
     pub async fn pid(&self, part: Part) -> Option<u32> {
         let process = self.own.get(&part)?.process.lock().await;
-        process
-            .as_ref()
-            .filter(|process| process.is_running())
-            .map(Managed::pid)
+        process.as_ref().filter(|process| process.is_running()).map(Managed::pid)
     }
 
     /// Kills a part as a power cut would (SIGKILL, children included). It stays down until [`Stack::restart`].
@@ -240,10 +209,7 @@ impl Drop for Stack {
         if self.remove_home && std::thread::panicking() {
             // A guard that is gone removes nothing either.
             drop(self.guard.0.keep());
-            eprintln!(
-                "devstack: kept {} for a look at its logs",
-                self.home.path.display()
-            );
+            eprintln!("devstack: kept {} for a look at its logs", self.home.path.display());
         }
     }
 }
@@ -260,60 +226,36 @@ struct Starting<'a> {
 impl Starting<'_> {
     async fn kafka(&self, given: Option<String>) -> anyhow::Result<(String, Option<Own>)> {
         if let Some(brokers) = given {
-            self.check_given(Part::Kafka, kafka::answers(&brokers, GIVEN_TIMEOUT))
-                .await?;
+            self.check_given(Part::Kafka, kafka::answers(&brokers, GIVEN_TIMEOUT)).await?;
             return Ok((brokers, None));
         }
         let kafka = kafka::Kafka::prepare(self.home, self.kept, self.guard).await?;
-        Ok((
-            kafka.brokers(),
-            Some(self.start(Part::Kafka, Server::Kafka(kafka)).await?),
-        ))
+        Ok((kafka.brokers(), Some(self.start(Part::Kafka, Server::Kafka(kafka)).await?)))
     }
 
     async fn postgres(&self, given: Option<String>) -> anyhow::Result<(String, Option<Own>)> {
         if let Some(url) = given {
-            self.check_given(Part::Postgres, postgres::answers(&url, GIVEN_TIMEOUT))
-                .await?;
+            self.check_given(Part::Postgres, postgres::answers(&url, GIVEN_TIMEOUT)).await?;
             return Ok((url, None));
         }
         let postgres = postgres::Postgres::prepare(self.home, self.kept, self.guard).await?;
         if self.options.remove_home {
             self.guard.clean_up(postgres.folder())?;
         }
-        Ok((
-            postgres.url(),
-            Some(
-                self.start(Part::Postgres, Server::Postgres(postgres))
-                    .await?,
-            ),
-        ))
+        Ok((postgres.url(), Some(self.start(Part::Postgres, Server::Postgres(postgres)).await?)))
     }
 
-    async fn s3(
-        &self,
-        given: Option<crate::S3Access>,
-    ) -> anyhow::Result<(crate::S3Access, Option<Own>)> {
+    async fn s3(&self, given: Option<crate::S3Access>) -> anyhow::Result<(crate::S3Access, Option<Own>)> {
         if let Some(access) = given {
-            self.check_given(Part::S3, s3::answers(&access, GIVEN_TIMEOUT))
-                .await?;
+            self.check_given(Part::S3, s3::answers(&access, GIVEN_TIMEOUT)).await?;
             return Ok((access, None));
         }
         let s3 = s3::S3::prepare(self.options.s3, self.home, self.kept, self.guard).await?;
-        Ok((
-            s3.access(),
-            Some(self.start(Part::S3, Server::S3(s3)).await?),
-        ))
+        Ok((s3.access(), Some(self.start(Part::S3, Server::S3(s3)).await?)))
     }
 
-    async fn check_given(
-        &self,
-        part: Part,
-        answers: impl Future<Output = anyhow::Result<()>>,
-    ) -> anyhow::Result<()> {
-        answers
-            .await
-            .with_context(|| format!("use {part} that {} gives", part.variable()))?;
+    async fn check_given(&self, part: Part, answers: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+        answers.await.with_context(|| format!("use {part} that {} gives", part.variable()))?;
         self.say(&format!("{part} is given by {}", part.variable()));
         Ok(())
     }
@@ -321,14 +263,8 @@ impl Starting<'_> {
     async fn start(&self, part: Part, server: Server) -> anyhow::Result<Own> {
         let process = Managed::spawn(self.guard, &server.launch())?;
         server.ready(&process).await?;
-        self.say(&format!(
-            "{part} is ready after {:.1} s",
-            self.since.elapsed().as_secs_f32()
-        ));
-        Ok(Own {
-            server,
-            process: Mutex::new(Some(process)),
-        })
+        self.say(&format!("{part} is ready after {:.1} s", self.since.elapsed().as_secs_f32()));
+        Ok(Own { server, process: Mutex::new(Some(process)) })
     }
 
     fn say(&self, what: &str) {

@@ -16,8 +16,7 @@ use aws_credential_types::Credentials;
 use aws_sdk_s3::config::{BehaviorVersion, Region};
 use aws_sdk_s3::primitives::ByteStream;
 use devstack::{
-    Given, Guard, Part, Parts, S3Kind, ServiceSpec, Stack, StackOptions, Supervisor, free_port,
-    process_table, until,
+    Given, Guard, Part, Parts, S3Kind, ServiceSpec, Stack, StackOptions, Supervisor, free_port, process_table, until,
 };
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
@@ -36,8 +35,7 @@ const TOPIC: &str = "kept";
 #[tokio::test(flavor = "multi_thread")]
 async fn two_stacks_at_once_share_nothing_and_leave_nothing() -> Result<()> {
     let folders = [tempfile::tempdir()?, tempfile::tempdir()?];
-    let [first, second] =
-        [0, 1].map(|which| Stack::start_with(temporary(folders[which].path()), Given::default()));
+    let [first, second] = [0, 1].map(|which| Stack::start_with(temporary(folders[which].path()), Given::default()));
     let (first, second) = tokio::try_join!(first, second)?;
     let [a, b] = [&first, &second].map(|stack| stack.parts().clone());
     assert_ne!(a.kafka_brokers, b.kafka_brokers);
@@ -58,10 +56,7 @@ async fn two_stacks_at_once_share_nothing_and_leave_nothing() -> Result<()> {
     let homes = [&first, &second].map(|stack| stack.home().to_path_buf());
     tokio::try_join!(first.stop(), second.stop())?;
     assert_eq!(alive(&pids), Vec::<u32>::new());
-    assert!(
-        homes.iter().all(|home| !home.exists()),
-        "a temporary home goes with its stack: {homes:?}"
-    );
+    assert!(homes.iter().all(|home| !home.exists()), "a temporary home goes with its stack: {homes:?}");
     Ok(())
 }
 
@@ -86,29 +81,18 @@ async fn parts_keep_address_and_data_through_faults() -> Result<()> {
         assert_eq!(alive(&[before]), Vec::<u32>::new());
         stack.restart(part).await?;
         assert_ne!(stack.pid(part).await, Some(before));
-        assert_eq!(
-            get(&parts)
-                .await
-                .with_context(|| format!("after a kill of {part}"))?,
-            "kept"
-        );
+        assert_eq!(get(&parts).await.with_context(|| format!("after a kill of {part}"))?, "kept");
     }
     for part in Part::ALL {
         stack.terminate(part).await?;
         assert_eq!(stack.pid(part).await, None);
         stack.restart(part).await?;
     }
-    assert_eq!(
-        get(&parts).await.context("after a restart of each")?,
-        "kept"
-    );
+    assert_eq!(get(&parts).await.context("after a restart of each")?, "kept");
     for part in Part::ALL {
         stack.pause(part).await?;
         let answer = tokio::time::timeout(Duration::from_millis(500), get(&parts)).await;
-        assert!(
-            !matches!(answer, Ok(Ok(_))),
-            "{part} answers while it is paused"
-        );
+        assert!(!matches!(answer, Ok(Ok(_))), "{part} answers while it is paused");
         stack.resume(part).await?;
     }
     assert_eq!(get(&parts).await.context("after a pause of each")?, "kept");
@@ -134,10 +118,7 @@ async fn check_given(given: Given, parts: &Parts) -> Result<()> {
     assert_eq!(user.parts(), parts);
     for part in Part::ALL {
         assert_eq!(user.pid(part).await, None);
-        let error = user
-            .kill(part)
-            .await
-            .expect_err("what was not started here is not killed");
+        let error = user.kill(part).await.expect_err("what was not started here is not killed");
         assert!(error.to_string().contains(part.variable()), "{error}");
     }
     user.stop().await?;
@@ -152,18 +133,12 @@ fn a_killed_parent_leaves_nothing_running() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let mut first = Up::start(folder.path())?;
     let family = first.family();
-    assert!(
-        family.len() >= 8,
-        "a guard, kafka, s3, and postgres with its helpers: {family:?}"
-    );
+    assert!(family.len() >= 8, "a guard, kafka, s3, and postgres with its helpers: {family:?}");
 
     let refused = devstack_up(folder.path()).output()?;
     assert!(!refused.status.success());
     let message = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(
-        message.contains(&format!("process {}", first.child.id())) && message.contains("--home"),
-        "{message}"
-    );
+    assert!(message.contains(&format!("process {}", first.child.id())) && message.contains("--home"), "{message}");
 
     first.child.kill()?;
     first.child.wait()?;
@@ -183,13 +158,8 @@ fn a_killed_parent_leaves_nothing_running() -> Result<()> {
 #[test]
 fn an_interrupted_start_leaves_nothing_running() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let mut child = devstack_up(folder.path())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()?;
-    wait_for("the start of a part", || {
-        folder.path().join("logs/kafka-format.log").exists()
-    })?;
+    let mut child = devstack_up(folder.path()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    wait_for("the start of a part", || folder.path().join("logs/kafka-format.log").exists())?;
     let family = descendants(child.id());
     signal(child.id(), Signal::INT)?;
     assert!(!child.wait()?.success());
@@ -218,20 +188,12 @@ async fn a_failed_start_names_the_part_its_log_and_the_reason() -> Result<()> {
     std::fs::create_dir_all(&data)?;
     std::fs::write(folder.path().join("postgres/stack-id"), "fixed")?;
     let nowhere = format!("127.0.0.1:{}", free_port()?);
-    let given = Given {
-        kafka_brokers: Some(nowhere),
-        ..Given::default()
-    };
-    let error = Stack::start_with(kept(folder.path()), given)
-        .await
-        .map(drop)
-        .expect_err("an empty folder is no cluster");
+    let given = Given { kafka_brokers: Some(nowhere), ..Given::default() };
+    let error =
+        Stack::start_with(kept(folder.path()), given).await.map(drop).expect_err("an empty folder is no cluster");
     let message = format!("{error:#}");
     for expect in ["start postgres", "logs/postgres.log", "postgresql.conf"] {
-        assert!(
-            message.contains(expect),
-            "{expect:?} is missing in: {message}"
-        );
+        assert!(message.contains(expect), "{expect:?} is missing in: {message}");
     }
     Ok(())
 }
@@ -241,21 +203,12 @@ async fn a_failed_start_names_the_part_its_log_and_the_reason() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn services_are_kept_running_and_told() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let guard = Guard::start(
-        &folder.path().join("guard.log"),
-        std::fs::File::create(folder.path().join("lock"))?,
-    )?;
+    let guard = Guard::start(&folder.path().join("guard.log"), std::fs::File::create(folder.path().join("lock"))?)?;
     let told: Arc<Mutex<Vec<Option<u32>>>> = Arc::default();
     let hook = Arc::clone(&told);
-    let supervisor = Supervisor::new(
-        guard.clone(),
-        folder.path().to_path_buf(),
-        move |services| {
-            hook.lock()
-                .expect("no test panics in the hook")
-                .push(services.first().map(|service| service.pid));
-        },
-    )?;
+    let supervisor = Supervisor::new(guard.clone(), folder.path().to_path_buf(), move |services| {
+        hook.lock().expect("no test panics in the hook").push(services.first().map(|service| service.pid));
+    })?;
     let is_ready = Arc::new(AtomicBool::new(false));
     let admin_url = serve_readyz(Arc::clone(&is_ready))?;
     let spec = ServiceSpec {
@@ -265,30 +218,21 @@ async fn services_are_kept_running_and_told() -> Result<()> {
         admin_url,
         restart: true,
     };
-    std::fs::write(
-        &spec.binary,
-        "#!/bin/sh\nexec sleep \"$SECONDS_TO_SLEEP\"\n",
-    )?;
+    std::fs::write(&spec.binary, "#!/bin/sh\nexec sleep \"$SECONDS_TO_SLEEP\"\n")?;
     std::fs::set_permissions(&spec.binary, PermissionsExt::from_mode(0o755))?;
     supervisor.start(spec).await?;
     let first = supervisor.pid("sleeper").context("it runs")?;
 
-    let error = supervisor
-        .wait_ready("sleeper", Duration::from_millis(100))
-        .await
-        .expect_err("it says that it is not ready");
+    let error =
+        supervisor.wait_ready("sleeper", Duration::from_millis(100)).await.expect_err("it says that it is not ready");
     assert!(format!("{error:#}").contains("503"), "{error:#}");
     is_ready.store(true, Ordering::SeqCst);
     supervisor.wait_ready("sleeper", SOON).await?;
 
     supervisor.kill("sleeper").await?;
-    let second = until("see it again", SOON, async || {
-        supervisor
-            .pid("sleeper")
-            .filter(|pid| *pid != first)
-            .context("down")
-    })
-    .await?;
+    let second =
+        until("see it again", SOON, async || supervisor.pid("sleeper").filter(|pid| *pid != first).context("down"))
+            .await?;
     supervisor.pause("sleeper").await?;
     supervisor.resume("sleeper").await?;
     supervisor.restart("sleeper").await?;
@@ -299,10 +243,7 @@ async fn services_are_kept_running_and_told() -> Result<()> {
     supervisor.set_restart("sleeper", false)?;
     supervisor.kill("sleeper").await?;
     is_ready.store(false, Ordering::SeqCst);
-    let error = supervisor
-        .wait_ready("sleeper", SOON)
-        .await
-        .expect_err("it is down");
+    let error = supervisor.wait_ready("sleeper", SOON).await.expect_err("it is down");
     assert!(format!("{error:#}").contains("not restarted"), "{error:#}");
     supervisor.restart("sleeper").await?;
     let fourth = supervisor.pid("sleeper").context("it runs")?;
@@ -326,13 +267,8 @@ fn serve_readyz(is_ready: Arc<AtomicBool>) -> Result<String> {
         for stream in listener.incoming().flatten() {
             let mut stream = stream;
             let mut request = [0; 1024];
-            let status = if is_ready.load(Ordering::SeqCst) {
-                "200 OK"
-            } else {
-                "503 Service Unavailable"
-            };
-            let response =
-                format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+            let status = if is_ready.load(Ordering::SeqCst) { "200 OK" } else { "503 Service Unavailable" };
+            let response = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
             if stream.read(&mut request).is_ok() {
                 drop(stream.write_all(response.as_bytes()));
             }
@@ -342,19 +278,11 @@ fn serve_readyz(is_ready: Arc<AtomicBool>) -> Result<String> {
 }
 
 fn kept(home: &Path) -> StackOptions {
-    StackOptions {
-        home: home.to_path_buf(),
-        s3: S3Kind::Folder,
-        progress: false,
-        remove_home: false,
-    }
+    StackOptions { home: home.to_path_buf(), s3: S3Kind::Folder, progress: false, remove_home: false }
 }
 
 fn temporary(home: &Path) -> StackOptions {
-    StackOptions {
-        remove_home: true,
-        ..kept(home)
-    }
+    StackOptions { remove_home: true, ..kept(home) }
 }
 
 /// `devstack up` as a person runs it.
@@ -365,10 +293,7 @@ struct Up {
 
 fn devstack_up(home: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_devstack"));
-    command
-        .args(["up", "--home"])
-        .arg(home)
-        .stdin(Stdio::null());
+    command.args(["up", "--home"]).arg(home).stdin(Stdio::null());
     for variable in Part::ALL.map(Part::variable) {
         command.env_remove(variable);
     }
@@ -408,10 +333,7 @@ fn signal(pid: u32, which: Signal) -> Result<()> {
 }
 
 fn descendants(pid: u32) -> Vec<u32> {
-    process_table::descendants(pid)
-        .into_iter()
-        .map(|entry| entry.pid)
-        .collect()
+    process_table::descendants(pid).into_iter().map(|entry| entry.pid).collect()
 }
 
 fn alive(pids: &[u32]) -> Vec<u32> {
@@ -422,11 +344,7 @@ fn alive(pids: &[u32]) -> Vec<u32> {
 fn wait_for(what: &str, condition: impl Fn() -> bool) -> Result<()> {
     let deadline = Instant::now() + SOON;
     while !condition() {
-        ensure!(
-            Instant::now() < deadline,
-            "wait for {what}: not in {} s",
-            SOON.as_secs()
-        );
+        ensure!(Instant::now() < deadline, "wait for {what}: not in {} s", SOON.as_secs());
         std::thread::yield_now();
     }
     Ok(())
@@ -442,55 +360,30 @@ async fn put(parts: &Parts, value: &str) -> Result<()> {
     }
     let producer: FutureProducer = kafka.create()?;
     let record: FutureRecord<'_, str, str> = FutureRecord::to(TOPIC).payload(value);
-    producer
-        .send(record, SOON)
-        .await
-        .map_err(|(error, _)| error)
-        .context("produce")?;
+    producer.send(record, SOON).await.map_err(|(error, _)| error).context("produce")?;
 
     let mut database = PgConnection::connect(&parts.database_url).await?;
-    sqlx::query("CREATE TABLE kept (value text NOT NULL)")
-        .execute(&mut database)
-        .await?;
-    sqlx::query("INSERT INTO kept VALUES ($1)")
-        .bind(value)
-        .execute(&mut database)
-        .await?;
+    sqlx::query("CREATE TABLE kept (value text NOT NULL)").execute(&mut database).await?;
+    sqlx::query("INSERT INTO kept VALUES ($1)").bind(value).execute(&mut database).await?;
     database.close().await?;
 
     let body = ByteStream::from(value.as_bytes().to_vec());
-    s3_client(parts)
-        .put_object()
-        .bucket(&parts.s3.bucket)
-        .key("a/kept")
-        .body(body)
-        .send()
-        .await?;
+    s3_client(parts).put_object().bucket(&parts.s3.bucket).key("a/kept").body(body).send().await?;
     Ok(())
 }
 
 /// What all three parts agree on.
 async fn get(parts: &Parts) -> Result<String> {
     let mut database = PgConnection::connect(&parts.database_url).await?;
-    let from_postgres: String = sqlx::query("SELECT value FROM kept")
-        .fetch_one(&mut database)
-        .await?
-        .try_get("value")?;
+    let from_postgres: String =
+        sqlx::query("SELECT value FROM kept").fetch_one(&mut database).await?.try_get("value")?;
 
-    let object = s3_client(parts)
-        .get_object()
-        .bucket(&parts.s3.bucket)
-        .key("a/kept")
-        .send()
-        .await?;
+    let object = s3_client(parts).get_object().bucket(&parts.s3.bucket).key("a/kept").send().await?;
     let from_s3 = String::from_utf8(object.body.collect().await?.to_vec())?;
 
     let kafka = kafka_config(parts);
     let from_kafka = tokio::task::spawn_blocking(move || read_first(&kafka)).await??;
-    ensure!(
-        from_postgres == from_s3 && from_s3 == from_kafka,
-        "they differ: {from_postgres}, {from_s3}, {from_kafka}"
-    );
+    ensure!(from_postgres == from_s3 && from_s3 == from_kafka, "they differ: {from_postgres}, {from_s3}, {from_kafka}");
     Ok(from_kafka)
 }
 
@@ -504,9 +397,7 @@ fn read_first(kafka: &ClientConfig) -> Result<String> {
     loop {
         match consumer.poll(Duration::from_secs(1)) {
             Some(Ok(message)) => {
-                return Ok(String::from_utf8(
-                    message.payload().context("it has a payload")?.to_vec(),
-                )?);
+                return Ok(String::from_utf8(message.payload().context("it has a payload")?.to_vec())?);
             }
             Some(Err(error)) if Instant::now() > deadline => return Err(error).context("consume"),
             None if Instant::now() > deadline => {
@@ -519,10 +410,7 @@ fn read_first(kafka: &ClientConfig) -> Result<String> {
 
 fn kafka_config(parts: &Parts) -> ClientConfig {
     let mut config = ClientConfig::new();
-    config
-        .set("bootstrap.servers", &parts.kafka_brokers)
-        .set("reconnect.backoff.max.ms", "200")
-        .set("log_level", "0");
+    config.set("bootstrap.servers", &parts.kafka_brokers).set("reconnect.backoff.max.ms", "200").set("log_level", "0");
     config
 }
 
@@ -530,13 +418,7 @@ fn s3_client(parts: &Parts) -> aws_sdk_s3::Client {
     let config = aws_sdk_s3::Config::builder()
         .behavior_version(BehaviorVersion::latest())
         .region(Region::new(parts.s3.region.clone()))
-        .credentials_provider(Credentials::new(
-            &parts.s3.access_key,
-            &parts.s3.secret_key,
-            None,
-            None,
-            "test",
-        ))
+        .credentials_provider(Credentials::new(&parts.s3.access_key, &parts.s3.secret_key, None, None, "test"))
         .endpoint_url(&parts.s3.endpoint)
         .force_path_style(true)
         .http_client(aws_smithy_http_client::Builder::new().build_http())

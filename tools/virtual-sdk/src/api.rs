@@ -110,7 +110,8 @@ impl Api {
         let answer = self.call(Method::DELETE, &format!("/v1/links/{link}")).timeout(TIMEOUT).send().await;
         let status = answer.as_ref().map(Response::status);
         // The contract leaves open which of the two it is.
-        let wanted = if matches!(status, Ok(StatusCode::ACCEPTED)) { StatusCode::ACCEPTED } else { StatusCode::NO_CONTENT };
+        let wanted =
+            if matches!(status, Ok(StatusCode::ACCEPTED)) { StatusCode::ACCEPTED } else { StatusCode::NO_CONTENT };
         call::expect(CALL, wanted, answer).await.map(drop)
     }
 
@@ -203,7 +204,12 @@ impl Api {
         self.client.request(method, format!("{}{path}", self.api_url)).bearer_auth(&self.api_key)
     }
 
-    async fn take(&self, call: &'static str, status: StatusCode, request: RequestBuilder) -> Result<Response, CallError> {
+    async fn take(
+        &self,
+        call: &'static str,
+        status: StatusCode,
+        request: RequestBuilder,
+    ) -> Result<Response, CallError> {
         call::expect(call, status, request.timeout(TIMEOUT).send().await).await
     }
 }

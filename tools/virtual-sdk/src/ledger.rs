@@ -180,9 +180,9 @@ impl Ledger {
     /// Batches and events that were acknowledged.
     pub fn totals(&self) -> (u64, u64) {
         self.with(|sessions| {
-            sessions.values().fold((0, 0), |(batches, events), session| {
-                (batches + session.batches(), events + session.events())
-            })
+            sessions
+                .values()
+                .fold((0, 0), |(batches, events), session| (batches + session.batches(), events + session.events()))
         })
     }
 

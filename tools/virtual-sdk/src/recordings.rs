@@ -138,8 +138,11 @@ impl Batch {
             if event.get().contains(['\n', '\r']) {
                 return Err(InvalidRecording::LineBreak { stream, seq, index });
             }
-            timestamps
-                .push(timestamp(event.get().as_bytes()).ok_or(InvalidRecording::Timestamp { stream, seq, index })?);
+            timestamps.push(timestamp(event.get().as_bytes()).ok_or(InvalidRecording::Timestamp {
+                stream,
+                seq,
+                index,
+            })?);
         }
         Ok(Self {
             stream,
@@ -245,8 +248,7 @@ impl Recording {
             let line = line.map_err(read)?;
             let decode = |source| RecordingsError::Decode { path: path.to_owned(), line: index + 1, source };
             let line: Line = serde_json::from_str(&line).map_err(decode)?;
-            batches
-                .push(Batch::new(line.stream, line.seq, line.end, line.offset_ms, line.events).map_err(invalid)?);
+            batches.push(Batch::new(line.stream, line.seq, line.end, line.offset_ms, line.events).map_err(invalid)?);
         }
         let file_name = path.file_name().unwrap_or_default().to_string_lossy();
         Self::new(file_name.strip_suffix(SUFFIX).unwrap_or(&file_name), batches).map_err(invalid)

@@ -5,9 +5,7 @@ use std::time::Duration;
 use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, ORIGIN};
 use reqwest::{Client, RequestBuilder, StatusCode};
 use schemas::SessionId;
-use schemas::http::{
-    BeaconHead, Capture, ConsentRequest, ConsentResponse, Decision, EventsResponse, SessionResponse,
-};
+use schemas::http::{BeaconHead, Capture, ConsentRequest, ConsentResponse, Decision, EventsResponse, SessionResponse};
 use tokio::time::{Instant, sleep_until};
 
 use crate::body::{Body, Form};
@@ -174,8 +172,7 @@ impl Sdk {
     }
 
     fn beacon(&self, session: &Session, stream: u32, seq: u32, end: bool, body: &Body) -> RequestBuilder {
-        let head =
-            BeaconHead { token: session.token.clone(), stream: u64::from(stream), seq: u64::from(seq), end };
+        let head = BeaconHead { token: session.token.clone(), stream: u64::from(stream), seq: u64::from(seq), end };
         // A structure of a string and numbers always has a JSON form.
         let mut bytes = serde_json::to_vec(&head).unwrap_or_default();
         bytes.push(b'\n');

@@ -24,7 +24,11 @@ enum Place {
     /// After the opening bracket or an element.
     Between,
     /// In an element, this many brackets deep.
-    Within { depth: u32, string: bool, escaped: bool },
+    Within {
+        depth: u32,
+        string: bool,
+        escaped: bool,
+    },
     After,
 }
 
@@ -172,9 +176,7 @@ mod tests {
         for body in ["{}", "[]x", "[,1]", "[1]]"] {
             let mut splitter = Splitter::array();
             splitter.push(body.as_bytes());
-            let outcome = std::iter::repeat_with(|| splitter.next())
-                .take(8)
-                .find(|outcome| outcome.is_err());
+            let outcome = std::iter::repeat_with(|| splitter.next()).take(8).find(|outcome| outcome.is_err());
             assert_eq!(outcome, Some(Err(SplitError::Outside)), "{body}");
         }
     }

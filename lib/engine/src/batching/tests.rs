@@ -91,10 +91,7 @@ fn a_flush_is_staged_uploaded_and_published_in_this_order() {
     let effects = run.give(Input::Staged { flush: flush.id, refused: Some(vec![key(2)]) });
     assert_eq!(effects, [Effect::Upload { flush: flush.id, refused: vec![key(2)] }]);
     let effects = run.give(Input::Uploaded { flush: flush.id, ok: true });
-    assert_eq!(
-        effects,
-        [Effect::Publish { flush: flush.id, with_object: true, activity: vec![key(1), key(2)] }]
-    );
+    assert_eq!(effects, [Effect::Publish { flush: flush.id, with_object: true, activity: vec![key(1), key(2)] }]);
     let effects = run.give(Input::Published { flush: flush.id, outcome: Published::Committed });
     assert_eq!(effects, [Effect::Release { partition: 0, next: 12 }]);
     let count = run.machine.conservation();

@@ -29,9 +29,6 @@ const CONNECTIONS_MAX: Knob = Knob {
 impl PostgresConfig {
     /// Reads the settings.
     pub fn load(env: &mut Env<'_>) -> Self {
-        Self {
-            url: env.text(&URL),
-            connections_max: env.number(&CONNECTIONS_MAX, 2).try_into().unwrap_or(u32::MAX),
-        }
+        Self { url: env.text(&URL), connections_max: env.number(&CONNECTIONS_MAX, 2).try_into().unwrap_or(u32::MAX) }
     }
 }

@@ -48,13 +48,8 @@ const REGION: Knob = Knob {
     default: Some("us-east-1"),
     secret: false,
 };
-const BUCKET: Knob = Knob {
-    name: "S3_BUCKET",
-    doc: "The bucket.",
-    unit: "a bucket's name",
-    default: Some("clairvio"),
-    secret: false,
-};
+const BUCKET: Knob =
+    Knob { name: "S3_BUCKET", doc: "The bucket.", unit: "a bucket's name", default: Some("clairvio"), secret: false };
 const PREFIX: Knob = Knob {
     name: "S3_PREFIX",
     doc: "What all keys of this deployment begin with.",
@@ -62,20 +57,10 @@ const PREFIX: Knob = Knob {
     default: Some(""),
     secret: false,
 };
-const ACCESS_KEY: Knob = Knob {
-    name: "AWS_ACCESS_KEY_ID",
-    doc: "The access key.",
-    unit: "text",
-    default: None,
-    secret: false,
-};
-const SECRET_KEY: Knob = Knob {
-    name: "AWS_SECRET_ACCESS_KEY",
-    doc: "The access key's secret.",
-    unit: "text",
-    default: None,
-    secret: true,
-};
+const ACCESS_KEY: Knob =
+    Knob { name: "AWS_ACCESS_KEY_ID", doc: "The access key.", unit: "text", default: None, secret: false };
+const SECRET_KEY: Knob =
+    Knob { name: "AWS_SECRET_ACCESS_KEY", doc: "The access key's secret.", unit: "text", default: None, secret: true };
 const REQUEST_TIMEOUT_MS: Knob = Knob {
     name: "S3_REQUEST_TIMEOUT_MS",
     doc: "How long one request to S3 may take.",

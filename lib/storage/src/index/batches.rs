@@ -182,25 +182,20 @@ impl Index {
     /// be on its way, and this waits for its end.
     pub async fn is_published(&self, topic: &str, partition: i32, next: u64) -> Result<bool, IndexError> {
         let mut tx = self.pool.begin().await.map_err(failed("begin look-up"))?;
-        let row = sqlx::query(
-            "select next_offset from partition_progress where topic = $1 and partition = $2 for update",
-        )
-        .bind(topic)
-        .bind(partition)
-        .fetch_optional(&mut *tx)
-        .await
-        .map_err(failed("look up progress"))?;
+        let row =
+            sqlx::query("select next_offset from partition_progress where topic = $1 and partition = $2 for update")
+                .bind(topic)
+                .bind(partition)
+                .fetch_optional(&mut *tx)
+                .await
+                .map_err(failed("look up progress"))?;
         tx.rollback().await.map_err(failed("end look-up"))?;
         Ok(row.is_some_and(|row| unsigned(row.get("next_offset")) >= next))
     }
 }
 
 /// First rows of sessions. Their links are locked before, and count them.
-async fn insert_first_seen(
-    tx: &mut PgConnection,
-    partition: i32,
-    first_seen: &[FirstSight],
-) -> Result<(), IndexError> {
+async fn insert_first_seen(tx: &mut PgConnection, partition: i32, first_seen: &[FirstSight]) -> Result<(), IndexError> {
     if first_seen.is_empty() {
         return Ok(());
     }

@@ -50,14 +50,13 @@ impl Index {
             .execute(&mut *tx)
             .await
             .map_err(failed("lock session"))?;
-        let known = sqlx::query(
-            "select deletion_id from deletion_session where workspace_id = $1 and session_id = $2 limit 1",
-        )
-        .bind(key.workspace.0)
-        .bind(key.session.0)
-        .fetch_optional(&mut *tx)
-        .await
-        .map_err(failed("find deletion"))?;
+        let known =
+            sqlx::query("select deletion_id from deletion_session where workspace_id = $1 and session_id = $2 limit 1")
+                .bind(key.workspace.0)
+                .bind(key.session.0)
+                .fetch_optional(&mut *tx)
+                .await
+                .map_err(failed("find deletion"))?;
         if let Some(row) = known {
             return Ok(DeletionId(row.get("deletion_id")));
         }
@@ -174,8 +173,7 @@ impl Index {
         .fetch_all(&mut *tx)
         .await
         .map_err(failed("find shared objects"))?;
-        let blockers: Vec<Uuid> =
-            rows.iter().filter(|row| may_contain(row, key)).map(|row| row.get("id")).collect();
+        let blockers: Vec<Uuid> = rows.iter().filter(|row| may_contain(row, key)).map(|row| row.get("id")).collect();
         sqlx::query(
             "update deletion_session set blockers = $4
              where deletion_id = $1 and workspace_id = $2 and session_id = $3",

@@ -230,10 +230,7 @@ impl Index {
         .fetch_all(&self.pool)
         .await
         .map_err(failed("list sessions that are over"))?;
-        Ok(rows
-            .iter()
-            .map(|row| OpenSession { key: session_key(row), partitions: row.get("partitions") })
-            .collect())
+        Ok(rows.iter().map(|row| OpenSession { key: session_key(row), partitions: row.get("partitions") }).collect())
     }
 
     /// Live objects of one session, in the order in which they were made.
@@ -257,14 +254,13 @@ impl Index {
         let mut tx = self.pool.begin().await.map_err(failed("begin final swap"))?;
         // Under the session's lock: a part that a run added meanwhile would be left beside the one object.
         lock_live_sessions(&mut tx, &[result.key]).await?;
-        let live = sqlx::query(
-            "select id from object where kind = 1 and state = 1 and workspace_id = $1 and session_id = $2",
-        )
-        .bind(result.key.workspace.0)
-        .bind(result.key.session.0)
-        .fetch_all(&mut *tx)
-        .await
-        .map_err(failed("list session's parts"))?;
+        let live =
+            sqlx::query("select id from object where kind = 1 and state = 1 and workspace_id = $1 and session_id = $2")
+                .bind(result.key.workspace.0)
+                .bind(result.key.session.0)
+                .fetch_all(&mut *tx)
+                .await
+                .map_err(failed("list session's parts"))?;
         let all_replaced = live.iter().all(|row| result.replaces.contains(&ObjectId(row.get("id"))));
         if !all_replaced || !publish_results(&mut tx, std::slice::from_ref(result), true).await? {
             return Ok(false);
@@ -314,11 +310,12 @@ async fn publish_results(tx: &mut PgConnection, results: &[SessionResult], is_fi
             continue;
         }
         let replaces: Vec<Uuid> = result.replaces.iter().map(|id| id.0).collect();
-        let condemned = sqlx::query("update object set state = 2, condemned_at = now() where id = any($1) and state = 1")
-            .bind(&replaces)
-            .execute(&mut *tx)
-            .await
-            .map_err(failed("condemn parts"))?;
+        let condemned =
+            sqlx::query("update object set state = 2, condemned_at = now() where id = any($1) and state = 1")
+                .bind(&replaces)
+                .execute(&mut *tx)
+                .await
+                .map_err(failed("condemn parts"))?;
         if condemned.rows_affected() != replaces.len() as u64 || !make_live(tx, &result.object, None).await? {
             return Ok(false);
         }

@@ -114,10 +114,7 @@ fn session_row(row: &PgRow) -> Result<SessionRow, IndexError> {
     let ts_min: Option<i64> = row.get("ts_min");
     let ts_max: Option<i64> = row.get("ts_max");
     Ok(SessionRow {
-        key: SessionKey {
-            workspace: WorkspaceId(row.get("workspace_id")),
-            session: SessionId(row.get("id")),
-        },
+        key: SessionKey { workspace: WorkspaceId(row.get("workspace_id")), session: SessionId(row.get("id")) },
         link: LinkId(link),
         reference: row.get("reference"),
         state: if row.get("is_over") { SessionState::Ended } else { SessionState::Recording },
@@ -219,11 +216,7 @@ impl Index {
         Ok(Found::Live(Box::new(Snapshot {
             row: session_row(&row)?,
             own: own.iter().map(live_object).collect::<Result<_, _>>()?,
-            shared: shared
-                .iter()
-                .filter(|row| may_contain(row, key))
-                .map(live_object)
-                .collect::<Result<_, _>>()?,
+            shared: shared.iter().filter(|row| may_contain(row, key)).map(live_object).collect::<Result<_, _>>()?,
         })))
     }
 

@@ -37,13 +37,7 @@ impl Kafka {
         let java = find_java()?;
         let jars = jars(home, guard).await?;
         let folder = home.path.join("kafka");
-        let kafka = Kafka {
-            java,
-            jars,
-            folder,
-            log: home.log("kafka"),
-            port: kept.kafka_port,
-        };
+        let kafka = Kafka { java, jars, folder, log: home.log("kafka"), port: kept.kafka_port };
         std::fs::create_dir_all(&kafka.folder)
             .with_context(|| format!("make folder of kafka: {}", kafka.folder.display()))?;
         let properties = kafka.properties(kept.kafka_controller_port);
@@ -83,17 +77,8 @@ impl Kafka {
 
     pub(crate) fn launch(&self) -> Launch {
         Launch::new("kafka", &self.java, &self.log)
-            .args([
-                "-Xms256m",
-                "-Xmx512m",
-                "-XX:+UseG1GC",
-                "-XX:MaxGCPauseMillis=20",
-                "-Djava.awt.headless=true",
-            ])
-            .args([
-                "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
-                "-Dorg.slf4j.simpleLogger.showDateTime=true",
-            ])
+            .args(["-Xms256m", "-Xmx512m", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20", "-Djava.awt.headless=true"])
+            .args(["-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-Dorg.slf4j.simpleLogger.showDateTime=true"])
             .args(["-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd'T'HH:mm:ss.SSSXXX"])
             .args(self.class_path())
             .args(["kafka.Kafka"])
@@ -180,21 +165,13 @@ pub(crate) async fn answers(brokers: &str, timeout: Duration) -> anyhow::Result<
         .create()
         .context("make kafka client")?;
     let consumer = Arc::new(consumer);
-    until(
-        &format!("ask kafka at {brokers} for its metadata"),
-        timeout,
-        async || {
-            let asking = Arc::clone(&consumer);
-            let metadata =
-                tokio::task::spawn_blocking(move || asking.fetch_metadata(None, METADATA_TIMEOUT));
-            let metadata = metadata
-                .await
-                .context("ask for metadata")?
-                .context("ask for metadata")?;
-            anyhow::ensure!(!metadata.brokers().is_empty(), "no broker is admitted yet");
-            Ok(())
-        },
-    )
+    until(&format!("ask kafka at {brokers} for its metadata"), timeout, async || {
+        let asking = Arc::clone(&consumer);
+        let metadata = tokio::task::spawn_blocking(move || asking.fetch_metadata(None, METADATA_TIMEOUT));
+        let metadata = metadata.await.context("ask for metadata")?.context("ask for metadata")?;
+        anyhow::ensure!(!metadata.brokers().is_empty(), "no broker is admitted yet");
+        Ok(())
+    })
     .await
 }
 
@@ -209,9 +186,8 @@ fn find_java() -> anyhow::Result<PathBuf> {
             folders.push(Path::new(prefix).join(formula).join("bin"));
         }
     }
-    places::find_program("java", &folders).context(
-        "find java: neither in JAVA_HOME nor in PATH\n  install Java 17 or newer: tools/setup",
-    )
+    places::find_program("java", &folders)
+        .context("find java: neither in JAVA_HOME nor in PATH\n  install Java 17 or newer: tools/setup")
 }
 
 /// The folder of Kafka's jars, downloaded if need be. Two who need it at once download once.
@@ -237,9 +213,7 @@ async fn jars(home: &Home, guard: &Guard) -> anyhow::Result<PathBuf> {
         .args([&pom])
         .args(["dependency:copy-dependencies", "-DincludeScope=runtime"])
         .args([format!("-DoutputDirectory={}", target.display())]);
-    Managed::run(guard, &fetch, DOWNLOAD_TIMEOUT)
-        .await
-        .with_context(|| format!("download kafka {VERSION}"))?;
+    Managed::run(guard, &fetch, DOWNLOAD_TIMEOUT).await.with_context(|| format!("download kafka {VERSION}"))?;
     places::publish_folder(&target, &jars)?;
     Ok(jars)
 }

@@ -75,9 +75,7 @@ pub enum S3Kind {
 impl S3Kind {
     /// What `DEVSTACK_S3` says: `folder` (the default) or `versitygw`.
     pub fn from_env() -> anyhow::Result<S3Kind> {
-        variable("DEVSTACK_S3")
-            .map_or(Ok(S3Kind::default()), |name| name.parse())
-            .context("read DEVSTACK_S3")
+        variable("DEVSTACK_S3").map_or(Ok(S3Kind::default()), |name| name.parse()).context("read DEVSTACK_S3")
     }
 }
 
@@ -152,11 +150,7 @@ impl Given {
                     .context("read AWS_SECRET_ACCESS_KEY: set it along with S3_ENDPOINT")?,
             }),
         };
-        Ok(Given {
-            kafka_brokers: variable("KAFKA_BROKERS"),
-            database_url: variable("DATABASE_URL"),
-            s3,
-        })
+        Ok(Given { kafka_brokers: variable("KAFKA_BROKERS"), database_url: variable("DATABASE_URL"), s3 })
     }
 }
 
@@ -183,9 +177,7 @@ impl Server {
         let answers = Box::pin(async {
             match self {
                 Server::Kafka(kafka) => kafka::answers(&kafka.brokers(), START_TIMEOUT).await,
-                Server::Postgres(postgres) => {
-                    postgres::answers(&postgres.url(), START_TIMEOUT).await
-                }
+                Server::Postgres(postgres) => postgres::answers(&postgres.url(), START_TIMEOUT).await,
                 Server::S3(s3) => s3::answers(&s3.access(), START_TIMEOUT).await,
             }
         });
@@ -193,13 +185,7 @@ impl Server {
             result = answers => result,
             status = process.wait() => Err(anyhow::anyhow!("it ended: {status}")),
         };
-        result.map_err(|error| {
-            anyhow::anyhow!(
-                "start {}: {error:#}\n{}",
-                process.name(),
-                process.log_tail()
-            )
-        })
+        result.map_err(|error| anyhow::anyhow!("start {}: {error:#}\n{}", process.name(), process.log_tail()))
     }
 }
 

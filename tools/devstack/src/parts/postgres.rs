@@ -40,17 +40,9 @@ pub(crate) struct Postgres {
 
 impl Postgres {
     /// Finds the programs and a folder, and makes a cluster in a new home.
-    pub(crate) async fn prepare(
-        home: &Home,
-        kept: &Kept,
-        guard: &Guard,
-    ) -> anyhow::Result<Postgres> {
+    pub(crate) async fn prepare(home: &Home, kept: &Kept, guard: &Guard) -> anyhow::Result<Postgres> {
         let programs = find_programs()?;
-        let user = if rustix::process::geteuid().is_root() {
-            Some(find_user()?)
-        } else {
-            None
-        };
+        let user = if rustix::process::geteuid().is_root() { Some(find_user()?) } else { None };
         let folder = folder(home, user)?;
         let postgres = Postgres {
             programs,
@@ -85,10 +77,7 @@ impl Postgres {
             "log_timezone=UTC".to_owned(),
             "timezone=UTC".to_owned(),
         ];
-        let mut launch = self
-            .launch_program("postgres", "postgres", self.log.clone())
-            .args(["-D"])
-            .args([self.data()]);
+        let mut launch = self.launch_program("postgres", "postgres", self.log.clone()).args(["-D"]).args([self.data()]);
         for setting in settings {
             launch = launch.args(["-c".to_owned(), setting]);
         }
@@ -97,10 +86,7 @@ impl Postgres {
     }
 
     pub(crate) fn url(&self) -> String {
-        format!(
-            "postgres://postgres:{}@127.0.0.1:{}/postgres",
-            self.password, self.port
-        )
+        format!("postgres://postgres:{}@127.0.0.1:{}/postgres", self.password, self.port)
     }
 
     fn data(&self) -> PathBuf {
@@ -111,9 +97,7 @@ impl Postgres {
         let mut launch = Launch::new(name, self.programs.join(program), log).env("LC_ALL", "C");
         launch.user = self.user;
         // These would have a say in a server's settings, or in where its data lies.
-        launch.env_remove = ["PGDATA", "PGPORT", "PGHOST", "PGUSER", "PGOPTIONS"]
-            .map(str::to_owned)
-            .to_vec();
+        launch.env_remove = ["PGDATA", "PGPORT", "PGHOST", "PGUSER", "PGOPTIONS"].map(str::to_owned).to_vec();
         launch
     }
 
@@ -125,8 +109,7 @@ impl Postgres {
             Ok(metadata) => {
                 let me = rustix::process::geteuid().as_raw();
                 let is_ours = metadata.is_dir()
-                    && (metadata.uid() == me
-                        || Some(metadata.uid()) == self.user.map(|user| user.uid));
+                    && (metadata.uid() == me || Some(metadata.uid()) == self.user.map(|user| user.uid));
                 if !is_ours {
                     bail!(
                         "use folder of postgres: {folder} belongs to somebody else; remove it, or choose another home"
@@ -144,10 +127,8 @@ impl Postgres {
                 return Err(error).with_context(|| format!("look at folder of postgres: {folder}"));
             }
         }
-        std::fs::create_dir(&self.folder)
-            .with_context(|| format!("make folder of postgres: {folder}"))?;
-        std::fs::set_permissions(&self.folder, Permissions::from_mode(0o700))
-            .context("close folder of postgres")?;
+        std::fs::create_dir(&self.folder).with_context(|| format!("make folder of postgres: {folder}"))?;
+        std::fs::set_permissions(&self.folder, Permissions::from_mode(0o700)).context("close folder of postgres")?;
         std::fs::write(id_file, &kept.id).context("write id into folder of postgres")?;
         self.give(&self.folder)
     }
@@ -169,24 +150,15 @@ impl Postgres {
         }
         let password_file = self.folder.join("password");
         std::fs::write(&password_file, &self.password).context("write password for initdb")?;
-        std::fs::set_permissions(&password_file, Permissions::from_mode(0o600))
-            .context("close password for initdb")?;
+        std::fs::set_permissions(&password_file, Permissions::from_mode(0o600)).context("close password for initdb")?;
         self.give(&password_file)?;
         let initdb = self
             .launch_program("initdb", "initdb", home.log("postgres-initdb"))
-            .args([
-                "--username=postgres",
-                "--auth=scram-sha-256",
-                "--encoding=UTF8",
-                "--no-locale",
-                "--no-sync",
-            ])
+            .args(["--username=postgres", "--auth=scram-sha-256", "--encoding=UTF8", "--no-locale", "--no-sync"])
             .args([format!("--pwfile={}", password_file.display())])
             .args(["-D"])
             .args([&half_made]);
-        Managed::run(guard, &initdb, INITDB_TIMEOUT)
-            .await
-            .context("make cluster of postgres")?;
+        Managed::run(guard, &initdb, INITDB_TIMEOUT).await.context("make cluster of postgres")?;
         std::fs::remove_file(&password_file).context("remove password for initdb")?;
         std::fs::rename(&half_made, self.data()).context("move cluster of postgres into place")
     }
@@ -195,19 +167,14 @@ impl Postgres {
 /// Waits until the server answers a query.
 pub(crate) async fn answers(url: &str, timeout: Duration) -> anyhow::Result<()> {
     // The address holds the password.
-    let shown = url
-        .rsplit_once('@')
-        .map_or("DATABASE_URL", |(_, address)| address);
+    let shown = url.rsplit_once('@').map_or("DATABASE_URL", |(_, address)| address);
     until(&format!("query postgres at {shown}"), timeout, async || {
         let query = async {
             let mut connection = PgConnection::connect(url).await?;
             sqlx::query("SELECT 1").execute(&mut connection).await?;
             connection.close().await
         };
-        tokio::time::timeout(CONNECT_TIMEOUT, query)
-            .await
-            .context("no answer")?
-            .context("connect")
+        tokio::time::timeout(CONNECT_TIMEOUT, query).await.context("no answer")?.context("connect")
     })
     .await
 }
@@ -217,10 +184,7 @@ fn find_programs() -> anyhow::Result<PathBuf> {
     if let Some(initdb) = places::find_program("initdb", &[]) {
         // A link in the path may stand alone; its target has the other programs beside it.
         let initdb = initdb.canonicalize().context("follow link to initdb")?;
-        if let Some(folder) = initdb
-            .parent()
-            .filter(|folder| folder.join("postgres").is_file())
-        {
+        if let Some(folder) = initdb.parent().filter(|folder| folder.join("postgres").is_file()) {
             return Ok(folder.to_path_buf());
         }
     }
@@ -234,14 +198,10 @@ fn find_programs() -> anyhow::Result<PathBuf> {
     ] {
         for entry in std::fs::read_dir(base).into_iter().flatten().flatten() {
             let name = entry.file_name();
-            let version = name
-                .to_str()
-                .and_then(|name| name.strip_prefix(prefix))
-                .and_then(|version| version.parse().ok());
+            let version =
+                name.to_str().and_then(|name| name.strip_prefix(prefix)).and_then(|version| version.parse().ok());
             let programs = entry.path().join(below);
-            if let Some(version) =
-                version.filter(|version| *version >= OLDEST && programs.join("initdb").is_file())
-            {
+            if let Some(version) = version.filter(|version| *version >= OLDEST && programs.join("initdb").is_file()) {
                 found.push((version, programs));
             }
         }
@@ -254,20 +214,10 @@ fn find_programs() -> anyhow::Result<PathBuf> {
 
 fn find_user() -> anyhow::Result<User> {
     let id = |flag: &str, name: &str| -> Option<u32> {
-        let output = Command::new("id")
-            .args([flag, name])
-            .stdin(Stdio::null())
-            .stderr(Stdio::null())
-            .output()
-            .ok()?;
+        let output = Command::new("id").args([flag, name]).stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
         String::from_utf8(output.stdout).ok()?.trim().parse().ok()
     };
-    let user = USERS.iter().find_map(|name| {
-        Some(User {
-            uid: id("-u", name)?,
-            gid: id("-g", name)?,
-        })
-    });
+    let user = USERS.iter().find_map(|name| Some(User { uid: id("-u", name)?, gid: id("-g", name)? }));
     user.context("find user for postgres, which does not run as root: there is neither a user postgres nor nobody")
 }
 

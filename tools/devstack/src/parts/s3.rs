@@ -35,12 +35,7 @@ pub(crate) struct S3 {
 
 impl S3 {
     /// Finds or builds the server, and makes its folders.
-    pub(crate) async fn prepare(
-        kind: S3Kind,
-        home: &Home,
-        kept: &Kept,
-        guard: &Guard,
-    ) -> anyhow::Result<S3> {
+    pub(crate) async fn prepare(kind: S3Kind, home: &Home, kept: &Kept, guard: &Guard) -> anyhow::Result<S3> {
         let (program, name) = match kind {
             S3Kind::Folder => (places::find_binary("devstack")?, "s3"),
             S3Kind::Versitygw => (versitygw(home, guard).await?, "s3-versitygw"),
@@ -56,8 +51,7 @@ impl S3 {
         };
         for folder in ["data", "versions"] {
             let folder = s3.folder.join(folder);
-            std::fs::create_dir_all(&folder)
-                .with_context(|| format!("make folder of s3: {}", folder.display()))?;
+            std::fs::create_dir_all(&folder).with_context(|| format!("make folder of s3: {}", folder.display()))?;
         }
         Ok(s3)
     }
@@ -72,16 +66,7 @@ impl S3 {
                 .env("AWS_ACCESS_KEY_ID", &self.access_key)
                 .env("AWS_SECRET_ACCESS_KEY", &self.secret_key),
             S3Kind::Versitygw => launch
-                .args([
-                    "--port",
-                    &address,
-                    "--region",
-                    REGION,
-                    "--quiet",
-                    "--keep-alive",
-                    "posix",
-                    "--versioning-dir",
-                ])
+                .args(["--port", &address, "--region", REGION, "--quiet", "--keep-alive", "posix", "--versioning-dir"])
                 .args([self.folder.join("versions"), self.folder.join("data")])
                 .env("ROOT_ACCESS_KEY", &self.access_key)
                 .env("ROOT_SECRET_KEY", &self.secret_key),
@@ -101,19 +86,11 @@ impl S3 {
 
 /// Waits until the server has the bucket, and makes it if it is missing.
 pub(crate) async fn answers(access: &S3Access, timeout: Duration) -> anyhow::Result<()> {
-    let timeouts = TimeoutConfig::builder()
-        .operation_timeout(REQUEST_TIMEOUT)
-        .build();
+    let timeouts = TimeoutConfig::builder().operation_timeout(REQUEST_TIMEOUT).build();
     let config = aws_sdk_s3::Config::builder()
         .behavior_version(BehaviorVersion::latest())
         .region(Region::new(access.region.clone()))
-        .credentials_provider(Credentials::new(
-            &access.access_key,
-            &access.secret_key,
-            None,
-            None,
-            "devstack",
-        ))
+        .credentials_provider(Credentials::new(&access.access_key, &access.secret_key, None, None, "devstack"))
         .endpoint_url(&access.endpoint)
         .force_path_style(true)
         .retry_config(RetryConfig::disabled())
@@ -121,27 +98,16 @@ pub(crate) async fn answers(access: &S3Access, timeout: Duration) -> anyhow::Res
         .http_client(http_client(&access.endpoint))
         .build();
     let client = Client::from_conf(config);
-    until(
-        &format!(
-            "find or make bucket {} at {}",
-            access.bucket, access.endpoint
-        ),
-        timeout,
-        async || {
-            let Err(missing) = client.head_bucket().bucket(&access.bucket).send().await else {
-                return Ok(());
-            };
-            if !missing
-                .as_service_error()
-                .is_some_and(|error| error.is_not_found())
-            {
-                bail!("look for bucket: {}", DisplayErrorContext(missing));
-            }
-            let made = client.create_bucket().bucket(&access.bucket).send().await;
-            made.map(drop)
-                .map_err(|error| anyhow::anyhow!("make bucket: {}", DisplayErrorContext(error)))
-        },
-    )
+    until(&format!("find or make bucket {} at {}", access.bucket, access.endpoint), timeout, async || {
+        let Err(missing) = client.head_bucket().bucket(&access.bucket).send().await else {
+            return Ok(());
+        };
+        if !missing.as_service_error().is_some_and(|error| error.is_not_found()) {
+            bail!("look for bucket: {}", DisplayErrorContext(missing));
+        }
+        let made = client.create_bucket().bucket(&access.bucket).send().await;
+        made.map(drop).map_err(|error| anyhow::anyhow!("make bucket: {}", DisplayErrorContext(error)))
+    })
     .await
 }
 
@@ -149,11 +115,7 @@ pub(crate) async fn answers(access: &S3Access, timeout: Duration) -> anyhow::Res
 fn http_client(endpoint: &str) -> aws_sdk_s3::config::SharedHttpClient {
     use aws_smithy_http_client::{Builder, tls};
     if endpoint.starts_with("https:") {
-        Builder::new()
-            .tls_provider(tls::Provider::Rustls(
-                tls::rustls_provider::CryptoMode::Ring,
-            ))
-            .build_https()
+        Builder::new().tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring)).build_https()
     } else {
         Builder::new().build_http()
     }
@@ -184,8 +146,6 @@ async fn versitygw(home: &Home, guard: &Guard) -> anyhow::Result<PathBuf> {
     let install = Launch::new("go install", go, home.log("versitygw-build"))
         .args(["install", VERSITYGW])
         .env("GOBIN", programs.display().to_string());
-    Managed::run(guard, &install, BUILD_TIMEOUT)
-        .await
-        .context("build versitygw")?;
+    Managed::run(guard, &install, BUILD_TIMEOUT).await.context("build versitygw")?;
     Ok(built)
 }
