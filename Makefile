@@ -48,11 +48,12 @@ up: build ## Keep a private stack running until Ctrl-C
 
 test: test-unit test-system ## All tests
 
-test-unit: setup ## Tests of seconds: no network, no processes
+test-unit: setup ## Tests of seconds: no network, no services
 	$(CARGO) test --locked --workspace $(addprefix --exclude ,$(system_tests)) $(ARGS)
+	$(CARGO) test --locked -p system-tests --test tidy $(ARGS)
 
 test-system: build ## Tests over real processes and real faults
-	$(CARGO) test --locked $(addprefix -p ,$(system_tests)) $(ARGS)
+	$(CARGO) test --locked $(addprefix -p ,$(system_tests)) --lib --test devstack --test system $(ARGS)
 
 lint: setup ## Format, clippy and docs, warnings being errors
 	$(CARGO) fmt --all --check

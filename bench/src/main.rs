@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Context;
-use bench::{Options, Verdict};
+use anyhow::{Context, bail};
+use bench::{Options, Report, Verdict};
 use clap::{Parser, Subcommand};
-use devstack::Endpoints;
+use devstack::{Endpoints, Private};
 
-/// Many virtual SDKs against a running stack, and proof that nothing it acknowledged was lost.
+/// Many virtual SDKs against a stack, and proof that nothing it acknowledged was lost.
 #[derive(Debug, Parser)]
 #[command(version, propagate_version = true)]
 struct Arguments {
@@ -24,7 +24,7 @@ enum Command {
     Run {
         #[command(flatten)]
         options: Box<Options>,
-        /// Where the stack is. [default: endpoints.json in DEVSTACK_HOME, or in .devstack in the workspace]
+        /// A running stack's endpoints.json. Without it a private stack is started, and ended afterwards.
         #[arg(long, value_name = "FILE")]
         endpoints: Option<PathBuf>,
         /// Where the report goes, as JSON. [default: standard output]
@@ -47,11 +47,10 @@ async fn main() -> ExitCode {
 
 async fn run(command: Command) -> anyhow::Result<Verdict> {
     let Command::Run { options, endpoints, out } = command;
-    let endpoints = match endpoints {
-        Some(file) => read_endpoints(&file)?,
-        None => Endpoints::read(&devstack::default_home()?)?,
+    let report = match endpoints {
+        Some(file) => bench::run(&read_endpoints(&file)?, &options).await?,
+        None => run_in_private(&options).await?,
     };
-    let report = bench::run(&endpoints, &options).await?;
     eprintln!("{report}");
     let mut json = serde_json::to_vec_pretty(&report).context("encode report")?;
     json.push(b'\n');
@@ -60,6 +59,23 @@ async fn run(command: Command) -> anyhow::Result<Verdict> {
         None => std::io::Write::write_all(&mut std::io::stdout(), &json).context("write report")?,
     }
     Ok(report.verdict)
+}
+
+/// On a stack of its own, which goes afterwards. Interrupted, it leaves nothing either: the stack's guard sees to that.
+async fn run_in_private(options: &Options) -> anyhow::Result<Report> {
+    let running = async {
+        let private = Private::start("bench").await?;
+        let report = bench::run(&private.endpoints(), options).await;
+        private.stop().await?;
+        report
+    };
+    tokio::select! {
+        report = running => report,
+        interrupted = tokio::signal::ctrl_c() => {
+            interrupted.context("listen for Ctrl-C")?;
+            bail!("interrupted; all of it was ended")
+        }
+    }
 }
 
 fn read_endpoints(file: &Path) -> anyhow::Result<Endpoints> {

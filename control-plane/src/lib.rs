@@ -18,6 +18,7 @@ use service_kit::config::{Env, Knob};
 use service_kit::service::Definition;
 
 pub use driver::run;
+pub use routes::CALLS;
 
 /// The control plane's settings.
 #[derive(Debug)]

@@ -41,6 +41,17 @@ type Answer<T> = Result<T, Refused>;
 /// Pieces of a reading that wait for a slow reader; with the merger's batches this bounds its memory.
 const PIECES_WAITING_MAX: usize = 4;
 
+/// The control plane's calls: method and path, as `schemas/openapi.yaml` has them.
+pub const CALLS: &[(&str, &str)] = &[
+    ("post", "/v1/links"),
+    ("get", "/v1/links"),
+    ("get", "/v1/sessions"),
+    ("get", "/v1/sessions/{id}"),
+    ("delete", "/v1/sessions/{id}"),
+    ("get", "/v1/sessions/{id}/events"),
+    ("get", "/v1/deletions/{id}"),
+];
+
 pub(crate) fn router() -> Router<State> {
     Router::new()
         .route("/v1/links", post(create_link).get(list_links))

@@ -12,6 +12,9 @@ use serde::Serialize;
 /// An answer.
 pub(crate) type Answer = Response<Full<Bytes>>;
 
+/// The edge's calls: method and path, as `schemas/openapi.yaml` has them.
+pub const CALLS: &[(&str, &str)] = &[("post", "/v1/consent"), ("post", "/v1/events"), ("get", "/v1/session")];
+
 /// The edge's calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Route {
@@ -138,5 +141,26 @@ pub(crate) fn add_cors(answer: &mut Answer, origin: Option<HeaderValue>, preflig
             HeaderValue::from_static("authorization, content-type, content-encoding"),
         );
         headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("7200"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_call_has_its_route_and_another_method_is_told_which_there_are() {
+        for (method, path) in CALLS {
+            let request = |method: &str| Request::builder().method(method).uri(*path).body(()).unwrap();
+            match asked(&request(&method.to_uppercase())) {
+                Asked::Route(route) => assert_eq!(route.template(), *path),
+                _ => panic!("{method} {path} has no route"),
+            }
+            assert!(matches!(asked(&request("DELETE")), Asked::Refused(_, Some(_))));
+            assert!(matches!(asked(&request("OPTIONS")), Asked::Preflight));
+        }
+        let long = format!("/v1/events?{}", "a".repeat(limits::URI_BYTES_MAX));
+        let request = Request::builder().uri(long).body(()).unwrap();
+        assert!(matches!(asked(&request), Asked::Refused(Refusal { code: ErrorCode::UriTooLong, .. }, None)));
     }
 }

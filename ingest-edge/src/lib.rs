@@ -21,6 +21,7 @@ use service_kit::config::{Env, Knob};
 use service_kit::service::Definition;
 
 pub use driver::run;
+pub use http::CALLS;
 
 /// The edge's settings.
 #[derive(Debug)]

@@ -1,1 +1,19 @@
-//! placeholder
+//! Whole-system tests: the real services over real Kafka, Postgres and S3, seen from outside.
+//!
+//! The stack is started once for all tests of this program, each test has a deployment of its own on it (database, topic,
+//! prefix, keys), and all run at once. What a test sent stands in a ledger, and what is read is compared with it exactly. At
+//! the end of every test `check` looks at index, bucket and logs, whatever the test was about.
+//!
+//! A failed test keeps its logs and says where.
+
+mod bad_input;
+mod check;
+mod consent;
+mod crashes;
+mod deletion;
+mod harness;
+mod load;
+mod outages;
+mod reading;
+mod starting;
+mod tenancy;

@@ -303,11 +303,7 @@ impl Demo {
         let raw: u64 = sent.iter().map(|sent| sent.raw_bytes).sum();
         let stored: u64 = items.iter().map(|item| item.bytes_stored).sum();
         let share = if stored > 0 { raw as f64 / stored as f64 } else { 0.0 };
-        self.story.detail(&format!(
-            "{} on S3 for {} of JSON: one byte for {share:.1}, compressed and encrypted",
-            bytes(stored),
-            bytes(raw)
-        ));
+        self.story.detail(&format!("{} on S3 for {} of JSON: one byte for {share:.1}", bytes(stored), bytes(raw)));
         let dropped: u64 = items.iter().map(|item| item.completeness.duplicates_dropped).sum();
         self.story.detail(&format!("copies of batches that were dropped, as the index counts them: {dropped}"));
     }
@@ -342,7 +338,7 @@ impl Demo {
         ensure!(item.sessions == 1, "expect that one session was deleted: {}", item.sessions);
         let receipt = if item.receipt.is_some() { "; there is a signed receipt" } else { "" };
         let seconds = begun.elapsed().as_secs_f64();
-        self.story.tell(&format!("erased after {seconds:.1} s: its key and its bytes are gone{receipt}"));
+        self.story.tell(&format!("erased after {seconds:.1} s: no byte of it is left, seen by listing{receipt}"));
         Ok(())
     }
 }

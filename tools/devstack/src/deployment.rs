@@ -20,7 +20,7 @@ use storage::index::Index;
 use uuid::Uuid;
 
 use crate::endpoints::write_private;
-use crate::{Endpoints, Part, ServiceSpec, Stack, Supervisor, find_binary, free_port};
+use crate::{Endpoints, Part, ServiceSpec, Stack, StackOptions, Supervisor, find_binary, free_port};
 
 /// For a service to say that it is ready.
 const READY_WITHIN: Duration = Duration::from_secs(60);
@@ -176,6 +176,38 @@ impl Deployment {
     /// Ends the services: they drain what they hold.
     pub async fn stop(self) -> anyhow::Result<()> {
         self.supervisor.stop_all().await
+    }
+}
+
+/// A stack and its services in a temporary folder that goes with them: for the demo and the benchmark.
+#[derive(Debug)]
+pub struct Private {
+    stack: Stack,
+    deployment: Deployment,
+    // The stack's guard removes the folder; this removes what a start that failed left of it.
+    _folder: tempfile::TempDir,
+}
+
+impl Private {
+    /// Starts all of it; `purpose` stands in the folder's name.
+    pub async fn start(purpose: &str) -> anyhow::Result<Private> {
+        let folder = tempfile::Builder::new().prefix(&format!("clairvio-{purpose}-")).tempdir();
+        let folder = folder.context("make temporary folder")?;
+        let options = StackOptions { progress: true, remove_home: true, ..StackOptions::new(folder.path())? };
+        let stack = Stack::start(options).await?;
+        let deployment = Deployment::start(&stack, &DeploymentOptions::default()).await?;
+        Ok(Private { stack, deployment, _folder: folder })
+    }
+
+    /// Where everything is.
+    pub fn endpoints(&self) -> Endpoints {
+        self.deployment.endpoints()
+    }
+
+    /// Ends the services, then the stack.
+    pub async fn stop(self) -> anyhow::Result<()> {
+        self.deployment.stop().await?;
+        self.stack.stop().await
     }
 }
 

@@ -23,7 +23,7 @@ mod stack;
 
 use std::time::Duration;
 
-pub use deployment::{Deployment, DeploymentOptions};
+pub use deployment::{Deployment, DeploymentOptions, Private};
 pub use endpoints::{Endpoints, ServiceEndpoint};
 pub use guard::{Guard, StopSignal};
 pub use parts::{Given, Part, Parts, S3Access, S3Kind};

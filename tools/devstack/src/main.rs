@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use devstack::{Deployment, DeploymentOptions, Endpoints, S3Kind, Stack, StackOptions};
+use devstack::{Deployment, DeploymentOptions, Endpoints, Private, S3Kind, Stack, StackOptions};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// A private, real stack on one machine: Apache Kafka, Postgres, an S3 server and all services, each its own process.
@@ -158,12 +158,10 @@ async fn run_demo(on: Option<PathBuf>) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let mut interruptions = Interruptions::listen()?;
-    let folder = tempfile::Builder::new().prefix("clairvio-demo-").tempdir().context("make temporary folder")?;
-    let options = StackOptions { progress: true, remove_home: true, ..StackOptions::new(folder.path())? };
     let telling = async {
-        let (stack, deployment) = start(options).await?;
-        let told = demo::run(&deployment.endpoints()).await;
-        stop(stack, deployment).await?;
+        let private = Private::start("demo").await?;
+        let told = demo::run(&private.endpoints()).await;
+        private.stop().await?;
         told
     };
     tokio::select! {

@@ -1,0 +1,237 @@
+//! One stack for all tests, and a deployment for each.
+
+use std::panic::AssertUnwindSafe;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use devstack::{Deployment, DeploymentOptions, Given, S3Kind, Stack, StackOptions};
+use futures::FutureExt as _;
+use schemas::http::{LinkCreated, LinkRequest};
+use schemas::{SessionKey, WorkspaceId};
+use service_kit::config::postgres::PostgresConfig;
+use service_kit::config::s3::S3Config;
+use storage::index::Index;
+use storage::objects::Objects;
+use tokio::runtime::Runtime;
+use virtual_sdk::{Api, Ledger, Sdk, SdkOptions};
+
+use crate::check;
+
+/// For a condition that depends on a few flushes or passes, on a machine that is busy with other tests.
+pub(crate) const SOON: Duration = Duration::from_secs(60);
+/// For a condition that depends on compaction, graces and several passes.
+pub(crate) const LATER: Duration = Duration::from_secs(120);
+
+pub(crate) const NOTICE_VERSION: &str = "test-1";
+
+struct Shared {
+    stack: Stack,
+    // The stack's tasks run here, whichever test is over.
+    _runtime: Runtime,
+}
+
+fn shared_stack() -> Result<&'static Stack> {
+    static SHARED: OnceLock<Result<Shared, String>> = OnceLock::new();
+    let start = || -> Result<Shared> {
+        let runtime = runtime()?;
+        let stack = runtime.block_on(start_stack())?;
+        Ok(Shared { stack, _runtime: runtime })
+    };
+    match SHARED.get_or_init(|| start().map_err(|error| format!("{error:#}"))) {
+        Ok(shared) => Ok(&shared.stack),
+        Err(error) => Err(anyhow!("start the stack of all tests: {error}")),
+    }
+}
+
+/// A stack in a folder that goes with it.
+pub(crate) async fn start_stack() -> Result<Stack> {
+    let home = tempfile::Builder::new().prefix("clairvio-").tempdir().context("make home of stack")?.keep();
+    let options = StackOptions { home, s3: S3Kind::Folder, progress: false, remove_home: true };
+    Stack::start_with(options, Given::default()).await
+}
+
+pub(crate) fn runtime() -> Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("start runtime")
+}
+
+/// Runs a test on the stack of all, in a deployment of its own. `expected` are texts of WARN and ERROR lines that belong to
+/// what the test does to the system.
+pub(crate) fn run(
+    options: DeploymentOptions,
+    expected: &[&str],
+    test: impl AsyncFnOnce(&System<'_>) -> Result<()>,
+) -> Result<()> {
+    let stack = shared_stack()?;
+    runtime()?.block_on(run_on(stack, options, expected, test))
+}
+
+/// The same on a given stack.
+pub(crate) async fn run_on(
+    stack: &Stack,
+    options: DeploymentOptions,
+    expected: &[&str],
+    test: impl AsyncFnOnce(&System<'_>) -> Result<()>,
+) -> Result<()> {
+    let name = options.name.clone().context("a test's deployment has a name")?;
+    let outcome = run_and_check(stack, &name, options, expected, test).await;
+    outcome.map_err(|error| match keep_logs(stack, &name) {
+        Ok(kept) => error.context(format!("{name}: its logs are in {}", kept.display())),
+        Err(kept) => error.context(format!("{name}: its logs are lost: {kept:#}")),
+    })
+}
+
+async fn run_and_check(
+    stack: &Stack,
+    name: &str,
+    options: DeploymentOptions,
+    expected: &[&str],
+    test: impl AsyncFnOnce(&System<'_>) -> Result<()>,
+) -> Result<()> {
+    let system = System::start(stack, name, &options).await?;
+    // What panicked was told by the panic's own message.
+    let outcome = AssertUnwindSafe(test(&system)).catch_unwind().await.unwrap_or_else(|_| Err(anyhow!("it panicked")));
+    let conserved = if outcome.is_ok() { check::conservation(&system).await } else { Ok(()) };
+    let stopped = system.deployment.supervisor.stop_all().await;
+    outcome?;
+    conserved?;
+    stopped?;
+    check::index(&system).await.context("look at the index afterwards")?;
+    check::logs(&logs(stack, name)?, expected)
+}
+
+/// The logs of a deployment's services.
+pub(crate) fn logs(stack: &Stack, name: &str) -> Result<Vec<PathBuf>> {
+    let folder = stack.home().join("logs");
+    let infix = format!("-{name}-");
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(&folder).context("list logs")? {
+        let path = entry.context("list logs")?.path();
+        if path.file_name().is_some_and(|file| file.to_string_lossy().contains(&infix)) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// The stack's folder goes when this process ends; what a person wants to see is copied.
+fn keep_logs(stack: &Stack, name: &str) -> Result<PathBuf> {
+    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("system-{}", std::process::id())).join(name);
+    std::fs::create_dir_all(&kept)?;
+    let parts = ["kafka", "postgres", "s3"].map(|part| stack.log(part));
+    for log in logs(stack, name)?.into_iter().chain(parts) {
+        if let Some(file) = log.file_name() {
+            std::fs::copy(&log, kept.join(file)).with_context(|| format!("copy {}", log.display()))?;
+        }
+    }
+    Ok(kept)
+}
+
+/// A deployment, and all that a test looks at it with.
+pub(crate) struct System<'s> {
+    pub(crate) stack: &'s Stack,
+    pub(crate) name: String,
+    pub(crate) deployment: Deployment,
+    pub(crate) workspace: WorkspaceId,
+    pub(crate) api: Api,
+    pub(crate) index: Index,
+    pub(crate) objects: Objects,
+    pub(crate) ledger: Ledger,
+}
+
+impl<'s> System<'s> {
+    async fn start(stack: &'s Stack, name: &str, options: &DeploymentOptions) -> Result<Self> {
+        let deployment = Deployment::start(stack, options).await.context("start deployment")?;
+        let endpoints = deployment.endpoints();
+        let index = Index::new(&PostgresConfig { url: endpoints.database_url.clone(), connections_max: 4 })?;
+        let objects = Objects::new(&S3Config {
+            endpoint: Some(endpoints.s3.endpoint.clone()),
+            region: endpoints.s3.region.clone(),
+            bucket: endpoints.s3.bucket.clone(),
+            prefix: deployment.prefix.clone(),
+            access_key: endpoints.s3.access_key.clone(),
+            secret_key: endpoints.s3.secret_key.clone(),
+            request_timeout: Duration::from_secs(10),
+        });
+        Ok(Self {
+            stack,
+            name: name.to_owned(),
+            workspace: endpoints.workspace_id.parse().context("parse workspace's id")?,
+            api: Api::new(&endpoints.api_url, &endpoints.api_key)?,
+            index,
+            objects,
+            ledger: Ledger::default(),
+            deployment,
+        })
+    }
+
+    /// The name of a service, as the supervisor knows it.
+    pub(crate) fn service(&self, kind: &str, number: usize) -> String {
+        format!("{kind}-{}-{number}", self.name)
+    }
+
+    /// A variable of a running service's environment: where it listens, what it was told.
+    pub(crate) fn variable(&self, service: &str, name: &str) -> Result<String> {
+        let variables = self.environment(service)?;
+        let found = variables.into_iter().find(|(known, _)| known == name);
+        found.map(|(_, value)| value).with_context(|| format!("find {name} in the environment of {service}"))
+    }
+
+    /// A running service's environment.
+    pub(crate) fn environment(&self, service: &str) -> Result<Vec<(String, String)>> {
+        let pid = self.deployment.supervisor.pid(service).with_context(|| format!("{service} does not run"))?;
+        let bytes = std::fs::read(format!("/proc/{pid}/environ")).context("read environment")?;
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        let pairs = text.split('\0').filter_map(|pair| pair.split_once('='));
+        Ok(pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
+    }
+
+    /// Where the public interface of a service is.
+    pub(crate) fn url(&self, kind: &str, number: usize) -> Result<String> {
+        Ok(format!("http://{}", self.variable(&self.service(kind, number), "CLAIRVIO_LISTEN")?))
+    }
+
+    /// A client of an edge.
+    pub(crate) fn sdk(&self, edge: usize) -> Result<Sdk> {
+        Ok(Sdk::new(&self.url("ingest-edge", edge)?, SdkOptions::default())?)
+    }
+
+    /// A client of a control plane, as another workspace or at another instance.
+    pub(crate) fn api_at(&self, control_plane: usize, api_key: &str) -> Result<Api> {
+        Ok(Api::new(&self.url("control-plane", control_plane)?, api_key)?)
+    }
+
+    pub(crate) async fn link(&self, reference: &str) -> Result<LinkCreated> {
+        link_of(&self.api, reference).await
+    }
+
+    pub(crate) fn key(&self, session: schemas::SessionId) -> SessionKey {
+        SessionKey { workspace: self.workspace, session }
+    }
+
+    /// Another workspace in the same database: its id, and a key of its API.
+    pub(crate) async fn another_workspace(&self, plan: schemas::plan::Plan) -> Result<(WorkspaceId, String)> {
+        let (id, key) = (WorkspaceId(uuid::Uuid::now_v7()), service_kit::keys::make_api_key()?);
+        self.index.create_workspace(id, "another", plan, &[]).await?;
+        self.index.add_api_key(id, &key).await?;
+        Ok((id, key))
+    }
+
+    /// One number from the index.
+    pub(crate) async fn count(&self, query: &'static str) -> Result<i64> {
+        sqlx::query_scalar(query).fetch_one(self.index.pool()).await.with_context(|| format!("ask: {query}"))
+    }
+}
+
+pub(crate) async fn link_of(api: &Api, reference: &str) -> Result<LinkCreated> {
+    let request = LinkRequest {
+        reference: reference.to_owned(),
+        expires_in: Some(3600),
+        max_sessions: Some(10_000),
+        redirect_url: None,
+        masking: None,
+    };
+    Ok(api.create_link(&request).await?)
+}

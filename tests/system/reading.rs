@@ -1,0 +1,160 @@
+//! What is acknowledged is read, whole, in order, whichever way.
+
+use std::io::Read as _;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use devstack::DeploymentOptions;
+use futures::future::try_join_all;
+use schemas::SessionId;
+use schemas::http::StoredAs;
+use serde_json::value::RawValue;
+use virtual_sdk::verify::read_back;
+use virtual_sdk::{EventsFormat, Recording, recordings};
+
+use crate::harness::{LATER, SOON, System, run};
+use crate::load::{self, Sent, small_batch};
+
+/// Goal: what was acknowledged is read back, each event once, unchanged, in order, from shared objects and from session
+/// objects alike, in all forms of an answer. Method: all recordings and one made up session with two interleaved streams, at
+/// once over two edges and two batchers, with copies and in the wrong order; the compactor stands still until the shared
+/// objects were read.
+#[test]
+fn every_acknowledged_event_is_read_back_before_and_after_compaction() -> Result<()> {
+    let options = DeploymentOptions { edges: 2, batchers: 2, ..DeploymentOptions::named("reading") }
+        .with("compactor", "CLAIRVIO_RUN_AGE_MS", 2_000);
+    run(options, &[], async |system| {
+        let compactor = system.service("compactor", 1);
+        system.deployment.supervisor.pause(&compactor).await?;
+        let link = system.link("reading").await?;
+        let sdks = [system.sdk(1)?, system.sdk(2)?];
+        let mut material: Vec<Arc<Recording>> = recordings::load()?.into_iter().map(Arc::new).collect();
+        material.push(Arc::new(interleaved()?));
+        let sending = material
+            .iter()
+            .enumerate()
+            .map(|(variant, recording)| load::send_recording(system, &sdks, &link, recording, variant));
+        let sent = try_join_all(sending).await?;
+
+        let total = load::compare_all(system, SOON).await?;
+        ensure!(total.expected > 4_000 && total.read == total.expected, "compare totals: {total}");
+        for sent in &sent {
+            check_item(system, sent, StoredAs::Shared).await?;
+            check_forms(system, sent.session.id).await?;
+        }
+
+        system.deployment.supervisor.resume(&compactor).await?;
+        load::wait_compacted(system, LATER).await?;
+        let again = load::compare_all(system, SOON).await?;
+        ensure!(again.read == total.read, "compare with the reading before: {again}; {total}");
+        for sent in &sent {
+            check_item(system, sent, StoredAs::Object).await?;
+            check_forms(system, sent.session.id).await?;
+        }
+        Ok(())
+    })
+}
+
+/// Two streams whose timestamps interleave, with equal ones and a clock that jumps back.
+fn interleaved() -> Result<Recording> {
+    let mut batches = Vec::new();
+    for seq in 0..8 {
+        for stream in [3, 1] {
+            let batch = small_batch(SessionId(uuid::Uuid::nil()), stream, seq, seq == 7, 2_000)?;
+            let batch = Arc::into_inner(batch).context("a batch that nobody else has")?;
+            batches.push(batch);
+        }
+    }
+    Ok(Recording::new("interleaved", batches)?)
+}
+
+async fn check_item(system: &System<'_>, sent: &Sent, stored_as: StoredAs) -> Result<()> {
+    let session = sent.session.id;
+    let ledger = system.ledger.session(session).context("find session in ledger")?;
+    let item = system.api.session(session).await?;
+    let completeness = &item.completeness;
+    ensure!(item.stored_as == Some(stored_as), "session {session} is {:?}", item.stored_as);
+    ensure!(item.events == ledger.events(), "the index counts {} of {} events", item.events, ledger.events());
+    ensure!(completeness.batches == ledger.batches(), "{} of {}", completeness.batches, ledger.batches());
+    ensure!(completeness.missing.is_empty() && completeness.ended, "session {session}: {completeness:?}");
+    ensure!(completeness.has_full_snapshot && completeness.conflicts == 0, "session {session}: {completeness:?}");
+    // A batch that was answered with an error and repeated may be there twice or not.
+    let (least, most) = (sent.copies, sent.copies + sent.repetitions);
+    ensure!(
+        (least..=most).contains(&completeness.duplicates_dropped),
+        "session {session}: {least} to {most} copies were sent, {} were dropped",
+        completeness.duplicates_dropped
+    );
+    Ok(())
+}
+
+/// Lines, an array, compressed answers and ranges all show the same events.
+async fn check_forms(system: &System<'_>, session: SessionId) -> Result<()> {
+    let ledger = system.ledger.session(session).context("find session in ledger")?;
+    let array = read_back(&system.api, session, &ledger, EventsFormat::Array).await?.comparison;
+    ensure!(array.is_exact(), "as an array: {array}");
+    let whole = get(system, session, "application/x-ndjson", "identity").await?;
+    for encoding in ["gzip", "zstd"] {
+        ensure!(get(system, session, "application/x-ndjson", encoding).await? == whole, "{encoding} reads otherwise");
+    }
+    let body = get(system, session, "application/json", "gzip").await?;
+    let as_array: Vec<&RawValue> = serde_json::from_slice(&body).context("read array")?;
+    let lines: Vec<&[u8]> = whole.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).collect();
+    ensure!(
+        as_array.iter().map(|event| event.get().as_bytes()).eq(lines.iter().copied()),
+        "the elements of the array are not the lines"
+    );
+
+    let stamped: Vec<(i64, &[u8])> = lines
+        .iter()
+        .map(|line| Ok((timestamp(line).context("an event has a timestamp")?, *line)))
+        .collect::<Result<_>>()?;
+    let mut times: Vec<i64> = stamped.iter().map(|(timestamp, _)| *timestamp).collect();
+    times.sort_unstable();
+    let (early, late) = (times[times.len() / 4], times[times.len() * 3 / 4]);
+    for (from, to) in [(Some(early), Some(late)), (Some(late), None), (None, Some(early)), (Some(late + 1), Some(late))] {
+        let range = from.unwrap_or(i64::MIN)..=to.unwrap_or(i64::MAX);
+        let expected = stamped.iter().filter(|(timestamp, _)| range.contains(timestamp)).map(|(_, line)| *line);
+        let mut events = system.api.events_between(session, EventsFormat::Lines, from, to).await?;
+        let mut read = Vec::new();
+        while let Some(event) = events.next_event().await? {
+            read.push(event);
+        }
+        ensure!(
+            read.iter().map(|event| event.as_ref()).eq(expected),
+            "session {session} from {from:?} to {to:?}: {} events of {}",
+            read.len(),
+            lines.len()
+        );
+    }
+    Ok(())
+}
+
+fn timestamp(event: &[u8]) -> Option<i64> {
+    let event: serde_json::Value = serde_json::from_slice(event).ok()?;
+    Some(event.get("timestamp")?.as_f64()?.floor() as i64)
+}
+
+async fn get(system: &System<'_>, session: SessionId, accept: &str, encoding: &str) -> Result<Vec<u8>> {
+    let endpoints = system.deployment.endpoints();
+    let answer = reqwest::Client::new()
+        .get(format!("{}/v1/sessions/{session}/events", endpoints.api_url))
+        .bearer_auth(&endpoints.api_key)
+        .header("accept", accept)
+        .header("accept-encoding", encoding)
+        .send()
+        .await?
+        .error_for_status()?;
+    let found = answer.headers().get("content-encoding").and_then(|value| value.to_str().ok()).unwrap_or("identity");
+    ensure!(found == encoding, "asked for {encoding}, got {found}");
+    let body = answer.bytes().await?;
+    let mut decoded = Vec::new();
+    match encoding {
+        "gzip" => {
+            flate2::read::MultiGzDecoder::new(body.as_ref()).read_to_end(&mut decoded)?;
+        }
+        "zstd" => decoded = zstd::decode_all(body.as_ref())?,
+        _ => decoded.extend_from_slice(&body),
+    }
+    Ok(decoded)
+}
