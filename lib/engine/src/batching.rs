@@ -171,6 +171,9 @@ pub enum Input {
     },
     /// The log ends before the offset that we are at: it is not the log that we knew.
     LogForeign(i32),
+    /// Kafka's client stopped reading the partition, or could not begin to, and nothing says that its log is another
+    /// one: it is read anew from the index's offset.
+    ReadingStopped(i32),
     /// Staging ended; on success with the sessions that are deleted.
     Staged {
         /// The flush.
@@ -225,7 +228,7 @@ pub enum Effect {
     Upload {
         /// The flush.
         flush: FlushId,
-        /// Sessions that are deleted.
+        /// Sessions that are deleted, in id order.
         refused: Vec<SessionKey>,
     },
     /// Publish.
@@ -317,7 +320,10 @@ enum Retry {
 #[derive(Debug)]
 struct InFlight {
     flush: Flush,
+    /// Deleted sessions, in id order.
     refused: Vec<SessionKey>,
+    /// Sessions whose activity the publishing notes.
+    activity: Vec<SessionKey>,
     phase: Phase,
     failures: u32,
 }
@@ -413,10 +419,11 @@ impl Machine {
             Input::Assigned(partition) => self.assigned(partition),
             Input::Revoked(partition) => self.revoked(partition),
             Input::EpochTaken { partition, epoch, next_offset } => self.epoch_taken(partition, epoch, next_offset),
-            Input::EpochFailed(partition) => self.back_off(now_ms, partition),
+            Input::EpochFailed(partition) => self.epoch_failed(now_ms, partition),
             Input::Record { partition, record } => self.record(now_ms, partition, record),
             Input::LogBegins { partition, offset } => self.log_begins(now_ms, partition, offset),
             Input::LogForeign(partition) => self.log_foreign(partition),
+            Input::ReadingStopped(partition) => self.reading_stopped(now_ms, partition),
             Input::Staged { flush, refused } => self.staged(now_ms, flush, refused),
             Input::Uploaded { flush, ok } => self.uploaded(now_ms, flush, ok),
             Input::Published { flush, outcome } => self.published(now_ms, flush, outcome),
@@ -438,7 +445,8 @@ impl Machine {
         self.partitions
             .values()
             .filter_map(|partition| match &partition.state {
-                State::Backoff { until_ms } => Some(*until_ms),
+                // Stopping, no new epoch is taken: a time that has passed would wake the driver again and again.
+                State::Backoff { until_ms } => (!self.stopping).then_some(*until_ms),
                 State::Active(active) => match &active.in_flight {
                     Some(InFlight { phase: Phase::Waiting { until_ms, .. }, .. }) => Some(*until_ms),
                     Some(_) => None,
@@ -505,6 +513,13 @@ impl Machine {
         self.effects.push_back(Effect::Assign { partition, offset: next_offset });
     }
 
+    fn epoch_failed(&mut self, now_ms: u64, partition: i32) {
+        // The answer to a question of an assignment before this one must not throw away what this one holds.
+        if matches!(self.partitions.get(&partition), Some(Partition { state: State::TakingEpoch, .. })) {
+            self.back_off(now_ms, partition);
+        }
+    }
+
     /// A new epoch is taken later. Doubling waits, spread by the partition's number: two batchers that fight over one
     /// partition must not do so in step.
     fn back_off(&mut self, now_ms: u64, partition: i32) {
@@ -559,16 +574,24 @@ impl Machine {
         self.effects.push_back(Effect::AlarmForeign(partition));
     }
 
+    fn reading_stopped(&mut self, now_ms: u64, partition: i32) {
+        if self.active(partition).is_some() {
+            self.begin_anew(now_ms, partition);
+        }
+    }
+
     fn staged(&mut self, now_ms: u64, flush: FlushId, refused: Option<Vec<SessionKey>>) {
         let config = self.config;
         let Some(flight) = self.in_flight(flush) else { return };
         if !matches!(flight.phase, Phase::Staging) {
             return;
         }
-        let Some(refused) = refused else {
+        let Some(mut refused) = refused else {
             flight.wait(&config, now_ms, Retry::Stage);
             return;
         };
+        // Looked up once per record.
+        refused.sort_unstable();
         flight.failures = 0;
         flight.refused = refused.clone();
         if flight.stores_something() {
@@ -599,13 +622,9 @@ impl Machine {
         let Some(active) = self.active_of(flush) else { return };
         let Some(flight) = active.in_flight.as_mut() else { return };
         flight.phase = Phase::Publishing { with_object };
-        let activity = flight
-            .flush
-            .sessions
-            .iter()
-            .filter(|key| active.known.noted_ms.get(key).is_none_or(|noted| now_ms >= noted + interval_ms))
-            .copied()
-            .collect();
+        let due = |key: &&SessionKey| active.known.noted_ms.get(key).is_none_or(|noted| now_ms >= noted + interval_ms);
+        let activity: Vec<SessionKey> = flight.flush.sessions.iter().filter(due).copied().collect();
+        flight.activity.clone_from(&activity);
         self.effects.push_back(Effect::Publish { flush, with_object, activity });
     }
 
@@ -615,7 +634,11 @@ impl Machine {
         let Phase::Publishing { with_object } = flight.phase else { return };
         match outcome {
             Published::Committed => self.committed(now_ms, flush),
-            Published::Lost => self.lost(now_ms, flush),
+            Published::Lost => {
+                if let Some(partition) = self.partition_of(flush) {
+                    self.begin_anew(now_ms, partition);
+                }
+            }
             Published::Failed => flight.wait(&config, now_ms, Retry::Publish { with_object }),
             Published::Unknown => {
                 flight.phase = Phase::LookingUp { with_object };
@@ -636,16 +659,14 @@ impl Machine {
     }
 
     fn committed(&mut self, now_ms: u64, flush: FlushId) {
-        let (interval_ms, known_max) = (self.config.activity_interval_ms, self.config.sessions_known_max);
+        let known_max = self.config.sessions_known_max;
         let Some(active) = self.active_of(flush) else { return };
         let Some(flight) = active.in_flight.take() else { return };
         debug_assert!(flight.flush.next >= active.published, "B1");
         active.published = flight.flush.next;
-        for key in &flight.flush.sessions {
-            let due = active.known.noted_ms.get(key).is_none_or(|noted| now_ms >= noted + interval_ms);
-            if due {
-                active.known.insert(*key, now_ms, known_max);
-            }
+        // Those that were noted, which are not those that would be due by now.
+        for key in &flight.activity {
+            active.known.insert(*key, now_ms, known_max);
         }
         let count = &mut self.conservation;
         for record in &flight.flush.records {
@@ -653,7 +674,7 @@ impl Machine {
             match record.kind {
                 RecordKind::Unreadable(_) => count.quarantined += 1,
                 RecordKind::Declines => count.indexed += 1,
-                RecordKind::Acceptance(key) | RecordKind::Batch(key, _) if flight.refused.contains(&key) => {
+                RecordKind::Acceptance(key) | RecordKind::Batch(key, _) if flight.refused.binary_search(&key).is_ok() => {
                     count.dropped_deleted += 1;
                 }
                 RecordKind::Acceptance(_) => count.indexed += 1,
@@ -664,8 +685,8 @@ impl Machine {
         self.effects.push_back(Effect::Release { partition: flight.flush.partition, next: flight.flush.next });
     }
 
-    fn lost(&mut self, now_ms: u64, flush: FlushId) {
-        let Some(partition) = self.partition_of(flush) else { return };
+    /// Drops what a partition holds; a new epoch is taken after a wait, and the log read from the index's offset.
+    fn begin_anew(&mut self, now_ms: u64, partition: i32) {
         let Some(entry) = self.partitions.get_mut(&partition) else { return };
         if let State::Active(active) = std::mem::replace(&mut entry.state, State::TakingEpoch) {
             self.give_back(&active);
@@ -738,9 +759,9 @@ impl Machine {
 
     fn begin_flush(&mut self, partition: i32) {
         let id = FlushId(self.next_flush);
+        let flush_bytes = self.config.flush_bytes;
         let Some(active) = self.active(partition) else { return };
-        let records = std::mem::take(&mut active.buffer);
-        active.buffer_bytes = 0;
+        let Cut { records, gaps, next } = active.cut(flush_bytes);
         let mut sessions: Vec<SessionKey> = records.iter().filter_map(|record| record.kind.session()).collect();
         sessions.sort_unstable();
         sessions.dedup();
@@ -750,14 +771,14 @@ impl Machine {
             partition,
             epoch: active.epoch,
             first: active.published,
-            next: active.expected,
+            next,
             records,
-            gaps: std::mem::take(&mut active.gaps),
+            gaps,
             sessions,
             first_seen,
         };
         active.in_flight =
-            Some(InFlight { flush: flush.clone(), refused: Vec::new(), phase: Phase::Staging, failures: 0 });
+            Some(InFlight { flush: flush.clone(), refused: Vec::new(), activity: Vec::new(), phase: Phase::Staging, failures: 0 });
         self.next_flush += 1;
         self.effects.push_back(Effect::Stage(flush));
     }
@@ -802,12 +823,42 @@ impl Active {
     fn has_work(&self) -> bool {
         !self.buffer.is_empty() || !self.gaps.is_empty()
     }
+
+    /// Takes the front of the buffer, of about `flush_bytes`: what gathered while flushes failed must not become one
+    /// object that no reader has the memory for. The rest stays, with the time since when it waits.
+    fn cut(&mut self, flush_bytes: u64) -> Cut {
+        let mut bytes = 0;
+        let len = self.buffer.iter().take_while(|record| {
+            let taken = bytes < flush_bytes;
+            bytes += record.bytes;
+            taken
+        });
+        let len = len.count();
+        let rest = self.buffer.split_off(len);
+        let records = std::mem::replace(&mut self.buffer, rest);
+        self.buffer_bytes -= records.iter().map(|record| record.bytes).sum::<u64>();
+        // A gap before the first record that stays goes with that record.
+        let next = match (self.buffer.is_empty(), records.last()) {
+            (false, Some(last)) => last.offset + 1,
+            _ => self.expected,
+        };
+        let (gaps, later) = std::mem::take(&mut self.gaps).into_iter().partition(|gap| gap.first < next);
+        self.gaps = later;
+        Cut { records, gaps, next }
+    }
+}
+
+/// What a flush takes of a partition.
+struct Cut {
+    records: Vec<RecordMeta>,
+    gaps: Vec<Gap>,
+    next: u64,
 }
 
 impl InFlight {
     fn stores_something(&self) -> bool {
         self.flush.records.iter().any(|record| match record.kind {
-            RecordKind::Batch(key, _) => !self.refused.contains(&key),
+            RecordKind::Batch(key, _) => self.refused.binary_search(&key).is_err(),
             RecordKind::Unreadable(_) => true,
             RecordKind::Acceptance(_) | RecordKind::Declines => false,
         })

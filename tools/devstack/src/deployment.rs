@@ -20,6 +20,7 @@ use storage::index::Index;
 use uuid::Uuid;
 
 use crate::endpoints::write_private;
+use crate::places::is_free;
 use crate::{Endpoints, Part, ServiceSpec, Stack, StackOptions, Supervisor, find_binary, free_port};
 
 /// For a service to say that it is ready.
@@ -48,6 +49,8 @@ pub struct DeploymentOptions {
     pub restart: bool,
     /// The plan of its workspace.
     pub plan: Plan,
+    /// Whether the first of each service listens on its default port, where that is free.
+    pub default_ports: bool,
 }
 
 impl Default for DeploymentOptions {
@@ -63,6 +66,7 @@ impl Default for DeploymentOptions {
             settings: Vec::new(),
             restart: true,
             plan: Plan::Scale,
+            default_ports: false,
         }
     }
 }
@@ -325,24 +329,27 @@ fn specs(
         ("CLAIRVIO_CONDEMNED_GRACE_MS", "10000".into()),
         ("CLAIRVIO_STAGED_STALE_MS", "20000".into()),
     ];
+    // Default ports: of the admin interface, and of the public one of those that have it.
     let kinds = [
-        ("control-plane", options.control_planes, true),
-        ("ingest-edge", options.edges, true),
-        ("batcher", options.batchers, false),
-        ("compactor", options.compactors, false),
-        ("retention-worker", options.workers, false),
+        ("control-plane", options.control_planes, 7081, Some(7080)),
+        ("ingest-edge", options.edges, 7071, Some(7070)),
+        ("batcher", options.batchers, 7091, None),
+        ("compactor", options.compactors, 7101, None),
+        ("retention-worker", options.workers, 7111, None),
     ];
     let mut specs = Vec::new();
-    for (kind, count, is_public) in kinds {
+    for (kind, count, admin_default, public_default) in kinds {
         for number in 1..=count {
+            let wants_default = options.default_ports && number == 1;
+            let port = |default| if wants_default && is_free(default) { Ok(default) } else { free_port() };
             let name = format!("{kind}{suffix}-{number}");
-            let admin = format!("127.0.0.1:{}", free_port()?);
+            let admin = format!("127.0.0.1:{}", port(admin_default)?);
             let mut env: Vec<(String, String)> =
                 common.iter().map(|(variable, value)| ((*variable).to_owned(), value.clone())).collect();
             env.push(("CLAIRVIO_ADMIN_LISTEN".into(), admin.clone()));
             let mut url = None;
-            if is_public {
-                let listen = format!("127.0.0.1:{}", free_port()?);
+            if let Some(default) = public_default {
+                let listen = format!("127.0.0.1:{}", port(default)?);
                 url = Some(format!("http://{listen}"));
                 env.push(("CLAIRVIO_LISTEN".into(), listen));
             }

@@ -126,7 +126,8 @@ async fn start(options: StackOptions) -> anyhow::Result<(Stack, Deployment)> {
     let progress = options.progress;
     let stack = Stack::start(options).await?;
     let since = std::time::Instant::now();
-    let deployment = Deployment::start(&stack, &DeploymentOptions::default()).await?;
+    let deployment =
+        Deployment::start(&stack, &DeploymentOptions { default_ports: true, ..DeploymentOptions::default() }).await?;
     if progress {
         eprintln!("devstack: services are ready after {:.1} s more", since.elapsed().as_secs_f32());
     }

@@ -262,3 +262,74 @@ fn memory_of_known_sessions_is_bounded() {
     }
     assert_eq!((known.noted_ms.len(), known.order.len()), (10, 10));
 }
+
+#[test]
+fn what_gathered_during_an_outage_goes_out_in_flushes_of_the_usual_size() {
+    let mut run = Run::owning(0, 0);
+    let first = Run::stage_of(&run.record(0, batch(0, 1, 1_000)));
+    for offset in [1, 2, 3, 5] {
+        run.record(0, batch(offset, 1, 400));
+    }
+    run.commit(&first);
+    let sizes = |flush: &Flush| (flush.first, flush.next, flush.records.len(), flush.gaps.clone());
+    let active = |run: &mut Run| run.machine.active(0).unwrap().in_flight.as_ref().unwrap().flush.clone();
+    let second = active(&mut run);
+    assert_eq!(sizes(&second), (1, 4, 3, vec![]));
+    // The hole goes with the record behind it, and what is left has waited long enough.
+    run.commit(&second);
+    let third = Run::stage_of(&run.wait(1_000));
+    assert_eq!(sizes(&third), (4, 6, 1, vec![Gap { first: 4, next: 5 }]));
+    run.commit(&third);
+    assert_eq!((run.machine.buffered_bytes(), run.machine.conservation().chunked), (0, 5));
+}
+
+#[test]
+fn a_late_failure_of_an_assignment_before_this_one_changes_nothing() {
+    let mut run = Run::new();
+    run.give(Input::Assigned(0));
+    run.give(Input::Revoked(0));
+    run.own(0, 0, 2);
+    run.record(0, batch(0, 1, 10));
+    assert_eq!(run.give(Input::EpochFailed(0)), []);
+    assert_eq!((run.machine.buffered_bytes(), run.machine.conservation().buffered), (10, 1));
+    Run::stage_of(&run.wait(1_000));
+}
+
+#[test]
+fn a_partition_whose_reading_stopped_begins_anew() {
+    let mut run = Run::owning(0, 0);
+    run.record(0, batch(0, 1, 10));
+    assert_eq!(run.give(Input::ReadingStopped(0)), [Effect::Drop(0)]);
+    assert_eq!((run.machine.conservation().returned, run.machine.buffered_bytes()), (1, 0));
+    // Told twice, it waits once.
+    assert_eq!(run.give(Input::ReadingStopped(0)), []);
+    assert_eq!(run.wait(100), [Effect::TakeEpoch(0)]);
+}
+
+#[test]
+fn stopping_a_partition_that_waits_for_an_epoch_wakes_nobody() {
+    let mut run = Run::owning(0, 0);
+    run.own(1, 0, 1);
+    run.record(1, batch(0, 1, 10));
+    run.give(Input::ReadingStopped(0));
+    assert_eq!(run.machine.poll_timeout(), Some(100));
+    run.give(Input::Shutdown);
+    assert_eq!(run.machine.poll_timeout(), None);
+}
+
+#[test]
+fn activity_that_became_due_while_publishing_is_noted_by_the_next_flush() {
+    let mut run = Run::owning(0, 0);
+    let flush = Run::stage_of(&run.record(0, batch(0, 1, 1_000)));
+    run.commit(&flush);
+    run.now_ms += 4_999;
+    let flush = Run::stage_of(&run.record(0, batch(1, 1, 1_000)));
+    run.give(Input::Staged { flush: flush.id, refused: Some(vec![]) });
+    run.give(Input::Uploaded { flush: flush.id, ok: true });
+    run.now_ms += 1;
+    run.give(Input::Published { flush: flush.id, outcome: Published::Committed });
+    let flush = Run::stage_of(&run.record(0, batch(2, 1, 1_000)));
+    run.give(Input::Staged { flush: flush.id, refused: Some(vec![]) });
+    let effects = run.give(Input::Uploaded { flush: flush.id, ok: true });
+    assert_eq!(effects, [Effect::Publish { flush: flush.id, with_object: true, activity: vec![key(1)] }]);
+}
