@@ -32,6 +32,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
     BTreeMap::from([
         ("schemas", [].as_slice()),
         ("engine", &["schemas"]),
+        ("sealing", &["schemas"]),
         ("service-kit", &["schemas"]),
         ("storage", &["schemas", "engine", "service-kit"]),
         ("ingest-edge", &["schemas", "engine", "service-kit"]),

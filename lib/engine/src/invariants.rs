@@ -31,6 +31,8 @@ invariants! {
     C1 "merging is idempotent and independent of order; the order read is (seq, position) in each stream";
     C2 "the swap of a run for its results is atomic to readers";
     C3 "sources of a merge are deleted only after swap and grace";
+    C4 "no pair of key and nonce ever repeats, in the whole system, over re-runs too";
+    C5 "any flip, drop, swap or cut of sealed bytes is an error";
     C6 "no shared object outlives its draining bound";
     R1 "states of sessions and deletions only move forward";
     R3 "erased means absent from storage, seen by a listing and not by a 200";
