@@ -35,7 +35,7 @@ pub(crate) struct Assembled {
 }
 
 /// Lays the records of one flush into an object, without those of refused sessions. Frames are laid down as they came:
-/// what the edge compressed is not compressed again.
+/// what the edge compressed is not compressed again. `refused` comes in id order.
 pub(crate) fn assemble(
     id: ObjectId,
     partition: i32,
@@ -48,7 +48,9 @@ pub(crate) fn assemble(
     let mut body_len = PREAMBLE.len();
     for (offset, held) in records {
         match &held.content {
-            Content::Read(Header::Batch { key, place, end, facts, .. }, payload) if !refused.contains(key) => {
+            Content::Read(Header::Batch { key, place, end, facts, .. }, payload)
+                if refused.binary_search(key).is_err() =>
+            {
                 let len = payload.len() as u32;
                 let entry = BatchEntry { seq: place.seq(), end: *end, offset: *offset, len, facts: *facts };
                 by_stream.entry((*key, place.stream())).or_default().push((entry, payload));

@@ -35,6 +35,9 @@ use crate::{Config, metrics};
 const RETRY_MIN_MS: u64 = 100;
 const RETRY_MAX_MS: u64 = 5_000;
 const SESSIONS_KNOWN_MAX: usize = 100_000;
+/// What a record costs in memory beside its bytes: header, places in maps, copies of both while it is in flight. Without
+/// it the bound of memory would not hold for small records.
+const RECORD_COST_BYTES: u64 = 1_024;
 
 /// What effects need, shared with their tasks.
 struct Outside {
@@ -121,6 +124,9 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
     while !driver.stopped {
         let wake = driver.machine.poll_timeout().map(|at| driver.clock.at(at));
         tokio::select! {
+            // In this order: a revocation that Kafka's client has told comes before an answer that would have the
+            // partition read, and answers come before more records.
+            biased;
             () = shutdown.begun(), if !stopping => {
                 stopping = true;
                 grace.as_mut().reset(tokio::time::Instant::now() + shutdown.grace);
@@ -135,10 +141,15 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
             () = wait_until(wake) => driver.input(Input::Tick),
             message = outside.consumer.stream().recv(), if !stopping => match message {
                 Ok(message) => driver.message(&message),
+                Err(error @ KafkaError::MessageConsumptionFatal(_)) => {
+                    outside.consumer.close();
+                    return Err(error).context("read from kafka; the client cannot go on, a new process can");
+                }
                 Err(error) => driver.consume_error(&error),
             },
         }
     }
+    outside.consumer.close();
     Ok(())
 }
 
@@ -163,11 +174,15 @@ async fn wait_until(at: Option<tokio::time::Instant>) {
 
 impl Driver {
     fn input(&mut self, input: Input) {
+        // Records come by the thousand; what became of them is seen when their flush is through.
+        let is_shown = !matches!(input, Input::Record { .. });
         self.machine.handle(self.clock.now_ms(), input);
         while let Some(effect) = self.machine.poll_effect() {
             self.carry_out(effect);
         }
-        self.show();
+        if is_shown {
+            self.show();
+        }
     }
 
     fn show(&self) {
@@ -195,12 +210,21 @@ impl Driver {
                 for partition in partitions {
                     self.input(Input::Assigned(partition));
                 }
+                // An assignment of nothing wants its answer too: without it the group waits for this member for ever.
+                if self.wave.is_empty() {
+                    self.answer_wave();
+                }
             }
             Rebalance::Revoked(partitions) => {
                 tracing::info!(?partitions, "partitions revoked");
+                let was_waiting = !self.wave.is_empty();
                 for partition in partitions {
                     self.wave.remove(&partition);
                     self.input(Input::Revoked(partition));
+                }
+                // Those that are left may have waited for the revoked ones alone.
+                if was_waiting {
+                    self.answer_wave();
                 }
             }
         }
@@ -228,7 +252,7 @@ impl Driver {
             Content::Read(Header::Declines { .. }, _) => RecordKind::Declines,
             Content::Unreadable(reason, _) => RecordKind::Unreadable(*reason),
         };
-        let bytes = message.payload_len() as u64;
+        let bytes = message.payload_len() as u64 + RECORD_COST_BYTES;
         self.held.insert((partition, offset), held);
         self.input(Input::Record { partition, record: RecordMeta { offset, bytes, kind } });
     }
@@ -245,26 +269,26 @@ impl Driver {
         }
     }
 
-    /// Compares the log's ends with where we are. Which partition was out of range the error does not say.
+    /// Compares the log's ends with where the index is. Which partition was out of range the error does not say, and
+    /// Kafka's client does not read it any more: whatever is found, it has to be read anew.
     fn check_log(&self, partition: i32) {
         let (outside, tell) = (Arc::clone(&self.outside), self.tell.clone());
         let topic = outside.topic.clone();
         tokio::spawn(async move {
+            // The index first: what is published was in the log before, so a log that ends earlier is another one.
+            let published = outside.index.published(&topic, partition).await;
             let asking = Arc::clone(&outside);
             let watermarks = tokio::task::spawn_blocking(move || asking.consumer.watermarks(partition)).await;
-            let ownership = outside.index.published(&topic, partition).await;
-            match (watermarks, ownership) {
-                (Ok(Ok((low, high))), Ok(published)) => {
-                    if high < published {
-                        let _ = tell.send(Told::Input(Input::LogForeign(partition)));
-                    } else if low > published {
-                        let _ = tell.send(Told::Input(Input::LogBegins { partition, offset: low }));
-                    }
+            let input = match (published, watermarks) {
+                (Ok(published), Ok(Ok((_, high)))) if high < published => Input::LogForeign(partition),
+                (Ok(published), Ok(Ok((low, _)))) if low > published => Input::LogBegins { partition, offset: low },
+                (Ok(_), Ok(Ok(_))) => Input::ReadingStopped(partition),
+                (published, watermarks) => {
+                    tracing::error!(partition, ?published, ?watermarks, "compare log with index; it is tried again");
+                    Input::ReadingStopped(partition)
                 }
-                (watermarks, ownership) => {
-                    tracing::error!(partition, ?watermarks, ?ownership, "compare log with index; the partition waits");
-                }
-            }
+            };
+            let _ = tell.send(Told::Input(input));
         });
     }
 
@@ -273,7 +297,7 @@ impl Driver {
             Effect::TakeEpoch(partition) => self.take_epoch(partition),
             Effect::Assign { partition, offset } => self.assign(partition, offset),
             Effect::Drop(partition) => {
-                self.held.retain(|(of, _), _| *of != partition);
+                self.forget(partition, u64::MAX);
                 self.works.retain(|_, work| work.flush.partition != partition);
                 if let Err(error) = self.outside.consumer.unassign([partition]) {
                     tracing::warn!(%error, partition, "stop reading partition");
@@ -309,6 +333,11 @@ impl Driver {
         }
     }
 
+    /// Forgets a partition's records below an offset.
+    fn forget(&mut self, partition: i32, next: u64) {
+        self.held.extract_if((partition, 0)..(partition, next), |_, _| true).for_each(drop);
+    }
+
     fn warn(&self, outcome: Result<(), KafkaError>, what: &'static str) {
         if let Err(error) = outcome {
             tracing::warn!(%error, what);
@@ -336,13 +365,27 @@ impl Driver {
     fn assign(&mut self, partition: i32, offset: u64) {
         match self.wave.get_mut(&partition) {
             Some(place) => *place = Some(offset),
-            None => return self.warn(self.outside.consumer.assign(&[(partition, offset)]), "read partition"),
+            None => return self.read_from(&[(partition, offset)]),
         }
+        self.answer_wave();
+    }
+
+    /// Answers the latest assignment, once the offset of each of its partitions is known.
+    fn answer_wave(&mut self) {
         let offsets: Option<Vec<(i32, u64)>> =
             self.wave.iter().map(|(partition, offset)| offset.map(|offset| (*partition, offset))).collect();
         if let Some(offsets) = offsets {
             self.wave.clear();
-            self.warn(self.outside.consumer.assign(&offsets), "read partitions");
+            self.read_from(&offsets);
+        }
+    }
+
+    fn read_from(&self, offsets: &[(i32, u64)]) {
+        if let Err(error) = self.outside.consumer.assign(offsets) {
+            tracing::warn!(%error, ?offsets, "read partitions; it is tried again");
+            for (partition, _) in offsets {
+                let _ = self.tell.send(Told::Input(Input::ReadingStopped(*partition)));
+            }
         }
     }
 
@@ -389,11 +432,13 @@ impl Driver {
         tokio::spawn(async move {
             let assembling = move || assemble(object, partition, offsets, &records, &refused);
             let told = match outside.pool.run(assembling).await {
-                Ok(assembled) => {
+                Ok(mut assembled) => {
                     let key = ObjectKey::Shared { partition, id: object };
                     match outside.objects.put(&key, assembled.body.clone(), &assembled.row.sha256).await {
                         Ok(()) => {
                             outside.s3.up();
+                            // The bucket has them: only row and filter are still wanted.
+                            assembled.body = Bytes::new();
                             Told::Assembled(flush, Arc::new(assembled))
                         }
                         Err(error) => {
@@ -469,7 +514,7 @@ impl Driver {
     }
 
     fn release(&mut self, partition: i32, next: u64) {
-        self.held.retain(|(of, offset), _| *of != partition || *offset >= next);
+        self.forget(partition, next);
         if let Some((id, work)) = self.works.iter().find(|(_, work)| work.flush.partition == partition) {
             ::metrics::counter!(metrics::FLUSHES).increment(1);
             ::metrics::histogram!(metrics::FLUSH_SECONDS).record(work.begun.elapsed().as_secs_f64());

@@ -1,6 +1,7 @@
 //! The consumer: cooperative assignments, offsets from the index.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -30,6 +31,8 @@ pub(crate) enum Rebalance {
 pub(crate) struct Context {
     rebalances: UnboundedSender<Rebalance>,
     reading: Mutex<BTreeSet<i32>>,
+    /// Nobody answers assignments any more.
+    closing: AtomicBool,
 }
 
 impl ClientContext for Context {}
@@ -38,7 +41,12 @@ impl ConsumerContext for Context {
     fn rebalance(&self, consumer: &BaseConsumer<Self>, err: RDKafkaRespErr, tpl: &mut TopicPartitionList) {
         let partitions: Vec<i32> = tpl.elements().iter().map(|element| element.partition()).collect();
         let rebalance = match err {
-            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => Rebalance::Assigned(partitions),
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
+                if self.closing.load(Ordering::Relaxed) {
+                    refuse_assignment(consumer);
+                }
+                Rebalance::Assigned(partitions)
+            }
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS => {
                 let mut reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
                 let mut stop = TopicPartitionList::new();
@@ -49,6 +57,8 @@ impl ConsumerContext for Context {
                 }
                 if let Err(error) = consumer.incremental_unassign(&stop) {
                     tracing::warn!(%error, "give back partitions");
+                    // The group waits for an answer, even if it is this one.
+                    let _ = consumer.incremental_unassign(&TopicPartitionList::new());
                 }
                 Rebalance::Revoked(partitions)
             }
@@ -62,15 +72,23 @@ impl ConsumerContext for Context {
     }
 }
 
+/// Answers an assignment with nothing. One that stays without an answer would hold up the closing for ever.
+fn refuse_assignment(consumer: &BaseConsumer<Context>) {
+    if let Err(error) = consumer.incremental_assign(&TopicPartitionList::new()) {
+        tracing::warn!(%error, "answer assignment while closing");
+    }
+}
+
 /// The consumer of events.
 pub(crate) struct Consumer {
     inner: StreamConsumer<Context>,
     topic: String,
+    paused: AtomicBool,
 }
 
 impl Consumer {
     pub(crate) fn new(config: &Config, rebalances: UnboundedSender<Rebalance>) -> Result<Self, KafkaError> {
-        let context = Context { rebalances, reading: Mutex::default() };
+        let context = Context { rebalances, reading: Mutex::default(), closing: AtomicBool::new(false) };
         let topic = config.kafka.topic_events.clone();
         let inner: StreamConsumer<Context> = kafka::client(&config.kafka, "batcher")
             .set("group.id", &config.group)
@@ -84,7 +102,7 @@ impl Consumer {
             .set("fetch.wait.max.ms", "100")
             .create_with_context(context)?;
         inner.subscribe(&[&topic])?;
-        Ok(Self { inner, topic })
+        Ok(Self { inner, topic, paused: AtomicBool::new(false) })
     }
 
     pub(crate) fn stream(&self) -> &StreamConsumer<Context> {
@@ -110,7 +128,9 @@ impl Consumer {
         }
         self.inner.incremental_assign(&list)?;
         self.reading().extend(offsets.iter().map(|(partition, _)| *partition));
-        Ok(())
+        // Kafka's client remembers a pause by partition, also while it is not ours: it is told anew what holds now.
+        let these = self.list(offsets.iter().map(|(partition, _)| *partition));
+        if self.paused.load(Ordering::Relaxed) { self.inner.pause(&these) } else { self.inner.resume(&these) }
     }
 
     /// Stops reading these partitions, as far as they are read.
@@ -131,12 +151,23 @@ impl Consumer {
         self.reading().iter().copied().collect()
     }
 
+    /// Stops fetching, of what is read now and of what comes to it.
     pub(crate) fn pause(&self) -> Result<(), KafkaError> {
+        self.paused.store(true, Ordering::Relaxed);
         self.inner.pause(&self.list(self.partitions()))
     }
 
     pub(crate) fn resume(&self) -> Result<(), KafkaError> {
+        self.paused.store(false, Ordering::Relaxed);
         self.inner.resume(&self.list(self.partitions()))
+    }
+
+    /// Makes ready for being dropped: an assignment that waits for its offsets is answered.
+    pub(crate) fn close(&self) {
+        self.inner.context().closing.store(true, Ordering::Relaxed);
+        if let Err(error) = self.inner.incremental_assign(&TopicPartitionList::new()) {
+            tracing::debug!(%error, "close consumer");
+        }
     }
 
     /// Tells Kafka how far the index is, so that the usual tools show the lag.

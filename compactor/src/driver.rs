@@ -83,13 +83,21 @@ impl Compactor {
         let oldest = rows.iter().map(|row| row.age).max().unwrap_or_default();
         ::metrics::gauge!(metrics::OLDEST).set(oldest.as_secs_f64());
         let mut worked = false;
+        let mut failed = None;
+        // What fails for one partition or session must not hold up the others.
         for partition in rows.chunk_by(|one, other| one.partition == other.partition) {
-            worked |= self.compact_partition(partition).await?;
+            match self.compact_partition(partition).await {
+                Ok(done) => worked |= done,
+                Err(error) => failed = failed.or(Some(error)),
+            }
         }
         for session in self.index.sessions_over(self.config.silence, FINALS_PER_PASS).await? {
-            worked |= self.finish_session(&session).await?;
+            match self.finish_session(&session).await {
+                Ok(done) => worked |= done,
+                Err(error) => failed = failed.or(Some(error)),
+            }
         }
-        Ok(worked)
+        failed.map_or(Ok(worked), Err)
     }
 
     async fn compact_partition(&self, rows: &[SharedRow]) -> anyhow::Result<bool> {
@@ -122,15 +130,24 @@ impl Compactor {
     }
 
     async fn merge_run(&self, partition: i32, run: &[ObjectId], objects: &[LiveObject]) -> anyhow::Result<bool> {
-        let loaded = Arc::new(self.load(objects).await?);
-        let keys = sessions_in(&loaded);
-        let deleted = self.index.deleted_among(&keys).await?;
+        let loaded = match self.load(objects).await? {
+            Ok(loaded) => Arc::new(loaded),
+            Err(_) => Arc::new(self.load_corrupt(objects).await?),
+        };
+        let places = places_in(&loaded);
+        let keys: Vec<SessionKey> = places.keys().copied().collect();
+        let mut deleted = self.index.deleted_among(&keys).await?;
+        deleted.sort_unstable();
+        let is_wanted = |key: &SessionKey| deleted.binary_search(key).is_err();
         let wanted: Vec<(SessionKey, ObjectId)> =
-            keys.into_iter().filter(|key| !deleted.contains(key)).map(|key| (key, ObjectId(Uuid::now_v7()))).collect();
+            keys.into_iter().filter(is_wanted).map(|key| (key, ObjectId(Uuid::now_v7()))).collect();
         let live = self.index.stage_session_objects(&wanted).await?;
         let wanted = wanted.into_iter().filter(|(key, _)| live.binary_search(key).is_ok());
         let outcomes: Vec<Outcome> = stream::iter(wanted)
-            .map(|(key, id)| self.merge_session(key, id, Arc::clone(&loaded)))
+            .map(|(key, id)| {
+                let places = places.get(&key).cloned().unwrap_or_default();
+                self.merge_session(key, id, places, Arc::clone(&loaded))
+            })
             .buffer_unordered(TRANSFERS)
             .try_collect()
             .await?;
@@ -157,9 +174,15 @@ impl Compactor {
         Ok(self.index.publish_run(run, self.owner, &results, quarantine.as_ref()).await?)
     }
 
-    async fn merge_session(&self, key: SessionKey, id: ObjectId, loaded: Arc<Vec<Loaded>>) -> anyhow::Result<Outcome> {
+    async fn merge_session(
+        &self,
+        key: SessionKey,
+        id: ObjectId,
+        places: Vec<Place>,
+        loaded: Arc<Vec<Loaded>>,
+    ) -> anyhow::Result<Outcome> {
         let merging = move || {
-            let plan = plan_of(key, &loaded);
+            let plan = plan_of(&places, &loaded);
             let merged = merge::merge(id, key, &plan, &loaded);
             (plan, merged)
         };
@@ -182,25 +205,33 @@ impl Compactor {
             return Ok(false);
         }
         let parts = self.index.session_objects(&key).await?;
-        if let [only] = parts.as_slice() {
-            self.index.mark_final(&key, only.key.id()).await?;
-            ::metrics::counter!(metrics::FINALS).increment(1);
-            return Ok(false);
+        // All parts are held in memory. A session that is too large for it is read from its parts as well.
+        let bytes: u64 = parts.iter().map(|part| part.bytes).sum();
+        if parts.len() == 1 || bytes > self.config.runs.run_bytes_max {
+            return self.leave_parts(&key, &parts).await;
         }
-        let loaded = Arc::new(self.load(&parts).await?);
+        let loaded = match self.load(&parts).await? {
+            Ok(loaded) => Arc::new(loaded),
+            Err(corrupt) => {
+                tracing::error!(session = %key.session, object = %corrupt, "footer is corrupt; the parts stay as they are");
+                return self.leave_parts(&key, &parts).await;
+            }
+        };
         let id = ObjectId(Uuid::now_v7());
         if self.index.stage_session_objects(&[(key, id)]).await?.is_empty() {
             return Ok(false);
         }
         let merging = move || {
-            let plan = plan_of(key, &loaded);
+            let plan = plan_of(&[], &loaded);
             merge::merge(id, key, &plan, &loaded).map(|merged| (plan, merged))
         };
-        let (plan, merged) = self
-            .pool
-            .run(merging)
-            .await?
-            .with_context(|| format!("merge parts of session {}; they stay as they are", key.session))?;
+        let (plan, merged) = match self.pool.run(merging).await? {
+            Ok(merged) => merged,
+            Err(error) => {
+                tracing::error!(session = %key.session, %error, "parts are corrupt; they stay as they are");
+                return self.leave_parts(&key, &parts).await;
+            }
+        };
         self.put(ObjectKey::Session { key, id }, &merged).await?;
         let replaces = parts.iter().map(|part| part.key.id()).collect();
         let swapped = self.index.publish_final(&result_of(key, &plan, merged, replaces)).await?;
@@ -209,9 +240,17 @@ impl Compactor {
         Ok(swapped)
     }
 
-    /// Fetches whole objects and reads their footers.
-    async fn load(&self, objects: &[LiveObject]) -> anyhow::Result<Vec<Loaded>> {
-        stream::iter(objects)
+    /// Parts that stay what they are: trying again would change nothing.
+    async fn leave_parts(&self, key: &SessionKey, parts: &[LiveObject]) -> anyhow::Result<bool> {
+        let ids: Vec<ObjectId> = parts.iter().map(|part| part.key.id()).collect();
+        let marked = self.index.mark_final(key, &ids).await?;
+        ::metrics::counter!(metrics::FINALS).increment(u64::from(marked));
+        Ok(marked)
+    }
+
+    /// Fetches whole objects and reads their footers; the key of one whose footer is corrupt, if any is.
+    async fn load(&self, objects: &[LiveObject]) -> anyhow::Result<Result<Vec<Loaded>, ObjectKey>> {
+        let loaded: Vec<Result<Loaded, ObjectKey>> = stream::iter(objects)
             .map(|object| async move {
                 let body = self.objects.get(&object.key).await.with_context(|| format!("fetch {}", object.key))?;
                 let (key, footer) = (object.key, object.footer);
@@ -225,11 +264,29 @@ impl Compactor {
                     };
                     Some(Loaded { body, footer })
                 };
-                self.pool.run(decoding).await?.with_context(|| format!("read footer of {key}: it is corrupt"))
+                Ok::<_, anyhow::Error>(self.pool.run(decoding).await?.ok_or(key))
             })
             .buffered(TRANSFERS)
             .try_collect()
-            .await
+            .await?;
+        Ok(loaded.into_iter().collect())
+    }
+
+    /// A run of which some footer is corrupt: such an object goes into quarantine as a whole, or it would hold up its
+    /// partition for ever.
+    async fn load_corrupt(&self, objects: &[LiveObject]) -> anyhow::Result<Vec<Loaded>> {
+        let mut all = Vec::with_capacity(objects.len());
+        for object in objects {
+            match self.load(std::slice::from_ref(object)).await? {
+                Ok(loaded) => all.extend(loaded),
+                Err(key) => {
+                    let body = self.objects.get(&key).await.with_context(|| format!("fetch {key}"))?;
+                    all.push(merge::wholly_corrupt(body).with_context(|| format!("{key} is of another format"))?);
+                    tracing::error!(object = %key, "footer is corrupt; the object goes into quarantine");
+                }
+            }
+        }
+        Ok(all)
     }
 
     /// Uploads an object and reads it back: what is published was seen in the bucket.
@@ -252,28 +309,39 @@ fn result_of(key: SessionKey, plan: &Plan, merged: Merged, replaces: Vec<ObjectI
     SessionResult { key, object: merged.row, replaces, totals: plan.totals(), ended: plan.completeness().ended }
 }
 
-/// The sessions in these objects, in id order.
-fn sessions_in(loaded: &[Loaded]) -> Vec<SessionKey> {
-    let mut keys = BTreeMap::new();
-    for object in loaded {
-        if let LoadedFooter::Shared(footer) = &object.footer {
-            keys.extend(footer.chunks.iter().map(|chunk| (chunk.key, ())));
-        }
-    }
-    keys.into_keys().collect()
-}
+/// A chunk: the number of its object among those loaded, and its own in that object's footer.
+type Place = (usize, usize);
 
-/// The plan of one session over these objects.
-fn plan_of(key: SessionKey, loaded: &[Loaded]) -> Plan {
-    let (mut merged, mut shared) = (Vec::new(), Vec::new());
+/// Where each session's chunks are in these objects, by id. Found once: to look through all chunks for each session
+/// would cost their product.
+fn places_in(loaded: &[Loaded]) -> BTreeMap<SessionKey, Vec<Place>> {
+    let mut places: BTreeMap<SessionKey, Vec<Place>> = BTreeMap::new();
     for (object, source) in loaded.iter().enumerate() {
-        match &source.footer {
-            LoadedFooter::Session(footer) => merged.push((object, footer)),
-            LoadedFooter::Shared(footer) => {
-                let chunks = footer.chunks.iter().filter(|chunk| chunk.key == key);
-                shared.extend(chunks.map(|chunk| SharedSource { object, partition: footer.partition, chunk }));
+        if let LoadedFooter::Shared(footer) = &source.footer {
+            for (number, chunk) in footer.chunks.iter().enumerate() {
+                places.entry(chunk.key).or_default().push((object, number));
             }
         }
     }
+    places
+}
+
+/// The plan of one session: all session objects among those loaded, and the chunks at these places.
+fn plan_of(places: &[Place], loaded: &[Loaded]) -> Plan {
+    let mut merged = Vec::new();
+    for (object, source) in loaded.iter().enumerate() {
+        if let LoadedFooter::Session(footer) = &source.footer {
+            merged.push((object, footer));
+        }
+    }
+    let shared: Vec<SharedSource<'_>> = places
+        .iter()
+        .filter_map(|&(object, number)| match &loaded.get(object)?.footer {
+            LoadedFooter::Shared(footer) => {
+                Some(SharedSource { object, partition: footer.partition, chunk: footer.chunks.get(number)? })
+            }
+            LoadedFooter::Session(_) => None,
+        })
+        .collect();
     Plan::build(&merged, &shared)
 }

@@ -168,6 +168,21 @@ pub(crate) fn quarantined(loaded: &Loaded) -> Vec<Unreadable> {
     footer.quarantined.iter().map(take).collect()
 }
 
+/// A shared object whose footer cannot be read: nobody knows what lies where in it, so all of it is one unreadable piece.
+/// `None` when it is not of this format at all: a newer release may read it.
+pub(crate) fn wholly_corrupt(body: Bytes) -> Option<Loaded> {
+    let len = u32::try_from(body.len()).ok().filter(|_| body.starts_with(shared_object::PREAMBLE))?;
+    let whole = Quarantined { offset: 0, at: 0, len, reason: QuarantineReason::Payload };
+    let footer = shared_object::Footer {
+        partition: 0,
+        offset_first: 0,
+        offset_next: 0,
+        chunks: Vec::new(),
+        quarantined: vec![whole],
+    };
+    Some(Loaded { body, footer: LoadedFooter::Shared(footer) })
+}
+
 /// The frames of a session that could not be merged, byte for byte.
 pub(crate) fn unmergeable(key: SessionKey, objects: &[Loaded]) -> Vec<Unreadable> {
     let mut found = Vec::new();
@@ -214,4 +229,25 @@ pub(crate) fn quarantine_object(id: ObjectId, partition: i32, unreadable: &[Unre
         footer: FooterAt { at, len: footer.len() as u32 },
     };
     Merged { body: body.into(), row }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn an_object_without_a_readable_footer_is_kept_byte_for_byte() {
+        let body = Bytes::from_static(b"CLVS\x01whatever was there");
+        let loaded = wholly_corrupt(body.clone()).unwrap();
+        let found = quarantined(&loaded);
+        assert_eq!(found.iter().map(|record| &record.bytes).collect::<Vec<_>>(), [&body]);
+        let object = quarantine_object(ObjectId(Uuid::nil()), 3, &found);
+        let at = object.row.footer.at as usize;
+        let footer = shared_object::Footer::decode(&object.body[at..], at as u64).unwrap();
+        let place = footer.quarantined[0];
+        assert_eq!(object.body.slice(place.at as usize..place.at as usize + place.len as usize), body);
+        assert!(wholly_corrupt(Bytes::from_static(b"CLVS\x02newer")).is_none());
+    }
 }

@@ -42,7 +42,7 @@ impl From<ReadError> for Refused {
                 tracing::warn!(error = %chain(&error), "read session");
                 ErrorCode::Unavailable.into()
             }
-            ReadError::Pool(_) => ErrorCode::Internal.into(),
+            ReadError::Pool(_) | ReadError::HungUp => ErrorCode::Internal.into(),
         }
     }
 }

@@ -86,11 +86,14 @@ async fn create_link(
     let max_sessions = request.max_sessions.unwrap_or(limits::LINK_SESSIONS_DEFAULT);
     let within = |holds: bool, field| if holds { Ok(()) } else { Err(Refused(Refusal::field(field))) };
     within((1..=limits::REFERENCE_BYTES_MAX).contains(&request.reference.len()), "reference")?;
+    // The index holds no text with a zero byte.
+    within(!request.reference.contains('\0'), "reference")?;
     within((1..=limits::LINK_EXPIRES_IN_MAX_S).contains(&expires_in), "expires_in")?;
     within((1..=limits::LINK_SESSIONS_MAX).contains(&max_sessions), "max_sessions")?;
     let masking_len = request.masking.as_ref().map_or(0, |rules| rules.to_string().len());
     within(masking_len <= limits::MASKING_BYTES_MAX, "masking")?;
     within(request.masking.as_ref().is_none_or(serde_json::Value::is_object), "masking")?;
+    within(request.masking.as_ref().is_none_or(|rules| !rules.to_string().contains("\\u0000")), "masking")?;
     let redirect = request.redirect_url.as_deref().map(|url| allowed_redirect(url, &caller.origins)).transpose()?;
     let expires_at = now + std::time::Duration::from_secs(expires_in);
     let id = LinkId(Uuid::now_v7());
@@ -125,7 +128,7 @@ async fn create_link(
 fn allowed_redirect(text: &str, origins: &[String]) -> Answer<Url> {
     let refused = || Refused(Refusal::field("redirect_url"));
     let url = Url::parse(text).map_err(|_| refused())?;
-    let allowed = origins.contains(&url.origin().ascii_serialization());
+    let allowed = origins.contains(&url.origin().ascii_serialization()) && !text.contains('\0');
     if text.len() <= limits::REDIRECT_URL_BYTES_MAX && allowed { Ok(url) } else { Err(refused()) }
 }
 
@@ -206,6 +209,11 @@ fn moment(text: Option<&str>, field: &'static str) -> Answer<Option<OffsetDateTi
     text.map(|text| OffsetDateTime::parse(text, &Rfc3339)).transpose().map_err(|_| Refused(Refusal::field(field)))
 }
 
+/// A reference that can be looked for: the index holds none with a zero byte.
+fn searchable(reference: String) -> Answer<String> {
+    if reference.contains('\0') { Err(Refused(Refusal::field("reference"))) } else { Ok(reference) }
+}
+
 async fn list_sessions(
     Extract(state): Extract<State>,
     caller: Caller,
@@ -217,7 +225,7 @@ async fn list_sessions(
     let filter = Filter {
         from: moment(asked.from.as_deref(), "from")?,
         to: moment(asked.to.as_deref(), "to")?,
-        reference: asked.reference,
+        reference: asked.reference.map(searchable).transpose()?,
         state: asked.state,
         has_errors: asked.has_errors,
         min_duration_ms: asked.min_duration.map(|seconds| i64::from(seconds) * 1_000),
@@ -355,6 +363,7 @@ async fn get_events(
         let outcome = match write_events(&state, &session, range, layout, &give).await {
             Ok(()) => "whole",
             Err(ReadError::Deleted) => "deleted",
+            Err(ReadError::HungUp) => "hung_up",
             Err(error) => {
                 tracing::error!(error = %chain(&error), session = %session.snapshot.row.key.session, "read events");
                 // The answer's head is gone already: the reader sees a reset, never an end that looks whole.
@@ -397,7 +406,7 @@ async fn write_events(
     layout: Layout,
     give: &mpsc::Sender<std::io::Result<Bytes>>,
 ) -> Result<(), ReadError> {
-    // A reader that hung up wants nothing more; that is no failure.
+    // A reader that hung up wants nothing more: nothing more is fetched for it.
     let mut is_first = true;
     let pieces = |piece: Bytes| {
         ::metrics::counter!(metrics::READ_BYTES).increment(piece.len() as u64);
@@ -405,10 +414,7 @@ async fn write_events(
             Layout::Lines => piece,
             Layout::Array => as_elements(&piece, std::mem::take(&mut is_first)),
         };
-        async move {
-            let _ = give.send(Ok(piece)).await;
-            Ok(())
-        }
+        async move { give.send(Ok(piece)).await.map_err(|_| ReadError::HungUp) }
     };
     state.reader.events(session, range, pieces).await?;
     if layout == Layout::Array {

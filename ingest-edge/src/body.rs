@@ -1,31 +1,63 @@
 //! Bodies: read within a bound and a time, decoded within a bound (E3).
 
 use std::io::Read;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use engine::admission::Encoding;
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
-use hyper::body::{Body as _, Incoming};
+use http_body_util::BodyExt as _;
+use hyper::body::Body;
 use schemas::codes::Refusal;
 use schemas::{ErrorCode, limits};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// A body that takes longer than this is refused.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Reads a body of at most `max` bytes.
-pub(crate) async fn read(body: Incoming, max: usize) -> Result<Bytes, Refusal> {
-    let too_large = || Refusal::limit(ErrorCode::PayloadTooLarge, max);
-    // What says that it is too large is not read at all.
-    if body.size_hint().lower() > max as u64 {
-        return Err(too_large());
+/// Reads a body of at most `max` bytes. Room for it, in KiB, is taken as its bytes come: a body that is announced and
+/// does not come holds nobody up. It is given back with the permit.
+pub(crate) async fn read<B>(
+    body: B,
+    max: usize,
+    room: &Arc<Semaphore>,
+) -> Result<(Bytes, OwnedSemaphorePermit), Refusal>
+where
+    B: Body<Data = Bytes> + Unpin,
+{
+    let announced = body.size_hint().lower();
+    // What says that it is too large is not read at all, and neither is what there is no room for right now.
+    if announced > max as u64 {
+        return Err(Refusal::limit(ErrorCode::PayloadTooLarge, max));
     }
-    match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, max).collect()).await {
+    if announced > (room.available_permits() * limits::KIB) as u64 {
+        return Err(ErrorCode::Backpressure.into());
+    }
+    match tokio::time::timeout(BODY_TIMEOUT, collect(body, max, room)).await {
         Err(_) => Err(ErrorCode::RequestTimeout.into()),
-        Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
-        Ok(Err(_)) => Err(ErrorCode::HttpMalformed.into()),
+        Ok(collected) => collected,
     }
+}
+
+async fn collect<B>(mut body: B, max: usize, room: &Arc<Semaphore>) -> Result<(Bytes, OwnedSemaphorePermit), Refusal>
+where
+    B: Body<Data = Bytes> + Unpin,
+{
+    let no_room = |_| Refusal::from(ErrorCode::Backpressure);
+    let mut held = Arc::clone(room).try_acquire_many_owned(0).map_err(no_room)?;
+    let mut collected = Vec::new();
+    while let Some(frame) = body.frame().await {
+        // Trailers say nothing that we want.
+        let Ok(data) = frame.map_err(|_| Refusal::from(ErrorCode::HttpMalformed))?.into_data() else { continue };
+        let len = collected.len() + data.len();
+        if len > max {
+            return Err(Refusal::limit(ErrorCode::PayloadTooLarge, max));
+        }
+        let more = u32::try_from(len.div_ceil(limits::KIB).saturating_sub(held.num_permits())).unwrap_or(u32::MAX);
+        held.merge(Arc::clone(room).try_acquire_many_owned(more).map_err(no_room)?);
+        collected.extend_from_slice(&data);
+    }
+    Ok((collected.into(), held))
 }
 
 /// Decodes a body into at most [`limits::DECODED_BYTES_MAX`] bytes; a bomb is stopped there. Trailing bytes after the
@@ -68,6 +100,42 @@ mod tests {
 
     fn zstd(raw: &[u8]) -> Bytes {
         zstd::bulk::compress(raw, 3).unwrap().into()
+    }
+
+    /// A body of 4 KiB that never comes.
+    struct Announced;
+
+    impl Body for Announced {
+        type Data = Bytes;
+        type Error = std::convert::Infallible;
+
+        fn poll_frame(
+            self: std::pin::Pin<&mut Self>,
+            _: &mut std::task::Context<'_>,
+        ) -> std::task::Poll<Option<Result<hyper::body::Frame<Bytes>, Self::Error>>> {
+            std::task::Poll::Pending
+        }
+
+        fn size_hint(&self) -> hyper::body::SizeHint {
+            hyper::body::SizeHint::with_exact(4 * limits::KIB as u64)
+        }
+    }
+
+    #[tokio::test]
+    async fn room_is_taken_as_bytes_come_and_given_back() {
+        let room = Arc::new(Semaphore::new(4));
+        let body = |len| http_body_util::Full::new(Bytes::from(vec![7; len]));
+        // Nothing of it came: it holds nothing, whatever it may become.
+        let reading = read(Announced, 4 * limits::KIB, &room);
+        tokio::pin!(reading);
+        assert!(tokio::time::timeout(Duration::from_millis(1), &mut reading).await.is_err());
+        assert_eq!(room.available_permits(), 4);
+        let (bytes, held) = read(body(2_049), 4 * limits::KIB, &room).await.unwrap();
+        assert_eq!((bytes.len(), room.available_permits()), (2_049, 1));
+        assert_eq!(read(body(1_025), 4 * limits::KIB, &room).await.unwrap_err().code, ErrorCode::Backpressure);
+        drop(held);
+        assert_eq!(room.available_permits(), 4);
+        assert_eq!(read(body(9), 8, &room).await.unwrap_err(), Refusal::limit(ErrorCode::PayloadTooLarge, 8));
     }
 
     #[test]

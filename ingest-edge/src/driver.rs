@@ -23,7 +23,7 @@ use service_kit::pool::Pool;
 use service_kit::service::Surroundings;
 use service_kit::time::now_ms;
 use time::OffsetDateTime;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 
 use crate::declines::Declines;
 use crate::http::{Answer, Asked, Head, Route};
@@ -35,7 +35,7 @@ const RECORD_ZSTD_LEVEL: i32 = 1;
 
 struct Edge {
     links: Verifiers,
-    sessions: Verifiers,
+    sessions: Arc<Verifiers>,
     signing: Signing,
     producer: Producer,
     pool: Pool,
@@ -58,7 +58,7 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
     tokio::spawn(producer.clone().watch(config.kafka.clone(), part, shutdown.clone()));
     let edge = Arc::new(Edge {
         links,
-        sessions,
+        sessions: Arc::new(sessions),
         signing,
         producer,
         pool: Pool::new("edge", None).context("start pool")?,
@@ -80,7 +80,9 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         async move { edge.answer(request).await }
     })
     .await;
-    edge.declines.send(&edge.producer).await;
+    if tokio::time::timeout(shutdown.grace, edge.declines.send(&edge.producer)).await.is_err() {
+        tracing::warn!("sums of declines were still on their way after the grace");
+    }
     edge.producer.flush(shutdown.grace).await.context("flush producer")?;
     Ok(())
 }
@@ -103,11 +105,19 @@ fn keyring(keys: &EdgeKeys) -> anyhow::Result<(Verifiers, Verifiers, Signing)> {
     Ok((links, sessions, signing))
 }
 
-/// What a batch is made of before its body is decoded.
+/// What a batch is made of before its events are read.
 struct Envelope {
     claims: SessionClaims,
     place: Place,
     events: Bytes,
+}
+
+/// What a batch's record is made of.
+struct Batch {
+    claims: SessionClaims,
+    place: Place,
+    facts: schemas::BatchFacts,
+    frame: Vec<u8>,
 }
 
 impl Edge {
@@ -145,7 +155,7 @@ impl Edge {
 
     async fn consent(&self, head: Head, body: Incoming) -> Result<Answer, Refusal> {
         self.check_log()?;
-        let body = body::read(body, limits::SMALL_BODY_BYTES_MAX).await?;
+        let (body, _room) = body::read(body, limits::SMALL_BODY_BYTES_MAX, &self.bodies).await?;
         let request: ConsentRequest =
             serde_json::from_slice(&body).map_err(|_| Refusal::from(ErrorCode::BodyMalformed))?;
         let now_ms = now_ms();
@@ -195,15 +205,23 @@ impl Edge {
             BodyForm::Beacon => None,
         };
         self.check_log()?;
-        let room = self.room_for(&head)?;
-        let wire = body::read(body, limits::BODY_BYTES_MAX).await?;
+        let (wire, room) = body::read(body, limits::BODY_BYTES_MAX, &self.bodies).await?;
+        self.show_bodies();
         ::metrics::counter!(metrics::BYTES_RECEIVED).increment(wire.len() as u64);
-        let decoded = self.on_pool(move || body::decode(wire, encoding)).await??;
-        let Envelope { claims, place, events } = match proven {
-            Some((claims, place)) => Envelope { claims, place, events: decoded },
-            None => self.open_beacon(&head, &decoded)?,
+        let sessions = Arc::clone(&self.sessions);
+        let origin = answers::text(&head.headers, header::ORIGIN).map(str::to_owned);
+        // Decoding and reading are one job: what a small body grows to is held by the pool's few threads, and never by
+        // requests that wait for their turn.
+        let reading = move || {
+            let decoded = body::decode(wire, encoding)?;
+            let Envelope { claims, place, events } = match proven {
+                Some((claims, place)) => Envelope { claims, place, events: decoded },
+                None => open_beacon(&sessions, origin.as_deref(), &decoded)?,
+            };
+            let (facts, frame) = read_batch(&events)?;
+            Ok::<_, Refusal>(Batch { claims, place, facts, frame })
         };
-        let (facts, frame) = self.on_pool(move || read_batch(&events)).await??;
+        let Batch { claims, place, facts, frame } = self.on_pool(reading).await??;
         self.produce(&claims, &admission::batch_header(&claims, place, facts), &frame).await?;
         drop(room);
         ::metrics::counter!(metrics::EVENTS).increment(u64::from(facts.events));
@@ -212,24 +230,9 @@ impl Edge {
         Ok(answers::json(StatusCode::ACCEPTED, &response))
     }
 
-    /// Takes a beacon's first line off, and proves its right.
-    fn open_beacon(&self, head: &Head, body: &Bytes) -> Result<Envelope, Refusal> {
-        let line_len = body.iter().position(|byte| *byte == b'\n').unwrap_or(body.len());
-        let beacon: BeaconHead =
-            serde_json::from_slice(&body[..line_len]).map_err(|_| Refusal::from(ErrorCode::BodyMalformed))?;
-        let claims = self.verify(&beacon.token, head)?;
-        let place = Place::new(beacon.stream, beacon.seq, beacon.end)?;
-        Ok(Envelope { claims, place, events: body.slice((line_len + 1).min(body.len())..) })
-    }
-
     fn verify_bearer(&self, head: &Head) -> Result<SessionClaims, Refusal> {
-        self.verify(admission::bearer(answers::text(&head.headers, header::AUTHORIZATION))?, head)
-    }
-
-    fn verify(&self, token: &str, head: &Head) -> Result<SessionClaims, Refusal> {
-        let claims = self.sessions.session(token, now_ms() / 1000)?;
-        admission::check_session_origin(&claims, answers::text(&head.headers, header::ORIGIN))?;
-        Ok(claims)
+        let token = admission::bearer(answers::text(&head.headers, header::AUTHORIZATION))?;
+        verify(&self.sessions, token, answers::text(&head.headers, header::ORIGIN))
     }
 
     /// Refuses at once while Kafka does not answer, instead of letting every request wait for its time-out.
@@ -237,15 +240,9 @@ impl Edge {
         if self.health.ready().0 { Ok(()) } else { Err(ErrorCode::Backpressure.into()) }
     }
 
-    /// Room for a body. One of unknown length needs room for the largest.
-    fn room_for(&self, head: &Head) -> Result<OwnedSemaphorePermit, Refusal> {
-        let length = answers::text(&head.headers, header::CONTENT_LENGTH).and_then(|text| text.parse::<usize>().ok());
-        let bytes = length.unwrap_or(limits::BODY_BYTES_MAX).min(limits::BODY_BYTES_MAX);
-        let kib = u32::try_from(bytes.div_ceil(limits::KIB)).unwrap_or(u32::MAX);
-        let room = Arc::clone(&self.bodies).try_acquire_many_owned(kib);
+    fn show_bodies(&self) {
         let held = self.bodies_bytes_max.saturating_sub((self.bodies.available_permits() * limits::KIB) as u64);
         ::metrics::gauge!(metrics::BODIES_HELD).set(held as f64);
-        room.map_err(|_| ErrorCode::Backpressure.into())
     }
 
     async fn on_pool<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Refusal> {
@@ -256,6 +253,22 @@ impl Edge {
         let value = record::encode(header, payload);
         self.producer.send(claims.ses.as_bytes(), &value).await
     }
+}
+
+fn verify(sessions: &Verifiers, token: &str, origin: Option<&str>) -> Result<SessionClaims, Refusal> {
+    let claims = sessions.session(token, now_ms() / 1000)?;
+    admission::check_session_origin(&claims, origin)?;
+    Ok(claims)
+}
+
+/// Takes a beacon's first line off, and proves its right.
+fn open_beacon(sessions: &Verifiers, origin: Option<&str>, body: &Bytes) -> Result<Envelope, Refusal> {
+    let line_len = body.iter().position(|byte| *byte == b'\n').unwrap_or(body.len());
+    let beacon: BeaconHead =
+        serde_json::from_slice(&body[..line_len]).map_err(|_| Refusal::from(ErrorCode::BodyMalformed))?;
+    let claims = verify(sessions, &beacon.token, origin)?;
+    let place = Place::new(beacon.stream, beacon.seq, beacon.end)?;
+    Ok(Envelope { claims, place, events: body.slice((line_len + 1).min(body.len())..) })
 }
 
 /// Validates a batch's events and makes their frame.

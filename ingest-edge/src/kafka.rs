@@ -59,6 +59,10 @@ impl Producer {
     /// Tells the part whether Kafka and the topic are there, until the shutdown.
     pub(crate) async fn watch(self, config: KafkaConfig, part: Part, shutdown: Shutdown) {
         kafka::watch(config, part, shutdown, move |topic, timeout| {
+            // A producer with a fatal error never sends again, however well its brokers are: only a restart helps.
+            if let Some((code, _)) = self.inner.client().fatal_error() {
+                return Err(KafkaError::MessageProduction(code));
+            }
             self.inner.client().fetch_metadata(Some(topic), timeout)
         })
         .await;

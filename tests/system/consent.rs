@@ -1,1 +1,207 @@
-//! To come.
+//! What a decline leaves, and where references are.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use devstack::DeploymentOptions;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::{ClientConfig, Message as _, Offset, TopicPartitionList};
+use reqwest::StatusCode;
+use virtual_sdk::sdk::random_attempt;
+use virtual_sdk::{Encoding, Form, Seen, SessionQuery, until};
+
+use crate::harness::{LATER, SOON, System, logs, run};
+use crate::load::{self, small_batch};
+
+const KAFKA_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Goal: of a decline only a count of workspace and hour is kept (P2). Method: markers in everything that a decline sends, and
+/// afterwards a search of all tables, the topic, the bucket and the logs; a control session's marker has to be found by the
+/// same search.
+#[test]
+fn a_decline_leaves_only_a_count() -> Result<()> {
+    const DECLINES: i64 = 7;
+    run(DeploymentOptions::named("decline"), &[], async |system| {
+        let (sdk, edge) = (system.sdk(1)?, system.url("ingest-edge", 1)?);
+        let link = system.link("declining-reference").await?;
+        let (agent, attempt) = (format!("agent-{}", random_attempt()), format!("attempt-{}", random_attempt()));
+        for number in 0..DECLINES {
+            let body = serde_json::json!({
+                "link": link.token, "decision": "declined", "notice_version": "notice-of-decline",
+                "attempt": format!("{attempt}{number}"),
+            });
+            let answer = reqwest::Client::new()
+                .post(format!("{edge}/v1/consent"))
+                .header("user-agent", &agent)
+                .header("origin", "https://declining.example")
+                .json(&body)
+                .send()
+                .await?;
+            ensure!(answer.status() == StatusCode::NO_CONTENT, "a decline was answered with {}", answer.status());
+            ensure!(answer.bytes().await?.is_empty(), "a decline's answer has a body");
+        }
+        let control = load::begin(system, &sdk, &system.link("control-reference").await?).await?;
+        let batch = small_batch(control.id, 0, 0, true, 10)?;
+        load::send(system, &sdk, &control, &batch, Form::Array, Encoding::Identity).await?;
+        load::compare_all(system, SOON).await?;
+        until("all declines are counted", SOON, || async {
+            match system.count("select coalesce(sum(count), 0)::bigint from decline_count").await {
+                Ok(DECLINES) => Seen::Done(()),
+                Ok(other) => Seen::not_yet(other),
+                Err(error) => Seen::not_yet(error),
+            }
+        })
+        .await?;
+        load::wait_compacted(system, LATER).await?;
+
+        let places = everything(system).await?;
+        let found =
+            |marker: &str| places.iter().filter(|(_, text)| text.contains(marker)).map(|(place, _)| place.as_str());
+        // A search that cannot fail proves nothing.
+        let source = format!("{}/0/0/0", control.id);
+        for kind in ["bucket", "topic"] {
+            ensure!(found(&source).any(|place| place.starts_with(kind)), "the control's event is not in the {kind}");
+        }
+        ensure!(found("control-reference").any(|place| place == "table link"), "the control's reference is not found");
+        for marker in [&agent, &attempt, "notice-of-decline", "declining.example", &link.token] {
+            let places: Vec<&str> = found(marker).collect();
+            ensure!(places.is_empty(), "{} of a decline stands in {places:?}", &marker[..12]);
+        }
+        let link_id = link.id.to_string();
+        for (place, text) in &places {
+            let is_in_declines = place == "table decline_count" && text.contains(&link_id);
+            let is_elsewhere = place != "table link" && text.contains(&link_id);
+            ensure!(!is_in_declines && !is_elsewhere, "the declined link stands in {place}");
+        }
+        let links = system.api.all_links().await?;
+        let declined = links.iter().find(|item| item.id == link.id).context("find link")?;
+        ensure!(declined.sessions == 0, "the declined link counts {} sessions", declined.sessions);
+        let query = SessionQuery { reference: Some("declining-reference".into()), ..SessionQuery::default() };
+        ensure!(system.api.all_sessions(&query).await?.is_empty(), "a session of a declined link is listed");
+        ensure!(system.count("select count(*) from session").await? == 1, "there are other sessions than the control");
+        Ok(())
+    })
+}
+
+/// Goal: a reference stays in Postgres (P6). Method: a session of a link with a marked reference goes its whole way, is listed
+/// by its reference and deleted; the marker is in no token, record, object or log line.
+#[test]
+fn p06_references_stay_in_postgres() -> Result<()> {
+    run(DeploymentOptions::named("reference"), &[], async |system| {
+        let reference = format!("marked-{}@customer.example", random_attempt());
+        let link = system.link(&reference).await?;
+        let (sdk, recording) = (system.sdk(1)?, load::recording("login-short")?);
+        let sent = load::send_recording(system, std::slice::from_ref(&sdk), &link, &recording, 0).await?;
+        load::compare_all(system, SOON).await?;
+        let before = everything(system).await?;
+        load::wait_compacted(system, LATER).await?;
+        let query = SessionQuery { reference: Some(reference.clone()), ..SessionQuery::default() };
+        let listed = system.api.all_sessions(&query).await?;
+        ensure!(listed.len() == 1 && listed[0].reference == reference, "the session is not listed by its reference");
+        system.api.delete_session(sent.session.id).await?;
+        let after = everything(system).await?;
+
+        for token in [&link.token, &sent.session.token] {
+            let text = decode_token(token)?;
+            ensure!(text.contains("clairvio-edge"), "a token that cannot be looked into");
+            ensure!(!text.contains(&reference), "the reference stands in a token");
+        }
+        ensure!(after.get("table link").is_some_and(|text| text.contains(&reference)), "the search finds nothing");
+        for (place, text) in before.iter().chain(&after) {
+            let holds = text.contains(&reference) || text.contains(&reference.replace('@', "%40"));
+            ensure!(place == "table link" || !holds, "the reference stands in {place}");
+        }
+        Ok(())
+    })
+}
+
+fn decode_token(token: &str) -> Result<String> {
+    use base64::Engine as _;
+    let parts = token.split('.').take(2);
+    let decoded = parts.map(|part| Ok(base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(part)?));
+    let bytes = decoded.collect::<Result<Vec<_>>>()?.concat();
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// All that is stored anywhere, as texts by place; compressed frames are there both as they lie and decompressed.
+async fn everything(system: &System<'_>) -> Result<BTreeMap<String, String>> {
+    let mut places = BTreeMap::new();
+    let tables: Vec<String> = sqlx::query_scalar(
+        "select format('%I.%I', table_schema, table_name) from information_schema.tables
+         where table_schema not in ('pg_catalog', 'information_schema') and table_type = 'BASE TABLE'",
+    )
+    .fetch_all(system.index.pool())
+    .await?;
+    ensure!(tables.len() > 5, "there are more tables than {tables:?}");
+    for table in tables {
+        let query = format!("select coalesce(string_agg(t::text, E'\\n'), '') from {table} t");
+        let text: String = sqlx::query_scalar(sqlx::AssertSqlSafe(query)).fetch_one(system.index.pool()).await?;
+        let name = table.rsplit_once('.').map_or(table.as_str(), |(_, name)| name);
+        places.insert(format!("table {name}"), text);
+    }
+    for key in system.objects.list("").await? {
+        let key = key.map_err(|name| anyhow::anyhow!("{name} is none of our objects"))?;
+        // One that is removed in this moment is not stored.
+        let Ok(body) = system.objects.get(&key).await else { continue };
+        places.insert(format!("bucket {key}"), opened(&body));
+    }
+    let (brokers, topic) = (system.deployment.endpoints().kafka_brokers, system.deployment.topic.clone());
+    let records = tokio::task::spawn_blocking(move || consume(&brokers, &topic)).await??;
+    ensure!(!records.is_empty(), "the topic is empty");
+    for (number, record) in records.iter().enumerate() {
+        places.insert(format!("topic record {number}"), opened(record));
+    }
+    for log in logs(system.stack, &system.name)? {
+        let bytes = std::fs::read(&log)?;
+        places.insert(format!("log {}", log.display()), String::from_utf8_lossy(&bytes).into_owned());
+    }
+    Ok(places)
+}
+
+/// The bytes as text, and after them every zstd frame in them, decompressed.
+fn opened(bytes: &[u8]) -> String {
+    const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+    let mut text = String::from_utf8_lossy(bytes).into_owned();
+    for at in 0..bytes.len().saturating_sub(4) {
+        if bytes[at..at + 4] == ZSTD_MAGIC
+            && let Ok(mut decoder) = zstd::stream::read::Decoder::with_buffer(&bytes[at..])
+        {
+            let mut raw = Vec::new();
+            // What follows the frame is no frame, which is an error after all of it was read.
+            let _ = std::io::Read::read_to_end(&mut decoder.single_frame(), &mut raw);
+            text.push('\n');
+            text.push_str(&String::from_utf8_lossy(&raw));
+        }
+    }
+    text
+}
+
+/// Keys, headers and values of all records.
+fn consume(brokers: &str, topic: &str) -> Result<Vec<Vec<u8>>> {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", brokers)
+        .set("group.id", "reader-of-all")
+        .set("enable.auto.commit", "false")
+        .create()?;
+    let metadata = consumer.fetch_metadata(Some(topic), KAFKA_TIMEOUT)?;
+    let (mut list, mut left) = (TopicPartitionList::new(), BTreeMap::new());
+    for partition in metadata.topics().iter().flat_map(|topic| topic.partitions()) {
+        let (low, high) = consumer.fetch_watermarks(topic, partition.id(), KAFKA_TIMEOUT)?;
+        list.add_partition_offset(topic, partition.id(), Offset::Offset(low))?;
+        if high > low {
+            left.insert(partition.id(), high);
+        }
+    }
+    consumer.assign(&list)?;
+    let mut records = Vec::new();
+    while !left.is_empty() {
+        let Some(message) = consumer.poll(KAFKA_TIMEOUT) else { bail!("the topic ends before its watermark") };
+        let message = message?;
+        records.push([message.key().unwrap_or_default(), message.payload().unwrap_or_default()].concat());
+        if left.get(&message.partition()).is_some_and(|high| message.offset() + 1 >= *high) {
+            left.remove(&message.partition());
+        }
+    }
+    Ok(records)
+}

@@ -1,1 +1,273 @@
-//! To come.
+//! What must go, goes: past its window, or by hand; and nothing else does.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result, ensure};
+use devstack::DeploymentOptions;
+use schemas::http::DeletionState;
+use schemas::paths::session_prefix;
+use schemas::plan::Plan;
+use schemas::{DeletionId, SessionId, SessionKey, shared_object};
+use sqlx::Row as _;
+use virtual_sdk::sdk::random_attempt;
+use virtual_sdk::{Api, Encoding, EventsFormat, Form, Seen, Session, SessionQuery, until};
+
+use crate::harness::{LATER, NOTICE_VERSION, SOON, System, link_of, run};
+use crate::load::{self, small_batch};
+
+async fn is_deleted(api: &Api, session: SessionId) -> Result<()> {
+    let events = api.events(session, EventsFormat::Lines).await.err().and_then(|error| error.status());
+    ensure!(events == Some(410), "events of deleted session {session} were answered with {events:?}");
+    let item = api.session(session).await.err().and_then(|error| error.status());
+    ensure!(item == Some(410), "deleted session {session} was answered with {item:?}");
+    Ok(())
+}
+
+async fn wait_erased(api: &Api, deletion: DeletionId) -> Result<()> {
+    until("the deletion is erased", LATER, || async {
+        match api.deletion(deletion).await {
+            Ok(item) if item.state == DeletionState::Erased => Seen::Done(()),
+            Ok(item) => Seen::not_yet(format_args!("it is {:?}", item.state)),
+            Err(error) => Seen::not_yet(error),
+        }
+    })
+    .await?;
+    Ok(())
+}
+
+/// No object of the bucket has the session: none below its prefix, and no chunk in any shared one.
+async fn is_absent(system: &System<'_>, key: &SessionKey) -> Result<()> {
+    let below = system.objects.list(&session_prefix(key)).await?;
+    ensure!(below.is_empty(), "{} objects of erased session {} are left", below.len(), key.session);
+    for object in shared_footers(system).await? {
+        let holds = object.chunks.iter().any(|chunk| chunk.key == *key);
+        ensure!(!holds, "a shared object has chunks of erased session {}", key.session);
+    }
+    Ok(())
+}
+
+/// The footers of all shared objects that lie in the bucket, whatever their rows say.
+async fn shared_footers(system: &System<'_>) -> Result<Vec<shared_object::Footer>> {
+    let mut footers = Vec::new();
+    for key in system.objects.list("shared/").await? {
+        let key = key.map_err(|name| anyhow::anyhow!("{name} is none of our objects"))?;
+        let place = sqlx::query("select footer_at, footer_len from object where id = $1 and footer_at is not null")
+            .bind(key.id().0)
+            .fetch_optional(system.index.pool())
+            .await?;
+        let (Some(place), Ok(body)) = (place, system.objects.get(&key).await) else {
+            // Staged and not published, or removed in this moment.
+            continue;
+        };
+        let at = usize::try_from(place.get::<i64, _>(0))?;
+        let len = usize::try_from(place.get::<i32, _>(1))?;
+        let bytes = body.get(at..at + len).with_context(|| format!("footer of {key}"))?;
+        footers.push(shared_object::Footer::decode(bytes, at as u64)?);
+    }
+    Ok(footers)
+}
+
+/// Goal: what is past its plan's window is unreadable and then erased, to the last row and object; what is not, stays (P7).
+/// Method: the index's clock is moved to an hour before and an hour after the end of the free plan's seven days. A session
+/// that began two days earlier tells when a pass has looked at the new clock; a workspace on a longer plan stays untouched.
+#[test]
+fn p07_sessions_past_their_plan_window_are_erased() -> Result<()> {
+    let options = DeploymentOptions { plan: Plan::Free, ..DeploymentOptions::named("window") }
+        .with("", "CLAIRVIO_SESSION_SILENCE_MS", 3_000)
+        .with("compactor", "CLAIRVIO_RUN_AGE_MS", 1_000)
+        .with("retention-worker", "CLAIRVIO_PASS_INTERVAL_MS", 500)
+        .with("retention-worker", "CLAIRVIO_CONDEMNED_GRACE_MS", 3_000);
+    run(options, &[], async |system| {
+        let (sdk, link) = (system.sdk(1)?, system.link("window").await?);
+        let recording = load::recording("login-short")?;
+        let mut free = Vec::new();
+        for variant in 0..3 {
+            free.push(
+                load::send_recording(system, std::slice::from_ref(&sdk), &link, &recording, variant).await?.session.id,
+            );
+        }
+        load::wait_compacted(system, LATER).await?;
+        let canary = free[2];
+        let (_, key) = system.another_workspace(Plan::Scale).await?;
+        let other = system.api_at(1, &key)?;
+        let kept = sdk.accept(&link_of(&other, "kept").await?.token, NOTICE_VERSION, &random_attempt()).await?;
+        let batch = small_batch(kept.id, 0, 0, true, 100)?;
+        let body = virtual_sdk::Body::of_batch(&batch, Form::Lines, Encoding::Zstd)?;
+        sdk.send(&kept, 0, 0, true, &body).await?;
+        load::wait_stored(&other, kept.id, schemas::http::StoredAs::Object, LATER).await?;
+
+        sqlx::query("update session set started_at = started_at - interval '2 days' where id = $1")
+            .bind(canary.0)
+            .execute(system.index.pool())
+            .await?;
+        set_clock(system, "6 days 23 hours").await?;
+        wait_gone(system, canary).await?;
+        system.ledger.forget(canary);
+        load::compare_all(system, SOON).await.context("an hour before the end")?;
+        let listed = system.api.all_sessions(&SessionQuery::default()).await?;
+        ensure!(listed.len() == 2, "an hour before the end {} of 2 sessions are listed", listed.len());
+
+        set_clock(system, "7 days 1 hour").await?;
+        for session in &free[..2] {
+            wait_gone(system, *session).await?;
+            system.ledger.forget(*session);
+        }
+        ensure!(system.api.all_sessions(&SessionQuery::default()).await?.is_empty(), "expired sessions are listed");
+        until("everything is erased", LATER, || async {
+            let left = "select count(*) from session s join workspace w on w.id = s.workspace_id
+                 where w.plan = 'free' and (s.state < 3 or s.events > 0 or s.bytes_stored > 0)";
+            match system.count(left).await {
+                Ok(0) => Seen::Done(()),
+                Ok(left) => Seen::not_yet(left),
+                Err(error) => Seen::not_yet(error),
+            }
+        })
+        .await?;
+        for session in free {
+            is_deleted(&system.api, session).await?;
+            is_absent(system, &system.key(session)).await?;
+        }
+        let of_workspace = system.objects.list(&format!("sessions/{}/", system.workspace)).await?;
+        ensure!(of_workspace.is_empty(), "{} objects of the workspace are left", of_workspace.len());
+        let rows: i64 = sqlx::query_scalar("select count(*) from object where workspace_id = $1")
+            .bind(system.workspace.0)
+            .fetch_one(system.index.pool())
+            .await?;
+        ensure!(rows == 0, "{rows} rows of erased objects are left");
+
+        let mut ledger = virtual_sdk::SessionLedger::default();
+        ledger.acknowledge(0, 0, virtual_sdk::Content::Own(batch));
+        let read = virtual_sdk::verify::read_back(&other, kept.id, &ledger, EventsFormat::Lines).await?.comparison;
+        ensure!(read.is_exact() && read.read == 4, "the other workspace's session: {read}");
+        Ok(())
+    })
+}
+
+/// Moves the clock of retention. A connection takes it when it is made, so the worker makes new ones.
+async fn set_clock(system: &System<'_>, ahead: &str) -> Result<()> {
+    let (database, at): (String, String) =
+        sqlx::query_as("select current_database()::text, (now() + $1::text::interval)::text")
+            .bind(ahead)
+            .fetch_one(system.index.pool())
+            .await?;
+    sqlx::query(sqlx::AssertSqlSafe(format!("alter database {database} set clairvio.now = '{at}'")))
+        .execute(system.index.pool())
+        .await?;
+    let worker = system.service("retention-worker", 1);
+    system.deployment.supervisor.restart(&worker).await?;
+    system.deployment.supervisor.wait_ready(&worker, SOON).await
+}
+
+async fn wait_gone(system: &System<'_>, session: SessionId) -> Result<()> {
+    until("the session is deleted", SOON, || async {
+        match is_deleted(&system.api, session).await {
+            Ok(()) => Seen::Done(()),
+            Err(error) => Seen::not_yet(error),
+        }
+    })
+    .await?;
+    Ok(())
+}
+
+/// Goal: a deleted session is unreadable at once everywhere, stays so whatever still arrives, and is erased to the last chunk;
+/// no other session notices. Method: deletion while its recording goes on; two control planes; then the bucket itself is
+/// searched. The same for a session that nobody has seen yet (R8), and for a deletion that is asked for twice.
+#[test]
+fn p08_a_deleted_session_is_unreadable_at_once_and_then_gone() -> Result<()> {
+    let options = DeploymentOptions { control_planes: 2, ..DeploymentOptions::named("deletion") }
+        .with("compactor", "CLAIRVIO_RUN_AGE_MS", 1_500)
+        .with("", "CLAIRVIO_SESSION_SILENCE_MS", 3_000)
+        .with("retention-worker", "CLAIRVIO_PASS_INTERVAL_MS", 500)
+        .with("retention-worker", "CLAIRVIO_CONDEMNED_GRACE_MS", 3_000);
+    run(options, &[], async |system| {
+        let (sdk, link) = (system.sdk(1)?, system.link("deletion").await?);
+        let second = system.api_at(2, &system.deployment.endpoints().api_key)?;
+        let victim = sdk.accept(&link.token, NOTICE_VERSION, &random_attempt()).await?;
+        let (deleted, over) = (AtomicBool::new(false), AtomicBool::new(false));
+        let recording = async {
+            let mut after = 0;
+            for seq in 0.. {
+                if over.load(Ordering::Acquire) {
+                    break;
+                }
+                send_unnoted(system, &victim, seq).await?;
+                after += u32::from(deleted.load(Ordering::Acquire));
+            }
+            ensure!(after > 3, "only {after} batches came after the deletion");
+            anyhow::Ok(())
+        };
+        let stop = AtomicBool::new(false);
+        let others = load::load(system, std::slice::from_ref(&sdk), &link, 2, 30, &stop);
+        let deleting = async {
+            until("the session is readable", SOON, || async {
+                match system.api.session(victim.id).await {
+                    Ok(item) if item.events > 0 => Seen::Done(()),
+                    Ok(_) => Seen::not_yet("no events yet"),
+                    Err(error) => Seen::not_yet(error),
+                }
+            })
+            .await?;
+            let deletion = system.api.delete_session(victim.id).await?.deletion_id;
+            deleted.store(true, Ordering::Release);
+            is_deleted(&system.api, victim.id).await?;
+            is_deleted(&second, victim.id).await?;
+            ensure!(second.delete_session(victim.id).await?.deletion_id == deletion, "R4: a second deletion began");
+            let listed = system.api.all_sessions(&SessionQuery::default()).await?;
+            ensure!(listed.iter().all(|item| item.id != victim.id), "a deleted session is listed");
+            wait_erased(&system.api, deletion).await?;
+            // The recording has gone on all the time.
+            is_absent(system, &system.key(victim.id)).await?;
+            over.store(true, Ordering::Release);
+            Ok(())
+        };
+        let (_, ()) = tokio::try_join!(load::load_during(others, &stop, deleting), recording)?;
+        load::compare_all(system, SOON).await?;
+        unknown_session(system, &second).await?;
+
+        // Everything that was written before is published by now, and merged: the deleted one still is nowhere.
+        load::wait_compacted(system, LATER).await?;
+        load::compare_all(system, SOON).await?;
+        is_deleted(&second, victim.id).await?;
+        is_absent(system, &system.key(victim.id)).await
+    })
+}
+
+/// R8: deleting a session that was never seen leaves a tombstone, and what comes later never becomes readable.
+async fn unknown_session(system: &System<'_>, second: &Api) -> Result<()> {
+    let (sdk, link) = (system.sdk(1)?, system.link("unknown").await?);
+    let attempt = random_attempt();
+    let id = SessionId::derive(link.id, &attempt);
+    let deletion = system.api.delete_session(id).await?.deletion_id;
+    is_deleted(second, id).await?;
+    let session = sdk.accept(&link.token, NOTICE_VERSION, &attempt).await?;
+    ensure!(session.id == id, "the session has another id than its attempt gives");
+    for seq in 0..5 {
+        send_unnoted(system, &session, seq).await?;
+    }
+    // A session that began later shows that the batcher has come so far; records of one partition come in order, and with
+    // several sessions every partition has one.
+    let mut later = Vec::new();
+    for _ in 0..12 {
+        let session = load::begin(system, &sdk, &link).await?;
+        let batch = small_batch(session.id, 0, 0, true, 100)?;
+        load::send(system, &sdk, &session, &batch, Form::Array, Encoding::Gzip).await?;
+        later.push(session.id);
+    }
+    for session in later {
+        load::compare(system, session, SOON).await?;
+        is_deleted(second, id).await?;
+    }
+    wait_erased(second, deletion).await?;
+    is_absent(system, &system.key(id)).await
+}
+
+/// Sends a batch of a session that the ledger is not to know.
+async fn send_unnoted(system: &System<'_>, session: &Session, seq: u32) -> Result<()> {
+    let batch = small_batch(session.id, 0, seq, false, 100)?;
+    let body = virtual_sdk::Body::of_batch(&batch, Form::Lines, Encoding::Identity)?;
+    // Edges do not know of the deletion: what they take, they acknowledge.
+    let sdk = system.sdk(1)?;
+    sdk.send(session, 0, seq, false, &body).await?;
+    tokio::task::yield_now().await;
+    Ok(())
+}

@@ -21,8 +21,11 @@ use crate::load::{self, Sent, small_batch};
 /// objects were read.
 #[test]
 fn every_acknowledged_event_is_read_back_before_and_after_compaction() -> Result<()> {
-    let options = DeploymentOptions { edges: 2, batchers: 2, ..DeploymentOptions::named("reading") }
-        .with("compactor", "CLAIRVIO_RUN_AGE_MS", 2_000);
+    let options = DeploymentOptions { edges: 2, batchers: 2, ..DeploymentOptions::named("reading") }.with(
+        "compactor",
+        "CLAIRVIO_RUN_AGE_MS",
+        2_000,
+    );
     run(options, &[], async |system| {
         let compactor = system.service("compactor", 1);
         system.deployment.supervisor.pause(&compactor).await?;
@@ -112,7 +115,8 @@ async fn check_forms(system: &System<'_>, session: SessionId) -> Result<()> {
     let mut times: Vec<i64> = stamped.iter().map(|(timestamp, _)| *timestamp).collect();
     times.sort_unstable();
     let (early, late) = (times[times.len() / 4], times[times.len() * 3 / 4]);
-    for (from, to) in [(Some(early), Some(late)), (Some(late), None), (None, Some(early)), (Some(late + 1), Some(late))] {
+    for (from, to) in [(Some(early), Some(late)), (Some(late), None), (None, Some(early)), (Some(late + 1), Some(late))]
+    {
         let range = from.unwrap_or(i64::MIN)..=to.unwrap_or(i64::MAX);
         let expected = stamped.iter().filter(|(timestamp, _)| range.contains(timestamp)).map(|(_, line)| *line);
         let mut events = system.api.events_between(session, EventsFormat::Lines, from, to).await?;

@@ -154,7 +154,11 @@ pub fn consent(
     if request.decision == Decision::Declined {
         return Ok(ConsentOutcome::CountDecline(link.ws));
     }
-    if request.notice_version.is_empty() || request.notice_version.len() > limits::NOTICE_VERSION_BYTES_MAX {
+    let notice_len = request.notice_version.len();
+    // A control character names no version, and one of them no database takes.
+    if !(1..=limits::NOTICE_VERSION_BYTES_MAX).contains(&notice_len)
+        || request.notice_version.chars().any(char::is_control)
+    {
         return Err(Refusal::field("notice_version"));
     }
     if attempt.is_empty() || attempt.len() > limits::ATTEMPT_BYTES_MAX {
@@ -275,6 +279,14 @@ mod tests {
         };
         assert_eq!(begin("a"), begin("a"));
         assert_ne!(begin("a").ses, begin("b").ses);
+    }
+
+    #[test]
+    fn a_notice_version_is_a_short_line_of_text() {
+        for notice_version in ["", "v\0", "v\n", &"v".repeat(limits::NOTICE_VERSION_BYTES_MAX + 1)] {
+            let request = ConsentRequest { notice_version: notice_version.into(), ..request(Decision::Accepted) };
+            assert_eq!(consent(&request, &link(), None, "a", 1), Err(Refusal::field("notice_version")));
+        }
     }
 
     #[test]

@@ -674,7 +674,9 @@ impl Machine {
             match record.kind {
                 RecordKind::Unreadable(_) => count.quarantined += 1,
                 RecordKind::Declines => count.indexed += 1,
-                RecordKind::Acceptance(key) | RecordKind::Batch(key, _) if flight.refused.binary_search(&key).is_ok() => {
+                RecordKind::Acceptance(key) | RecordKind::Batch(key, _)
+                    if flight.refused.binary_search(&key).is_ok() =>
+                {
                     count.dropped_deleted += 1;
                 }
                 RecordKind::Acceptance(_) => count.indexed += 1,
@@ -777,8 +779,13 @@ impl Machine {
             sessions,
             first_seen,
         };
-        active.in_flight =
-            Some(InFlight { flush: flush.clone(), refused: Vec::new(), activity: Vec::new(), phase: Phase::Staging, failures: 0 });
+        active.in_flight = Some(InFlight {
+            flush: flush.clone(),
+            refused: Vec::new(),
+            activity: Vec::new(),
+            phase: Phase::Staging,
+            failures: 0,
+        });
         self.next_flush += 1;
         self.effects.push_back(Effect::Stage(flush));
     }

@@ -5,7 +5,8 @@
 //! position), and across streams by the running maximum of the timestamps, stream, seq, position (C1). It asks for
 //! batches when their turn comes, so a reader holds one batch per stream that is being read, and no more.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
 
 use schemas::BatchFacts;
 use schemas::http::{Completeness, EventCounts, MissingRange};
@@ -330,13 +331,20 @@ pub struct Merger<'p> {
     plan: &'p Plan,
     range: Range,
     cursors: Vec<Cursor>,
+    /// Streams that are not through, by where they are in the order: a session may have many thousands of them.
+    order: BinaryHeap<Reverse<(i64, usize)>>,
 }
 
 impl<'p> Merger<'p> {
     /// The events of `range`. A batch without any of them is not asked for; it still counts for the order, so that a
     /// part reads in the same order as the whole.
     pub fn new(plan: &'p Plan, range: Range) -> Self {
-        Self { plan, range, cursors: plan.streams.iter().map(|_| Cursor::default()).collect() }
+        let cursors: Vec<Cursor> = plan.streams.iter().map(|_| Cursor::default()).collect();
+        let mut merger = Self { plan, range, cursors, order: BinaryHeap::new() };
+        for index in 0..plan.streams.len() {
+            merger.order.extend(merger.bound(index).map(|bound| Reverse((bound, index))));
+        }
+        merger
     }
 
     /// The next step: a wanted batch, an event, or the end. An event has to be used before the next call.
@@ -349,14 +357,7 @@ impl<'p> Merger<'p> {
     }
 
     fn advance(&mut self) -> Result<Option<Step>, Mismatch> {
-        let mut least: Option<(i64, usize)> = None;
-        for (index, cursor) in self.cursors.iter().enumerate() {
-            let Some(bound) = self.bound(index, cursor) else { continue };
-            if least.is_none_or(|least| (bound, index) < least) {
-                least = Some((bound, index));
-            }
-        }
-        let Some((_, index)) = least else { return Ok(Some(Step::Done)) };
+        let Some(&Reverse((_, index))) = self.order.peek() else { return Ok(Some(Step::Done)) };
         let cursor = &mut self.cursors[index];
         let Some(loaded) = cursor.loaded.as_mut() else {
             let facts = &self.plan.streams[index].batches[cursor.batch].facts;
@@ -367,22 +368,32 @@ impl<'p> Merger<'p> {
                 cursor.rise(facts.ts_max);
             }
             cursor.batch += 1;
+            self.reorder(index);
             return Ok(None);
         };
         let Some(event) = loaded.next.take() else {
             // The batch is through.
             cursor.loaded = None;
             cursor.batch += 1;
+            self.reorder(index);
             return Ok(None);
         };
         loaded.advance(index, cursor.batch)?;
         cursor.rise(event.timestamp);
+        self.reorder(index);
         let wanted = (self.range.from..=self.range.to).contains(&event.timestamp);
         Ok(wanted.then_some(Step::Event(event)))
     }
 
+    /// Puts the first stream of the order, which is this one, where it is by now. No other stream has moved.
+    fn reorder(&mut self, index: usize) {
+        self.order.pop();
+        self.order.extend(self.bound(index).map(|bound| Reverse((bound, index))));
+    }
+
     /// Where a stream's next event is in the order, or a lower bound of it; `None` at its end.
-    fn bound(&self, index: usize, cursor: &Cursor) -> Option<i64> {
+    fn bound(&self, index: usize) -> Option<i64> {
+        let cursor = &self.cursors[index];
         let batches = &self.plan.streams[index].batches;
         let next = match &cursor.loaded {
             Some(Loaded { next: Some(event), .. }) => Some(event.timestamp),
@@ -408,6 +419,7 @@ impl<'p> Merger<'p> {
         let mut loaded = Loaded { payload, at: 0, position: 0, next: None };
         loaded.advance(stream, cursor.batch)?;
         cursor.loaded = Some(loaded);
+        self.reorder(stream);
         Ok(())
     }
 

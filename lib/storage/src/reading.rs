@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use engine::merge::{Location, Merger, Mismatch, Plan, Range, SharedSource, Step};
+use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use schemas::codec::{self, FormatError};
 use schemas::paths::ObjectKey;
@@ -20,8 +21,10 @@ use crate::index::sessions::{Found, Snapshot};
 use crate::index::{Index, IndexError, LiveObject};
 use crate::objects::{ObjectError, Objects};
 
-/// Footers that are kept.
+/// Footers that are kept, as far as memory goes.
 const FOOTERS_CACHED_MAX: usize = 4_096;
+/// Memory for footers that are kept.
+const FOOTERS_CACHED_BYTES_MAX: u64 = 128 * limits::MIB as u64;
 /// Pieces of objects that one reader keeps: a chunk or a frame is used by neighbouring batches.
 const PIECES_KEPT_MAX: usize = 8;
 /// Bytes of events that are given out at once.
@@ -55,6 +58,9 @@ pub enum ReadError {
     /// The session was deleted while it was read.
     #[error("session was deleted")]
     Deleted,
+    /// Nobody takes the events any more.
+    #[error("reader hung up")]
+    HungUp,
 }
 
 fn corrupt(key: ObjectKey) -> impl FnOnce(FormatError) -> ReadError {
@@ -68,13 +74,36 @@ enum Footer {
     Session(Arc<session_object::Footer>),
 }
 
+/// What a footer costs in memory: of thousands of batches it has more than a mebibyte.
+#[derive(Debug, Clone)]
+struct FooterCost;
+
+impl Weighter<ObjectId, Footer> for FooterCost {
+    fn weight(&self, _: &ObjectId, footer: &Footer) -> u64 {
+        let parts = match footer {
+            Footer::Shared(footer) => {
+                let batches: usize = footer.chunks.iter().map(|chunk| chunk.batches.len()).sum();
+                batches * size_of::<shared_object::BatchEntry>() + size_of_val(footer.chunks.as_slice())
+            }
+            Footer::Session(footer) => {
+                let batches: usize = footer.streams.iter().map(|stream| stream.batches.len()).sum();
+                let segments: usize = footer.frames.iter().map(|frame| frame.segments.len()).sum();
+                batches * size_of::<session_object::BatchInfo>()
+                    + segments * size_of::<session_object::Segment>()
+                    + size_of_val(footer.frames.as_slice())
+            }
+        };
+        (parts + size_of::<shared_object::Footer>()) as u64
+    }
+}
+
 /// Opens sessions.
 #[derive(Debug, Clone)]
 pub struct Reader {
     index: Index,
     objects: Objects,
     pool: Pool,
-    footers: Arc<Cache<ObjectId, Footer>>,
+    footers: Arc<Cache<ObjectId, Footer, FooterCost>>,
 }
 
 /// What a session is to one workspace.
@@ -120,7 +149,8 @@ impl Session {
 impl Reader {
     /// A reader over this index and bucket.
     pub fn new(index: Index, objects: Objects, pool: Pool) -> Self {
-        Self { index, objects, pool, footers: Arc::new(Cache::new(FOOTERS_CACHED_MAX)) }
+        let footers = Cache::with_weighter(FOOTERS_CACHED_MAX, FOOTERS_CACHED_BYTES_MAX, FooterCost);
+        Self { index, objects, pool, footers: Arc::new(footers) }
     }
 
     /// Opens a session. `silence` is what ends one.
@@ -171,12 +201,7 @@ impl Reader {
         loop {
             match merger.step().map_err(|mismatch| loader.mismatch(mismatch))? {
                 Step::Need { stream, batch } => {
-                    if checked.elapsed() >= Duration::from_secs(1) {
-                        checked = tokio::time::Instant::now();
-                        if !self.index.is_live(&session.snapshot.row.key).await? {
-                            return Err(ReadError::Deleted);
-                        }
-                    }
+                    self.check_live(session, &mut checked).await?;
                     let planned = &session.plan.streams[stream].batches[batch];
                     let payload = loader.load(&planned.location, planned.facts.raw_bytes).await?;
                     merger.supply(stream, payload).map_err(|mismatch| loader.mismatch(mismatch))?;
@@ -184,6 +209,8 @@ impl Reader {
                 Step::Event(event) => {
                     out.extend_from_slice(merger.bytes(&event));
                     if out.len() >= OUTPUT_BYTES {
+                        // A slow reader can spend hours on one batch.
+                        self.check_live(session, &mut checked).await?;
                         give(Bytes::from(std::mem::take(&mut out))).await?;
                     }
                 }
@@ -195,6 +222,19 @@ impl Reader {
                 }
             }
         }
+    }
+}
+
+impl Reader {
+    /// Ends a reading of a deleted session; asks each second.
+    async fn check_live(&self, session: &Session, checked: &mut tokio::time::Instant) -> Result<(), ReadError> {
+        if checked.elapsed() >= Duration::from_secs(1) {
+            *checked = tokio::time::Instant::now();
+            if !self.index.is_live(&session.snapshot.row.key).await? {
+                return Err(ReadError::Deleted);
+            }
+        }
+        Ok(())
     }
 }
 

@@ -113,8 +113,9 @@ impl Index {
         }))
     }
 
-    /// Sessions that are on their way out, oldest deletions first.
-    pub async fn leaving(&self, limit: i64) -> Result<Vec<Leaving>, IndexError> {
+    /// Sessions that are on their way out, oldest deletions first, behind the one given: those that wait for others must
+    /// not keep those behind them from going on.
+    pub async fn leaving(&self, after: Option<&Leaving>, limit: i64) -> Result<Vec<Leaving>, IndexError> {
         let rows = sqlx::query(
             "select d.deletion_id, d.workspace_id, d.session_id, d.barrier is not null as barrier_set,
                  coalesce(d.barrier < pg_snapshot_xmin(pg_current_snapshot()), false) as barrier_passed,
@@ -122,9 +123,13 @@ impl Index {
                  (select count(*) from object o where o.id = any(d.blockers)) as blockers_left,
                  (select count(*) from object o where o.kind = 1 and o.workspace_id = d.workspace_id
                      and o.session_id = d.session_id) as objects_left
-             from deletion_session d where d.erased_at is null order by d.deletion_id, d.session_id limit $1",
+             from deletion_session d where d.erased_at is null
+                 and ($2::uuid is null or (d.deletion_id, d.session_id) > ($2, $3))
+             order by d.deletion_id, d.session_id limit $1",
         )
         .bind(limit)
+        .bind(after.map(|leaving| leaving.deletion.0))
+        .bind(after.map(|leaving| leaving.key.session.0))
         .fetch_all(&self.pool)
         .await
         .map_err(failed("list leaving sessions"))?;
@@ -235,8 +240,12 @@ impl Index {
     /// staged no more, and changes nothing.
     pub async fn condemn_stale(&self, stale: Duration) -> Result<u64, IndexError> {
         sqlx::query(
-            "update object set state = 2, condemned_at = now()
-             where state = 0 and staged_at < now() - make_interval(secs => $1)",
+            // Rows that a publisher holds are its own: it is quicker than we are, and waiting could be in a circle.
+            "with stale as (
+                 select id from object where state = 0 and staged_at < now() - make_interval(secs => $1)
+                 for update skip locked
+             )
+             update object set state = 2, condemned_at = now() from stale where object.id = stale.id",
         )
         .bind(stale.as_secs_f64())
         .execute(&self.pool)

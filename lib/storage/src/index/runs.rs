@@ -269,20 +269,28 @@ impl Index {
         Ok(true)
     }
 
-    /// Marks a session as final whose one object needs no merge.
-    pub async fn mark_final(&self, key: &SessionKey, object: ObjectId) -> Result<(), IndexError> {
-        sqlx::query(
-            "update session set final = true where workspace_id = $1 and id = $2 and state = 0
-                 and (select array_agg(o.id) from object o where o.kind = 1 and o.state = 1
-                     and o.workspace_id = $1 and o.session_id = $2) = array[$3::uuid]",
+    /// Marks a session as final whose live objects are these, and stay as they are. `false` when they are others by now.
+    pub async fn mark_final(&self, key: &SessionKey, objects: &[ObjectId]) -> Result<bool, IndexError> {
+        let mut tx = self.pool.begin().await.map_err(failed("begin marking"))?;
+        // Under the session's lock, and in a statement of its own: one that waited for the lock would see the objects
+        // as they were before.
+        if lock_live_sessions(&mut tx, &[*key]).await?.is_empty() {
+            return Ok(false);
+        }
+        let marked = sqlx::query(
+            "update session set final = true where workspace_id = $1 and id = $2
+                 and (select array_agg(o.id order by o.id) from object o where o.kind = 1 and o.state = 1
+                     and o.workspace_id = $1 and o.session_id = $2)
+                     = (select array_agg(id order by id) from unnest($3::uuid[]) as wanted (id))",
         )
         .bind(key.workspace.0)
         .bind(key.session.0)
-        .bind(object.0)
-        .execute(&self.pool)
+        .bind(objects.iter().map(|id| id.0).collect::<Vec<_>>())
+        .execute(&mut *tx)
         .await
-        .map(drop)
-        .map_err(failed("mark session final"))
+        .map_err(failed("mark session final"))?;
+        tx.commit().await.map_err(failed("commit marking"))?;
+        Ok(marked.rows_affected() == 1)
     }
 }
 
@@ -324,7 +332,8 @@ async fn publish_results(tx: &mut PgConnection, results: &[SessionResult], is_fi
     Ok(true)
 }
 
-/// The sums in a session's row: added up while parts come, exact once they are one.
+/// The sums in a session's row: added up while parts come, exact once they are one. Whether the end was seen is what the
+/// latest part says: a page that was left is no end of a session that goes on with the next one.
 async fn update_session(tx: &mut PgConnection, result: &SessionResult, is_final: bool) -> Result<(), IndexError> {
     let totals = &result.totals;
     let span = totals.span;
@@ -338,7 +347,7 @@ async fn update_session(tx: &mut PgConnection, result: &SessionResult, is_final:
              ts_min = least(ts_min, $9), ts_max = greatest(ts_max, $10),
              counts = (select array_agg(case when $3 then 0 else coalesce(old, 0) end + new order by place)
                  from unnest(counts, $11::bigint[]) with ordinality as both_counts (old, new, place)),
-             end_seen = end_seen or $12,
+             end_seen = $12,
              final = $3
          where workspace_id = $1 and id = $2",
     )
