@@ -6,8 +6,8 @@ use bytes::Bytes;
 use schemas::record::Header;
 use schemas::shared_object::{BatchEntry, Chunk, Footer, PREAMBLE, QuarantineReason, Quarantined, SessionFilter};
 use schemas::{ObjectId, SessionKey};
-use storage::index::{FooterAt, Uploaded};
-use storage::objects::sha256;
+use storage::index::Uploaded;
+use storage::objects;
 
 /// A record in memory.
 #[derive(Debug, Clone)]
@@ -88,16 +88,8 @@ pub(crate) fn assemble(
     }
     let mut sessions: Vec<SessionKey> = footer.chunks.iter().map(|chunk| chunk.key).collect();
     sessions.dedup();
-    let footer_at = body.len() as u64;
-    let footer = footer.encode();
-    body.extend_from_slice(&footer);
-    let row = Uploaded {
-        id,
-        bytes: body.len() as u64,
-        sha256: sha256(&body),
-        footer: FooterAt { at: footer_at, len: footer.len() as u32 },
-    };
-    Assembled { body: body.into(), row, filter: SessionFilter::build(sessions.iter()) }
+    let (body, row) = objects::finish(id, body, &footer.encode());
+    Assembled { body, row, filter: SessionFilter::build(sessions.iter()) }
 }
 
 #[cfg(test)]
@@ -149,7 +141,7 @@ mod tests {
         assert_eq!(chunks, [(key(1), 5, 1), (key(2), 8, 2)]);
         assert_eq!(footer.chunks[1].batches.iter().map(|batch| batch.offset).collect::<Vec<_>>(), [9, 5]);
         assert_eq!((footer.quarantined[0].offset, footer.quarantined[0].at), (8, 18));
-        assert_eq!(object.row.sha256, sha256(&object.body));
+        assert_eq!(object.row.sha256, objects::sha256(&object.body));
         assert!(object.filter.may_contain(&key(2)));
     }
 }

@@ -19,9 +19,10 @@ use schemas::shared_object::QuarantineReason;
 use schemas::{ObjectId, SessionKey, codec, paths::ObjectKey};
 use service_kit::health::Part;
 use service_kit::pool::Pool;
-use service_kit::retry;
 use service_kit::service::Surroundings;
+use service_kit::telemetry::chain;
 use service_kit::time::Monotonic;
+use storage::Schema;
 use storage::index::Index;
 use storage::index::batches::{Declines, FirstSight, PublishOutcome, Publishing, Staging};
 use storage::objects::Objects;
@@ -82,27 +83,21 @@ struct Driver {
 pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<()> {
     let Surroundings { health, shutdown, .. } = surroundings;
     service_kit::telemetry::describe(metrics::ALL);
-    let (postgres, s3, kafka) = (health.part("postgres"), health.part("s3"), health.part("kafka"));
-    let index = Index::new(&config.postgres)?;
-    let objects = Objects::new(&config.s3);
-    if retry::until_ok("postgres", &postgres, &shutdown, || index.check()).await.is_none() {
-        return Ok(());
-    }
-    if retry::until_ok("s3", &s3, &shutdown, || objects.check()).await.is_none() {
-        return Ok(());
-    }
+    let kafka = health.part("kafka");
+    let connecting = storage::connect(&config.postgres, &config.s3, Schema::Await, &health, &shutdown);
+    let Some(stores) = connecting.await? else { return Ok(()) };
     let (rebalances, mut rebalanced) = mpsc::unbounded_channel();
     let consumer = Consumer::new(&config, rebalances).context("make consumer")?;
     // Completions are bounded by the machine: one per partition and watermark check.
     let (tell, mut told) = mpsc::unbounded_channel();
     let outside = Arc::new(Outside {
-        index,
-        objects,
+        index: stores.index,
+        objects: stores.objects,
         pool: Pool::new("batcher", None).context("start pool")?,
         consumer,
         topic: config.kafka.topic_events.clone(),
-        postgres,
-        s3,
+        postgres: stores.postgres,
+        s3: stores.s3,
     });
     let watching = Arc::clone(&outside);
     tokio::spawn(service_kit::kafka::watch(config.kafka.clone(), kafka, shutdown.clone(), move |topic, timeout| {
@@ -529,13 +524,7 @@ impl Driver {
 
 fn failed(step: &'static str, part: &Part, error: &(dyn std::error::Error + 'static)) {
     ::metrics::counter!(metrics::FAILURES, "step" => step).increment(1);
-    let mut reason = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        reason = format!("{reason}: {cause}");
-        source = cause.source();
-    }
-    part.down(format!("{step}: {reason}"));
+    part.down(format!("{step}: {}", chain(error)));
 }
 
 /// Reads a record. What cannot be read is kept whole.

@@ -14,7 +14,7 @@ use std::time::Duration;
 use service_kit::config::kafka::KafkaConfig;
 use service_kit::config::postgres::PostgresConfig;
 use service_kit::config::s3::S3Config;
-use service_kit::config::{Env, Knob};
+use service_kit::config::{Env, Knob, ages};
 use service_kit::service::Definition;
 
 pub use driver::run;
@@ -68,13 +68,6 @@ const BUFFER_BYTES_MAX: Knob = Knob {
     default: Some("268435456"),
     secret: false,
 };
-const SESSION_SILENCE_MS: Knob = Knob {
-    name: "CLAIRVIO_SESSION_SILENCE_MS",
-    doc: "Silence that ends a session; activity is noted three times as often. Alike in all services.",
-    unit: "milliseconds",
-    default: Some("1800000"),
-    secret: false,
-};
 
 /// Activity is noted at most this often, however long the silence is.
 const ACTIVITY_INTERVAL_MAX: Duration = Duration::from_secs(30);
@@ -98,7 +91,7 @@ impl Config {
             flush_age: env.millis(&FLUSH_AGE_MS),
             flush_bytes: env.number(&FLUSH_BYTES, 1),
             buffer_bytes_max: env.number(&BUFFER_BYTES_MAX, schemas::limits::KAFKA_MESSAGE_BYTES_MAX as u64),
-            activity_interval: (env.millis(&SESSION_SILENCE_MS) / 3).min(ACTIVITY_INTERVAL_MAX),
+            activity_interval: (ages::session_silence(env) / 3).min(ACTIVITY_INTERVAL_MAX),
         }
     }
 }

@@ -10,10 +10,10 @@ use engine::merge::{Plan, SharedSource};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use schemas::paths::ObjectKey;
 use schemas::{ObjectId, SessionKey, session_object, shared_object};
-use service_kit::health::Part;
+use service_kit::passes;
 use service_kit::pool::Pool;
-use service_kit::retry;
 use service_kit::service::Surroundings;
+use storage::Schema;
 use storage::index::runs::{OpenSession, SessionResult, SharedRow};
 use storage::index::{Index, LiveObject};
 use storage::objects::{Objects, sha256};
@@ -34,46 +34,19 @@ struct Compactor {
     pool: Pool,
     /// Marks this process's claims.
     owner: Uuid,
-    postgres: Part,
 }
 
 /// Merges until the shutdown. A run in progress is finished; were the process killed, its lease would run out.
 pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<()> {
     let Surroundings { health, shutdown, .. } = surroundings;
     service_kit::telemetry::describe(metrics::ALL);
-    let (postgres, s3) = (health.part("postgres"), health.part("s3"));
-    let index = Index::new(&config.postgres)?;
-    let objects = Objects::new(&config.s3);
-    if retry::until_ok("postgres", &postgres, &shutdown, || index.check()).await.is_none() {
-        return Ok(());
-    }
-    if retry::until_ok("s3", &s3, &shutdown, || objects.check()).await.is_none() {
-        return Ok(());
-    }
+    let connecting = storage::connect(&config.postgres, &config.s3, Schema::Await, &health, &shutdown);
+    let Some(stores) = connecting.await? else { return Ok(()) };
     let pool = Pool::new("compactor", None).context("start pool")?;
-    let compactor = Compactor { config, index, objects, pool, owner: Uuid::now_v7(), postgres };
-    loop {
-        let worked = match compactor.pass().await {
-            Ok(worked) => {
-                compactor.postgres.up();
-                worked
-            }
-            Err(error) => {
-                ::metrics::counter!(metrics::FAILURES).increment(1);
-                // Logged here and nowhere below; the health part says the same to an operator who looks.
-                tracing::warn!("pass failed: {error:#}");
-                compactor.postgres.down(format!("{error:#}"));
-                false
-            }
-        };
-        if shutdown.has_begun() {
-            return Ok(());
-        }
-        // While there is work, more may be waiting.
-        if !worked && !shutdown.sleep(compactor.config.pass_interval).await {
-            return Ok(());
-        }
-    }
+    let interval = config.pass_interval;
+    let compactor = Compactor { config, index: stores.index, objects: stores.objects, pool, owner: Uuid::now_v7() };
+    passes::run(&shutdown, interval, &stores.postgres, metrics::FAILURES, async || compactor.pass().await).await;
+    Ok(())
 }
 
 impl Compactor {

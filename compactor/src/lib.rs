@@ -13,7 +13,7 @@ use std::time::Duration;
 use engine::compaction::RunConfig;
 use service_kit::config::postgres::PostgresConfig;
 use service_kit::config::s3::S3Config;
-use service_kit::config::{Env, Knob};
+use service_kit::config::{Env, Knob, ages, kafka};
 use service_kit::service::Definition;
 
 pub use driver::run;
@@ -37,20 +37,6 @@ pub struct Config {
     pub silence: Duration,
 }
 
-const TOPIC: Knob = Knob {
-    name: "KAFKA_TOPIC_EVENTS",
-    doc: "The topic whose objects are merged.",
-    unit: "a topic's name",
-    default: Some("session-events"),
-    secret: false,
-};
-const PASS_INTERVAL_MS: Knob = Knob {
-    name: "CLAIRVIO_PASS_INTERVAL_MS",
-    doc: "How often work is looked for.",
-    unit: "milliseconds",
-    default: Some("10000"),
-    secret: false,
-};
 const RUN_AGE_MS: Knob = Knob {
     name: "CLAIRVIO_RUN_AGE_MS",
     doc: "A shared object is merged at the latest at this age: a deleted session's bytes leave within this and the grace.",
@@ -86,13 +72,6 @@ const LEASE_MS: Knob = Knob {
     default: Some("120000"),
     secret: false,
 };
-const SESSION_SILENCE_MS: Knob = Knob {
-    name: "CLAIRVIO_SESSION_SILENCE_MS",
-    doc: "Silence that ends a session. Alike in all services.",
-    unit: "milliseconds",
-    default: Some("1800000"),
-    secret: false,
-};
 
 /// What the compactor is.
 pub const DEFINITION: Definition<Config> = Definition {
@@ -106,10 +85,10 @@ pub const DEFINITION: Definition<Config> = Definition {
 impl Config {
     fn load(env: &mut Env<'_>) -> Self {
         Self {
-            topic: env.text(&TOPIC),
+            topic: kafka::topic_events(env),
             postgres: PostgresConfig::load(env),
             s3: S3Config::load(env),
-            pass_interval: env.millis(&PASS_INTERVAL_MS),
+            pass_interval: ages::pass_interval(env),
             runs: RunConfig {
                 run_bytes_min: env.number(&RUN_BYTES_MIN, 1),
                 run_age_ms: env.number(&RUN_AGE_MS, 1),
@@ -117,7 +96,7 @@ impl Config {
                 run_objects_max: usize::try_from(env.number(&RUN_OBJECTS_MAX, 1)).unwrap_or(usize::MAX),
             },
             lease: env.millis(&LEASE_MS),
-            silence: env.millis(&SESSION_SILENCE_MS),
+            silence: ages::session_silence(env),
         }
     }
 }

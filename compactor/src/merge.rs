@@ -7,8 +7,8 @@ use schemas::codec::{self, FormatError};
 use schemas::session_object::{Footer, PREAMBLE};
 use schemas::shared_object::{self, QuarantineReason, Quarantined};
 use schemas::{ObjectId, SessionKey, limits};
-use storage::index::{FooterAt, Uploaded};
-use storage::objects::sha256;
+use storage::index::Uploaded;
+use storage::objects;
 
 /// zstd's level for session objects: written once, read for a year.
 const SESSION_ZSTD_LEVEL: i32 = 9;
@@ -84,17 +84,9 @@ impl ObjectWriter {
         self.body.extend_from_slice(&frame);
     }
 
-    fn finish(mut self, id: ObjectId) -> Merged {
-        let at = self.body.len() as u64;
-        let footer = self.footer.encode();
-        self.body.extend_from_slice(&footer);
-        let row = Uploaded {
-            id,
-            bytes: self.body.len() as u64,
-            sha256: sha256(&self.body),
-            footer: FooterAt { at, len: footer.len() as u32 },
-        };
-        Merged { body: self.body.into(), row }
+    fn finish(self, id: ObjectId) -> Merged {
+        let (body, row) = objects::finish(id, self.body, &self.footer.encode());
+        Merged { body, row }
     }
 }
 
@@ -219,16 +211,8 @@ pub(crate) fn quarantine_object(id: ObjectId, partition: i32, unreadable: &[Unre
         });
         body.extend_from_slice(&record.bytes);
     }
-    let at = body.len() as u64;
-    let footer = footer.encode();
-    body.extend_from_slice(&footer);
-    let row = Uploaded {
-        id,
-        bytes: body.len() as u64,
-        sha256: sha256(&body),
-        footer: FooterAt { at, len: footer.len() as u32 },
-    };
-    Merged { body: body.into(), row }
+    let (body, row) = objects::finish(id, body, &footer.encode());
+    Merged { body, row }
 }
 
 #[cfg(test)]

@@ -11,10 +11,9 @@ use engine::token::Signing;
 use service_kit::http_server;
 use service_kit::keys::{self, ControlKeys};
 use service_kit::pool::Pool;
-use service_kit::retry;
 use service_kit::service::Surroundings;
+use storage::Schema;
 use storage::index::Index;
-use storage::objects::Objects;
 use storage::reading::Reader;
 
 use crate::{Config, metrics, routes};
@@ -36,22 +35,11 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
     let keys: ControlKeys = keys::read(&config.keys_file)?;
     let secret = keys.link_signing.bytes().context("link key is not 32 bytes in base64")?;
     let signing = Arc::new(Signing::new(keys.link_signing.kid, &secret));
-    let (postgres, s3) = (health.part("postgres"), health.part("s3"));
-    let index = Index::new(&config.postgres)?;
-    let objects = Objects::new(&config.s3);
-    let migrate = || async {
-        index.migrate().await.map_err(anyhow::Error::from)?;
-        index.check().await.map_err(anyhow::Error::from)
-    };
-    if retry::until_ok("postgres", &postgres, &shutdown, migrate).await.is_none() {
-        return Ok(());
-    }
-    if retry::until_ok("s3", &s3, &shutdown, || objects.check()).await.is_none() {
-        return Ok(());
-    }
+    let connecting = storage::connect(&config.postgres, &config.s3, Schema::Migrate, &health, &shutdown);
+    let Some(stores) = connecting.await? else { return Ok(()) };
     let pool = Pool::new("control", None).context("start pool")?;
-    let reader = Reader::new(index.clone(), objects, pool);
-    let state = State { index, reader, signing, silence: config.silence };
+    let reader = Reader::new(stores.index.clone(), stores.objects, pool);
+    let state = State { index: stores.index, reader, signing, silence: config.silence };
     let router = routes::router().with_state(state).layer(middleware::from_fn(measure));
     http_server::serve(listener, &shutdown, move |request| {
         let router = router.clone();

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use service_kit::config::postgres::PostgresConfig;
 use service_kit::config::s3::S3Config;
-use service_kit::config::{Env, Knob};
+use service_kit::config::{Env, Knob, ages};
 use service_kit::service::Definition;
 
 pub use driver::run;
@@ -40,13 +40,6 @@ const KEYS_FILE: Knob = Knob {
     default: None,
     secret: false,
 };
-const SESSION_SILENCE_MS: Knob = Knob {
-    name: "CLAIRVIO_SESSION_SILENCE_MS",
-    doc: "Silence that ends a session. Alike in all services.",
-    unit: "milliseconds",
-    default: Some("1800000"),
-    secret: false,
-};
 
 /// What the control plane is.
 pub const DEFINITION: Definition<Config> = Definition {
@@ -63,7 +56,7 @@ impl Config {
             postgres: PostgresConfig::load(env),
             s3: S3Config::load(env),
             keys_file: env.path(&KEYS_FILE),
-            silence: env.millis(&SESSION_SILENCE_MS),
+            silence: ages::session_silence(env),
         }
     }
 }

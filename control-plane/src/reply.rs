@@ -4,6 +4,7 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use schemas::ErrorCode;
 use schemas::codes::{PROBLEM_CONTENT_TYPE, Refusal};
+use service_kit::telemetry::chain;
 use storage::index::IndexError;
 use storage::reading::ReadError;
 
@@ -45,17 +46,6 @@ impl From<ReadError> for Refused {
             ReadError::Pool(_) | ReadError::HungUp => ErrorCode::Internal.into(),
         }
     }
-}
-
-/// An error with all its causes, for the log.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 impl IntoResponse for Refused {

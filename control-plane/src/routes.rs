@@ -14,13 +14,13 @@ use futures::TryStreamExt as _;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use schemas::codes::Refusal;
 use schemas::http::{
-    Completeness, DeletionAccepted, DeletionItem, LinkCreated, LinkItem, LinkRequest, Page, SessionItem, SessionState,
-    StoredAs,
+    DeletionAccepted, DeletionItem, LinkCreated, LinkItem, LinkRequest, Page, SessionItem, SessionState, StoredAs,
 };
 use schemas::token::{AUDIENCE, LinkClaims};
 use schemas::{DeletionId, ErrorCode, LinkId, SessionId, SessionKey, limits};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use service_kit::telemetry::chain;
 use storage::index::links::{Before, NewLink};
 use storage::index::sessions::{Filter, SessionRow};
 use storage::reading::{Opened, ReadError, Session};
@@ -34,7 +34,7 @@ use uuid::Uuid;
 use crate::auth::Caller;
 use crate::driver::State;
 use crate::metrics;
-use crate::reply::{Refused, chain};
+use crate::reply::Refused;
 
 type Answer<T> = Result<T, Refused>;
 
@@ -253,7 +253,7 @@ fn listed(row: &SessionRow) -> SessionItem {
         bytes_stored: row.bytes_stored,
         stored_as: None,
         expires_at: row.expires_at,
-        completeness: Completeness::default(),
+        completeness: None,
         consent: row.consent.clone(),
     }
 }
@@ -285,7 +285,7 @@ fn detailed(session: &Session) -> SessionItem {
             (false, true) => Some(StoredAs::Mixed),
             (false, false) => Some(StoredAs::Object),
         },
-        completeness,
+        completeness: Some(completeness),
         ..listed(&snapshot.row)
     }
 }

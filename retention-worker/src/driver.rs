@@ -3,9 +3,9 @@
 use engine::retention::{Step, next_step};
 use schemas::ObjectId;
 use schemas::paths::{self, ObjectKey};
-use service_kit::health::Part;
-use service_kit::retry;
+use service_kit::passes;
 use service_kit::service::Surroundings;
+use storage::Schema;
 use storage::index::Index;
 use storage::index::deletions::{Leaving, Removable};
 use storage::objects::{DELETE_KEYS_MAX, Objects};
@@ -19,7 +19,6 @@ struct Worker {
     config: Config,
     index: Index,
     objects: Objects,
-    postgres: Part,
     /// An upload cannot land later than this after its row was staged.
     put_horizon: std::time::Duration,
     /// How far this round through the leaving sessions has come.
@@ -30,35 +29,14 @@ struct Worker {
 pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<()> {
     let Surroundings { health, shutdown, .. } = surroundings;
     service_kit::telemetry::describe(metrics::ALL);
-    let (postgres, s3) = (health.part("postgres"), health.part("s3"));
-    let index = Index::new(&config.postgres)?;
-    let objects = Objects::new(&config.s3);
-    if retry::until_ok("postgres", &postgres, &shutdown, || index.check()).await.is_none() {
-        return Ok(());
-    }
-    if retry::until_ok("s3", &s3, &shutdown, || objects.check()).await.is_none() {
-        return Ok(());
-    }
+    let connecting = storage::connect(&config.postgres, &config.s3, Schema::Await, &health, &shutdown);
+    let Some(stores) = connecting.await? else { return Ok(()) };
     // A publisher may begin its upload until its row counts as stale, and the upload itself takes its time.
     let put_horizon = config.staged_stale + config.s3.request_timeout;
-    let mut worker = Worker { config, index, objects, postgres, put_horizon, led: None };
-    loop {
-        let more = match worker.pass().await {
-            Ok(more) => {
-                worker.postgres.up();
-                more
-            }
-            Err(error) => {
-                ::metrics::counter!(metrics::FAILURES).increment(1);
-                tracing::warn!("pass failed: {error:#}");
-                worker.postgres.down(format!("{error:#}"));
-                false
-            }
-        };
-        if shutdown.has_begun() || (!more && !shutdown.sleep(worker.config.pass_interval).await) {
-            return Ok(());
-        }
-    }
+    let interval = config.pass_interval;
+    let mut worker = Worker { config, index: stores.index, objects: stores.objects, put_horizon, led: None };
+    passes::run(&shutdown, interval, &stores.postgres, metrics::FAILURES, async || worker.pass().await).await;
+    Ok(())
 }
 
 impl Worker {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use service_kit::config::postgres::PostgresConfig;
 use service_kit::config::s3::S3Config;
-use service_kit::config::{Env, Knob};
+use service_kit::config::{Env, Knob, ages};
 use service_kit::service::Definition;
 
 pub use driver::run;
@@ -31,13 +31,6 @@ pub struct Config {
     pub staged_stale: Duration,
 }
 
-const PASS_INTERVAL_MS: Knob = Knob {
-    name: "CLAIRVIO_PASS_INTERVAL_MS",
-    doc: "How often work is looked for.",
-    unit: "milliseconds",
-    default: Some("10000"),
-    secret: false,
-};
 const CONDEMNED_GRACE_MS: Knob = Knob {
     name: "CLAIRVIO_CONDEMNED_GRACE_MS",
     doc: "How long a replaced object stays for readers that have begun: longer than the longest read.",
@@ -67,7 +60,7 @@ impl Config {
         Self {
             postgres: PostgresConfig::load(env),
             s3: S3Config::load(env),
-            pass_interval: env.millis(&PASS_INTERVAL_MS),
+            pass_interval: ages::pass_interval(env),
             condemned_grace: env.millis(&CONDEMNED_GRACE_MS),
             staged_stale: env.millis(&STAGED_STALE_MS),
         }

@@ -316,13 +316,13 @@ pub struct SessionItem {
     pub bytes_received: u64,
     /// Bytes of its frames in S3.
     pub bytes_stored: u64,
-    /// Where they are; null before the first are stored.
+    /// Where they are; null before the first are stored, and in a list.
     pub stored_as: Option<StoredAs>,
     /// When its plan window ends.
     #[serde(with = "time::serde::rfc3339")]
     pub expires_at: OffsetDateTime,
-    /// What of it is there.
-    pub completeness: Completeness,
+    /// What of it is there; null in a list, which looks into no object.
+    pub completeness: Option<Completeness>,
     /// What was agreed to.
     pub consent: ConsentFacts,
 }

@@ -3,6 +3,7 @@
 //! A knob is defined once, with its unit and default; `--print-config` and the reference page come from the same
 //! definition. One file per subsystem lies below this one.
 
+pub mod ages;
 pub mod kafka;
 pub mod listen;
 pub mod postgres;

@@ -8,6 +8,7 @@ pub mod health;
 pub mod http_server;
 pub mod kafka;
 pub mod keys;
+pub mod passes;
 pub mod pool;
 pub mod retry;
 pub mod service;

@@ -1,10 +1,11 @@
 //! Retry with backoff: once, here.
 
-use std::fmt::Display;
+use std::error::Error;
 use std::time::Duration;
 
 use crate::health::Part;
 use crate::shutdown::Shutdown;
+use crate::telemetry::chain;
 
 /// Doubling waits with jitter.
 #[derive(Debug, Clone)]
@@ -47,7 +48,7 @@ pub async fn until_ok<T, E, Fut>(
     mut attempt: impl FnMut() -> Fut,
 ) -> Option<T>
 where
-    E: Display,
+    E: Error + 'static,
     Fut: Future<Output = Result<T, E>>,
 {
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
@@ -63,7 +64,7 @@ where
                 return Some(value);
             }
             Err(error) => {
-                let reason = format!("{what}: {error}");
+                let reason = format!("{what}: {}", chain(&error));
                 part.down(reason.clone());
                 if reason != last_reason {
                     tracing::warn!("{reason}; trying again");

@@ -41,6 +41,12 @@ impl LogConfig {
     }
 }
 
+/// An error with all its causes, in one line.
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
 /// Latency buckets in seconds: 0.5 ms to 32 s, doubling.
 const LATENCY_BUCKETS: [f64; 17] =
     [0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0];

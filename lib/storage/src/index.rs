@@ -31,6 +31,14 @@ pub enum IndexError {
         /// Why it failed.
         source: sqlx::Error,
     },
+    /// Postgres is not there, or has not our schema yet.
+    #[error("ask postgres at {address}")]
+    Ask {
+        /// Where.
+        address: String,
+        /// Why it failed.
+        source: sqlx::Error,
+    },
     /// The address cannot be used.
     #[error("parse DATABASE_URL\n  hint: it looks like postgres://user:password@host:port/database")]
     Address,
@@ -38,8 +46,13 @@ pub enum IndexError {
     #[error("row of {0} is not understood\n  hint: a newer release wrote it; upgrade this service")]
     Row(&'static str),
     /// The schema could not be brought up to date.
-    #[error("migrate the index")]
-    Migrate(#[from] sqlx::migrate::MigrateError),
+    #[error("bring the index at {address} up to date")]
+    Migrate {
+        /// Where.
+        address: String,
+        /// Why it failed.
+        source: sqlx::migrate::MigrateError,
+    },
 }
 
 /// Attaches what was tried to a database error.
@@ -73,32 +86,26 @@ impl Index {
     }
 
     /// Whether Postgres answers and has the schema.
-    pub async fn check(&self) -> Result<(), CheckError> {
+    pub async fn check(&self) -> Result<(), IndexError> {
         sqlx::query("select 1 from workspace limit 1")
             .execute(&self.pool)
             .await
             .map(drop)
-            .map_err(|source| CheckError { address: self.address.clone(), source })
+            .map_err(|source| IndexError::Ask { address: self.address.clone(), source })
     }
 
     /// Brings the schema up to date. Safe when several do it at once.
     pub async fn migrate(&self) -> Result<(), IndexError> {
-        sqlx::migrate!("../../schemas/migrations").run(&self.pool).await?;
-        Ok(())
+        sqlx::migrate!("../../schemas/migrations")
+            .run(&self.pool)
+            .await
+            .map_err(|source| IndexError::Migrate { address: self.address.clone(), source })
     }
 
     /// The pool, for tests that look at rows.
     pub fn pool(&self) -> &PgPool {
         &self.pool
     }
-}
-
-/// Postgres is not there, or not ours.
-#[derive(Debug, Error)]
-#[error("ask postgres at {address}: {source}")]
-pub struct CheckError {
-    address: String,
-    source: sqlx::Error,
 }
 
 /// The state of a session's row.

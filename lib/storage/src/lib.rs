@@ -6,3 +6,79 @@
 pub mod index;
 pub mod objects;
 pub mod reading;
+
+use service_kit::config::postgres::PostgresConfig;
+use service_kit::config::s3::S3Config;
+use service_kit::health::{Health, Part};
+use service_kit::retry;
+use service_kit::shutdown::Shutdown;
+
+use index::{Index, IndexError};
+use objects::{ObjectError, Objects};
+
+/// What a service stores in, and the parts of its health that go with it.
+#[derive(Debug)]
+pub struct Stores {
+    /// The index.
+    pub index: Index,
+    /// The bucket.
+    pub objects: Objects,
+    /// How the index is.
+    pub postgres: Part,
+    /// How the bucket is.
+    pub s3: Part,
+}
+
+/// Who brings the index's schema up to date.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Schema {
+    /// This service does.
+    Migrate,
+    /// Another one does; this one waits for it.
+    Await,
+}
+
+/// Why a service must not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The index cannot be used as configured.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// The bucket is not the one that was promised (P5).
+    #[error(transparent)]
+    Bucket(ObjectError),
+}
+
+/// Waits until index and bucket answer; `None` when the shutdown began before.
+pub async fn connect(
+    postgres_config: &PostgresConfig,
+    s3_config: &S3Config,
+    schema: Schema,
+    health: &Health,
+    shutdown: &Shutdown,
+) -> Result<Option<Stores>, ConnectError> {
+    let (postgres, s3) = (health.part("postgres"), health.part("s3"));
+    let index = Index::new(postgres_config)?;
+    let objects = Objects::new(s3_config);
+    let ask_index = || async {
+        if schema == Schema::Migrate {
+            index.migrate().await?;
+        }
+        index.check().await
+    };
+    if retry::until_ok("postgres", &postgres, shutdown, ask_index).await.is_none() {
+        return Ok(None);
+    }
+    let ask_bucket = || async {
+        match objects.check().await {
+            // It will not move by being asked again.
+            Err(error @ ObjectError::Region { .. }) => Ok(Err(error)),
+            other => other.map(Ok),
+        }
+    };
+    match retry::until_ok("s3", &s3, shutdown, ask_bucket).await {
+        None => Ok(None),
+        Some(Err(error)) => Err(ConnectError::Bucket(error)),
+        Some(Ok(())) => Ok(Some(Stores { index, objects, postgres, s3 })),
+    }
+}

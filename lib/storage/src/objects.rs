@@ -13,10 +13,13 @@ use aws_smithy_http_client::tls;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use schemas::ObjectId;
 use schemas::paths::ObjectKey;
 use service_kit::config::s3::S3Config;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
+
+use crate::index::{FooterAt, Uploaded};
 
 /// Keys in one request to delete; S3's own bound.
 pub const DELETE_KEYS_MAX: usize = 1_000;
@@ -243,6 +246,19 @@ impl Objects {
         };
         self.failed_text(what, reason)
     }
+}
+
+/// Ends an object with its footer; gives its bytes, and what its row says of them.
+pub fn finish(id: ObjectId, mut body: Vec<u8>, footer: &[u8]) -> (Bytes, Uploaded) {
+    let at = body.len() as u64;
+    body.extend_from_slice(footer);
+    let row = Uploaded {
+        id,
+        bytes: body.len() as u64,
+        sha256: sha256(&body),
+        footer: FooterAt { at, len: footer.len() as u32 },
+    };
+    (body.into(), row)
 }
 
 /// The hash that stands in an object's row.

@@ -228,14 +228,15 @@ impl Demo {
         });
         let readable = self.story.during("waiting for sessions to be readable", &done, try_join_all(waiting)).await?;
         for (sent, (item, _)) in sent.iter().zip(&readable) {
-            let (name, batches, events) = (&sent.recording, item.completeness.batches, item.events);
+            let completeness = item.completeness.as_ref().context("a session says what of it is there")?;
+            let (name, batches, events) = (&sent.recording, completeness.batches, item.events);
             ensure!(
                 batches == sent.batches && events == sent.events,
                 "compare counts of {name}: sent {} batches and {} events, the index says {batches} and {events}",
                 sent.batches,
                 sent.events
             );
-            let missing = &item.completeness.missing;
+            let missing = &completeness.missing;
             ensure!(missing.is_empty(), "expect no holes in {name}: found {missing:?}");
         }
         let slowest = readable.iter().map(|(_, seconds)| *seconds).fold(0.0, f64::max);
@@ -304,7 +305,7 @@ impl Demo {
         let stored: u64 = items.iter().map(|item| item.bytes_stored).sum();
         let share = if stored > 0 { raw as f64 / stored as f64 } else { 0.0 };
         self.story.detail(&format!("{} on S3 for {} of JSON: one byte for {share:.1}", bytes(stored), bytes(raw)));
-        let dropped: u64 = items.iter().map(|item| item.completeness.duplicates_dropped).sum();
+        let dropped: u64 = items.iter().flat_map(|item| &item.completeness).map(|found| found.duplicates_dropped).sum();
         self.story.detail(&format!("copies of batches that were dropped, as the index counts them: {dropped}"));
     }
 

@@ -35,8 +35,10 @@ pub async fn read_back(
 /// One look, for [`crate::until`], at whether a session shows at least so many batches.
 pub async fn look_for_batches(api: &Api, session: SessionId, batches: u64) -> Seen<SessionItem> {
     match api.session(session).await {
-        Ok(item) if item.completeness.batches >= batches => Seen::Done(item),
-        Ok(item) => Seen::not_yet(format_args!("{} of {batches} batches are there", item.completeness.batches)),
+        Ok(item) => match item.completeness.as_ref().map_or(0, |completeness| completeness.batches) {
+            found if found >= batches => Seen::Done(item),
+            found => Seen::not_yet(format_args!("{found} of {batches} batches are there")),
+        },
         Err(error) => Seen::not_yet(error),
     }
 }

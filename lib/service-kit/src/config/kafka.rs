@@ -37,12 +37,17 @@ const DELIVERY_TIMEOUT_MS: Knob = Knob {
     secret: false,
 };
 
+/// The topic of events, for services that read no Kafka but what came through it.
+pub fn topic_events(env: &mut Env<'_>) -> String {
+    env.text(&TOPIC_EVENTS)
+}
+
 impl KafkaConfig {
     /// Reads the settings.
     pub fn load(env: &mut Env<'_>) -> Self {
         Self {
             brokers: env.text(&BROKERS),
-            topic_events: env.text(&TOPIC_EVENTS),
+            topic_events: topic_events(env),
             delivery_timeout: env.millis(&DELIVERY_TIMEOUT_MS),
         }
     }
