@@ -9,6 +9,7 @@ use engine::compaction::{Candidate, choose_run};
 use engine::merge::{Plan, SharedSource};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use schemas::paths::ObjectKey;
+use schemas::shared_object::SessionFilter;
 use schemas::{ObjectId, SessionKey, session_object, shared_object};
 use service_kit::passes;
 use service_kit::pool::Pool;
@@ -125,11 +126,15 @@ impl Compactor {
             .try_collect()
             .await?;
         let mut results = Vec::new();
+        let mut corrupt = Vec::new();
         let mut unreadable: Vec<_> = loaded.iter().flat_map(merge::quarantined).collect();
         for outcome in outcomes {
             match outcome {
                 Outcome::Merged(result) => results.push(*result),
-                Outcome::Corrupt(key) => unreadable.extend(merge::unmergeable(key, &loaded)),
+                Outcome::Corrupt(key) => {
+                    unreadable.extend(merge::unmergeable(key, &loaded));
+                    corrupt.push(key);
+                }
             }
         }
         // Sessions are locked in id order.
@@ -144,7 +149,11 @@ impl Compactor {
             self.put(ObjectKey::Quarantine { partition, id }, &object).await?;
             Some(object.row)
         };
-        Ok(self.index.publish_run(run, self.owner, &results, quarantine.as_ref()).await?)
+        // Of an object without a footer nobody knows whose frames it holds: then there is no filter, and it may hold any.
+        let filter =
+            loaded.iter().all(|object| !object.is_wholly_corrupt()).then(|| SessionFilter::build(corrupt.iter()));
+        let quarantine = quarantine.as_ref().map(|row| (row, filter.as_ref()));
+        Ok(self.index.publish_run(run, self.owner, &results, quarantine).await?)
     }
 
     async fn merge_session(

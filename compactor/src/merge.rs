@@ -160,6 +160,13 @@ pub(crate) fn quarantined(loaded: &Loaded) -> Vec<Unreadable> {
     footer.quarantined.iter().map(take).collect()
 }
 
+impl Loaded {
+    /// Whether it came from [`wholly_corrupt`]: a piece that begins before the preamble's end is no record.
+    pub(crate) fn is_wholly_corrupt(&self) -> bool {
+        matches!(&self.footer, LoadedFooter::Shared(footer) if footer.quarantined.iter().any(|piece| piece.at == 0))
+    }
+}
+
 /// A shared object whose footer cannot be read: nobody knows what lies where in it, so all of it is one unreadable piece.
 /// `None` when it is not of this format at all: a newer release may read it.
 pub(crate) fn wholly_corrupt(body: Bytes) -> Option<Loaded> {
@@ -225,6 +232,7 @@ mod tests {
     fn an_object_without_a_readable_footer_is_kept_byte_for_byte() {
         let body = Bytes::from_static(b"CLVS\x01whatever was there");
         let loaded = wholly_corrupt(body.clone()).unwrap();
+        assert!(loaded.is_wholly_corrupt());
         let found = quarantined(&loaded);
         assert_eq!(found.iter().map(|record| &record.bytes).collect::<Vec<_>>(), [&body]);
         let object = quarantine_object(ObjectId(Uuid::nil()), 3, &found);

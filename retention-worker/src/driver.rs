@@ -66,6 +66,9 @@ impl Worker {
             Step::SetBarrier => self.index.set_barrier(session).await?,
             Step::NoteBlockers => self.index.note_blockers(session).await?,
             Step::AwaitBarrier | Step::AwaitRemoval => {}
+            Step::VerifyAbsent if self.index.may_be_quarantined(&session.key).await? => {
+                ::metrics::counter!(metrics::HELD).increment(1);
+            }
             Step::VerifyAbsent => {
                 let found = self.objects.list(&paths::session_prefix(&session.key)).await?;
                 if found.is_empty() {

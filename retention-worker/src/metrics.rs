@@ -5,6 +5,7 @@ use service_kit::telemetry::Described::{self, Counter, Gauge};
 pub(crate) const EXPIRED: &str = "retention_expired_sessions_total";
 pub(crate) const ERASED: &str = "retention_erased_sessions_total";
 pub(crate) const LEAVING: &str = "retention_leaving_sessions";
+pub(crate) const HELD: &str = "retention_held_by_quarantine_total";
 pub(crate) const REMOVED: &str = "retention_removed_objects_total";
 pub(crate) const STALE: &str = "retention_stale_objects_total";
 pub(crate) const RETURNED: &str = "retention_returned_objects_total";
@@ -14,6 +15,10 @@ pub(crate) const ALL: &[Described] = &[
     Counter(EXPIRED, "Sessions that were past their plan window."),
     Counter(ERASED, "Sessions whose bytes are gone, seen by listing."),
     Gauge(LEAVING, "Sessions of the last pass that are not erased yet."),
+    Counter(
+        HELD,
+        "Times that a session was not called erased since a quarantine object may hold frames of it. Alarm on any.",
+    ),
     Counter(REMOVED, "Objects deleted and seen absent."),
     Counter(STALE, "Staged objects given up."),
     Counter(RETURNED, "Deleted objects that were there again: late uploads. They are deleted once more."),

@@ -211,7 +211,7 @@ fn invariants_are_cited() {
     for invariant in engine::invariants::ALL {
         let lower = format!("{}_", invariant.id.to_lowercase());
         let padded = format!("{}{:0>2}_", &invariant.id[..1].to_lowercase(), &invariant.id[1..]);
-        let cited = [format!("({})", invariant.id), format!("{},", invariant.id), format!("{})", invariant.id)];
+        let cited = [")", ",", ":"].map(|after| format!("{}{after}", invariant.id));
         assert!(
             cited.iter().any(|text| sources.contains(text)) || sources.contains(&lower) || sources.contains(&padded),
             "no code or test cites {}: {}",

@@ -294,7 +294,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_read_without_panic(bytes: Vec<u8>) {
+        fn e04_any_bytes_are_read_without_panic(bytes: Vec<u8>) {
             let _ = read(&bytes);
         }
 

@@ -148,7 +148,8 @@ impl Index {
         Ok(refused.iter().map(session_key).collect())
     }
 
-    /// Publishes a flush in one transaction: the progress moves by compare-and-swap, the object becomes live.
+    /// Publishes a flush in one transaction: the progress moves by compare-and-swap, the object becomes live. Rows written
+    /// do not grow with the sessions in the flush, their throttled activity apart (B12).
     pub async fn publish(&self, publishing: &Publishing<'_>) -> PublishOutcome {
         let mut tx = match self.pool.begin().await {
             Ok(tx) => tx,

@@ -32,7 +32,7 @@ pub struct Removable {
 
 impl Index {
     /// Deletes a session by hand. It is unreadable once this returns. An unknown one leaves a tombstone in the caller's
-    /// workspace (R8); one that is deleted already gives the deletion that it stands in.
+    /// workspace, and in no other (R8, R9); one that is deleted already gives the deletion that it stands in.
     pub async fn delete_session(&self, key: &SessionKey) -> Result<DeletionId, IndexError> {
         let mut tx = self.pool.begin().await.map_err(failed("begin deletion"))?;
         sqlx::query(
@@ -202,6 +202,21 @@ impl Index {
         tx.commit().await.map_err(failed("commit noting"))
     }
 
+    /// Whether a quarantine object may hold frames of this session: then it cannot be called erased.
+    pub async fn may_be_quarantined(&self, key: &SessionKey) -> Result<bool, IndexError> {
+        let rows = sqlx::query(
+            "select o.sessions_filter from object o
+             where o.kind = 2 and o.partition = any(
+                 select unnest(partitions) from session where workspace_id = $1 and id = $2)",
+        )
+        .bind(key.workspace.0)
+        .bind(key.session.0)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(failed("find quarantine objects"))?;
+        Ok(rows.iter().any(|row| may_contain(row, key)))
+    }
+
     /// Its prefix was listed and is empty: the session is erased, and the deletion when it was its last.
     pub async fn mark_erased(&self, leaving: &Leaving) -> Result<(), IndexError> {
         let mut tx = self.pool.begin().await.map_err(failed("begin erasing"))?;
@@ -254,7 +269,7 @@ impl Index {
         .map_err(failed("condemn stale objects"))
     }
 
-    /// Condemned objects that no reader can still be reading.
+    /// Condemned objects that no reader can still be reading (C3).
     pub async fn removable(&self, grace: Duration, limit: i64) -> Result<Vec<Removable>, IndexError> {
         let rows = sqlx::query(concat!(
             "select ",

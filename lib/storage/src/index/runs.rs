@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use schemas::shared_object::SessionFilter;
 use schemas::{ObjectId, SessionKey};
 use sqlx::{PgConnection, Row as _};
 use uuid::Uuid;
@@ -179,21 +180,22 @@ impl Index {
     }
 
     /// Swaps a run for its results, in one transaction (C2). `false` when the run is not this owner's any more: nothing
-    /// was changed. Sessions that were deleted meanwhile are left out; their staged objects are the collector's.
+    /// was changed. A quarantine object comes with the filter of the sessions that it holds frames of; without one it may
+    /// hold any. Sessions that were deleted meanwhile are left out; their staged objects are the collector's.
     pub async fn publish_run(
         &self,
         run: &[ObjectId],
         owner: Uuid,
         results: &[SessionResult],
-        quarantine: Option<&Uploaded>,
+        quarantine: Option<(&Uploaded, Option<&SessionFilter>)>,
     ) -> Result<bool, IndexError> {
         let ids: Vec<Uuid> = run.iter().map(|id| id.0).collect();
         let mut tx = self.pool.begin().await.map_err(failed("begin swap"))?;
         if !publish_results(&mut tx, results, false).await? {
             return Ok(false);
         }
-        if let Some(object) = quarantine
-            && !make_live(&mut tx, object, None).await?
+        if let Some((object, filter)) = quarantine
+            && !make_live(&mut tx, object, filter.map(SessionFilter::as_bytes)).await?
         {
             return Ok(false);
         }
@@ -294,7 +296,8 @@ impl Index {
     }
 }
 
-/// Locks sessions in id order; gives those that are live, in that order.
+/// Locks sessions in id order; gives those that are live, in that order. Whatever makes data readable comes through here:
+/// a tombstone that was committed before is seen, one that comes later waits (B8).
 async fn lock_live_sessions(tx: &mut PgConnection, keys: &[SessionKey]) -> Result<Vec<SessionKey>, IndexError> {
     let (workspaces, sessions) = key_arrays(keys.iter());
     let rows = sqlx::query(
