@@ -58,7 +58,7 @@ test-system: build ## Tests over real processes and real faults
 lint: setup ## Format, clippy and docs, warnings being errors
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
-	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --workspace --no-deps --document-private-items
+	RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' $(CARGO) doc --locked --workspace --no-deps --document-private-items
 
 bench: build ## Measure this machine: load, verification, report
 	target/debug/bench run --seconds $(BENCH_SECONDS) $(ARGS)
