@@ -3,7 +3,7 @@
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use devstack::{Deployment, DeploymentOptions, Given, S3Kind, Stack, StackOptions};
@@ -75,7 +75,9 @@ pub(crate) async fn run_on(
     test: impl AsyncFnOnce(&System<'_>) -> Result<()>,
 ) -> Result<()> {
     let name = options.name.clone().context("a test's deployment has a name")?;
+    let begun = Instant::now();
     let outcome = run_and_check(stack, &name, options, expected, test).await;
+    eprintln!("{name}: {:.1} s", begun.elapsed().as_secs_f32());
     outcome.map_err(|error| match keep_logs(stack, &name) {
         Ok(kept) => error.context(format!("{name}: its logs are in {}", kept.display())),
         Err(kept) => error.context(format!("{name}: its logs are lost: {kept:#}")),

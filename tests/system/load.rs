@@ -228,7 +228,9 @@ pub(crate) async fn wait_stored(
 pub(crate) async fn read_all_the_time(system: &System<'_>, stop: &AtomicBool) -> Result<u64> {
     let mut shown: BTreeMap<SessionId, u64> = BTreeMap::new();
     let mut readings = 0;
+    let mut rounds = tokio::time::interval(Duration::from_millis(100));
     while !stop.load(Ordering::Acquire) {
+        rounds.tick().await;
         let sessions = system.ledger.sessions();
         // The newest are where something goes on.
         for session in sessions.iter().rev().take(20) {
@@ -251,7 +253,6 @@ pub(crate) async fn read_all_the_time(system: &System<'_>, stop: &AtomicBool) ->
             ensure!(comparison.read >= before, "session {session} showed {before} events, then {}", comparison.read);
             readings += 1;
         }
-        tokio::task::yield_now().await;
     }
     Ok(readings)
 }

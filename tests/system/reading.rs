@@ -75,7 +75,7 @@ async fn check_item(system: &System<'_>, sent: &Sent, stored_as: StoredAs) -> Re
     let session = sent.session.id;
     let ledger = system.ledger.session(session).context("find session in ledger")?;
     let item = system.api.session(session).await?;
-    let completeness = &item.completeness;
+    let completeness = item.completeness.as_ref().context("a session says what of it is there")?;
     ensure!(item.stored_as == Some(stored_as), "session {session} is {:?}", item.stored_as);
     ensure!(item.events == ledger.events(), "the index counts {} of {} events", item.events, ledger.events());
     ensure!(completeness.batches == ledger.batches(), "{} of {}", completeness.batches, ledger.batches());

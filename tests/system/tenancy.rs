@@ -22,8 +22,8 @@ fn a_workspace_never_sees_anothers() -> Result<()> {
         let link = system.link("of-a").await?;
         let sent = load::send_recording(system, &[system.sdk(1)?], &link, &load::recording("login-short")?, 0).await?;
         let session = sent.session.id;
-        load::compare_all(system, SOON).await?;
         let other = load::send_recording(system, &[system.sdk(1)?], &link, &load::recording("idle-long")?, 1).await?;
+        load::compare_all(system, SOON).await?;
         let deletion = system.api.delete_session(other.session.id).await?.deletion_id;
         system.ledger.forget(other.session.id);
 

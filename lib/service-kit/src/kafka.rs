@@ -38,19 +38,32 @@ where
 {
     let fetch = Arc::new(fetch);
     let KafkaConfig { brokers, topic_events, .. } = config;
+    // A part that goes down after it was up is told by its health; until it first is up, each new reason is told here.
+    let (mut was_up, mut last_reason) = (false, String::new());
     loop {
         let (fetch, topic) = (Arc::clone(&fetch), topic_events.clone());
         let probe = tokio::task::spawn_blocking(move || {
             let metadata = fetch(&topic, PROBE_TIMEOUT)?;
             Ok::<_, KafkaError>(metadata.topics().iter().any(|found| !found.partitions().is_empty()))
         });
-        match probe.await {
-            Ok(Ok(true)) => part.up(),
-            Ok(Ok(false)) => {
-                part.down(format!("topic {topic_events} is not at {brokers}; make it with `clairvio topics`"));
+        let reason = match probe.await {
+            Ok(Ok(true)) => None,
+            Ok(Ok(false)) => Some(format!("topic {topic_events} is not at {brokers}; make it with `clairvio topics`")),
+            Ok(Err(error)) => Some(format!("ask kafka at {brokers}: {error}")),
+            Err(error) => Some(format!("ask kafka at {brokers}: {error}")),
+        };
+        match reason {
+            None => {
+                was_up = true;
+                part.up();
             }
-            Ok(Err(error)) => part.down(format!("ask kafka at {brokers}: {error}")),
-            Err(error) => part.down(format!("ask kafka at {brokers}: {error}")),
+            Some(reason) => {
+                if !was_up && reason != last_reason {
+                    tracing::warn!("{reason}; trying again");
+                    last_reason.clone_from(&reason);
+                }
+                part.down(reason);
+            }
         }
         if !shutdown.sleep(PROBE_INTERVAL).await {
             return;
