@@ -15,8 +15,6 @@ HOME_DIR ?=
 ARGS ?=
 
 devstack := target/debug/devstack
-# Tests over real processes, in one tier.
-system_tests := devstack system-tests
 
 ifneq ($(HOME_DIR),)
 export DEVSTACK_HOME := $(HOME_DIR)
@@ -48,12 +46,13 @@ up: build ## Keep a private stack running until Ctrl-C
 
 test: test-unit test-system ## All tests
 
+# The whole workspace in each of them, also where less would do: with another selection of crates their dependencies get other
+# features, and all of them would be built once more.
 test-unit: setup ## Tests of seconds: no network, no services
-	$(CARGO) test --locked --workspace $(addprefix --exclude ,$(system_tests)) $(ARGS)
-	$(CARGO) test --locked -p system-tests --test tidy $(ARGS)
+	$(CARGO) test --locked --workspace --lib --bins --test tidy $(ARGS)
 
 test-system: build ## Tests over real processes and real faults
-	$(CARGO) test --locked $(addprefix -p ,$(system_tests)) --lib --test devstack --test system $(ARGS)
+	$(CARGO) test --locked --workspace --test devstack --test system $(ARGS)
 
 lint: setup ## Format, clippy and docs, warnings being errors
 	$(CARGO) fmt --all --check

@@ -14,6 +14,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// A body that takes longer than this is refused.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// Of a body that is refused for its size, this much is read, and this long.
+const DISCARD_BYTES_MAX: usize = 2 * limits::BODY_BYTES_MAX;
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Reads a body of at most `max` bytes. Room for it, in KiB, is taken as its bytes come: a body that is announced and
 /// does not come holds nobody up. It is given back with the permit.
@@ -26,8 +29,9 @@ where
     B: Body<Data = Bytes> + Unpin,
 {
     let announced = body.size_hint().lower();
-    // What says that it is too large is not read at all, and neither is what there is no room for right now.
+    // What there is no room for right now is not read, and what says that it is too large is not kept.
     if announced > max as u64 {
+        discard(body).await;
         return Err(Refusal::limit(ErrorCode::PayloadTooLarge, max));
     }
     if announced > (room.available_permits() * limits::KIB) as u64 {
@@ -37,6 +41,25 @@ where
         Err(_) => Err(ErrorCode::RequestTimeout.into()),
         Ok(collected) => collected,
     }
+}
+
+/// Reads a body that is refused, and forgets it: a client that still writes would see its connection break, and never the
+/// answer. Within bounds, so that nobody can have it read for ever.
+async fn discard<B>(mut body: B)
+where
+    B: Body<Data = Bytes> + Unpin,
+{
+    let mut left = DISCARD_BYTES_MAX;
+    let reading = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            match left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) {
+                Some(rest) => left = rest,
+                None => return,
+            }
+        }
+    };
+    // Beyond the time the connection is closed, as it would have been at once.
+    let _ = tokio::time::timeout(DISCARD_TIMEOUT, reading).await;
 }
 
 async fn collect<B>(mut body: B, max: usize, room: &Arc<Semaphore>) -> Result<(Bytes, OwnedSemaphorePermit), Refusal>

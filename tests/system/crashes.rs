@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use devstack::DeploymentOptions;
+use devstack::{DeploymentOptions, ServiceSpec, find_binary, free_port};
 use sqlx::Row as _;
 use tokio::time::Instant;
 use virtual_sdk::{Encoding, Form, Seen, until};
@@ -18,6 +18,17 @@ const DRAINED_WITHIN: Duration = Duration::from_secs(9);
 
 /// What a batcher says when another one has its partitions by now.
 const LOST_PARTITIONS: &[&str] = &["give back partitions", "stop reading partition", "read partition"];
+
+/// One that was stopped within a transaction holds its locks until Postgres ends it: the other one waits, and says so, and
+/// the one that wakes up finds its connection closed.
+const STOPPED: &[&str] = &[
+    "give back partitions",
+    "stop reading partition",
+    "read partition",
+    "lock timeout",
+    "idle-in-transaction timeout",
+    "testing the connection",
+];
 
 /// Goal: SIGTERM loses nothing that was acknowledged: an edge answers what it took in, a batcher publishes what it has read.
 /// Method: edges and batchers are terminated again and again under load, and start again. Batchers flush by age only after
@@ -140,7 +151,7 @@ fn a_stopped_batcher_that_wakes_up_changes_nothing() -> Result<()> {
         "CLAIRVIO_FLUSH_AGE_MS",
         200,
     );
-    run(options, LOST_PARTITIONS, async |system| {
+    run(options, STOPPED, async |system| {
         let link = system.link("zombie").await?;
         let sdks = [system.sdk(1)?];
         let (stop, stop_watching) = (AtomicBool::new(false), AtomicBool::new(false));
@@ -232,6 +243,78 @@ async fn watch_progress(system: &System<'_>, stop: &AtomicBool) -> Result<()> {
         before = now;
     }
     Ok(())
+}
+
+/// Goal: two batchers that both believe that they own all partitions do no harm: each record is published once, whoever wins
+/// (B1, B2, B5). Method: a batcher of another group reads the same topic into the same index all the while, so that the two
+/// publish against each other all the time.
+#[test]
+fn two_batchers_that_own_the_same_partitions_publish_each_record_once() -> Result<()> {
+    let options = DeploymentOptions::named("rivals").with("batcher", "CLAIRVIO_FLUSH_AGE_MS", 100);
+    run(options, LOST_PARTITIONS, async |system| {
+        let (link, sdks) = (system.link("rivals").await?, [system.sdk(1)?]);
+        let rivals = system.stack.supervisor(|_| {})?;
+        let spec = rival(system)?;
+        let (name, admin_url) = (spec.name.clone(), spec.admin_url.clone());
+        rivals.start(spec).await?;
+        rivals.wait_ready(&name, SOON).await?;
+        let (stop, stop_watching) = (AtomicBool::new(false), AtomicBool::new(false));
+        let own_admin = format!("http://{}", system.variable(&system.service("batcher", 1), "CLAIRVIO_ADMIN_LISTEN")?);
+        let fighting = async {
+            until("both have lost against each other", SOON, || async {
+                let lost = [metric(&own_admin, LOST_SWAPS).await, metric(&admin_url, LOST_SWAPS).await];
+                if lost.iter().all(|lost| *lost >= 5) {
+                    Seen::Done(())
+                } else {
+                    Seen::not_yet(format_args!("{lost:?}"))
+                }
+            })
+            .await?;
+            Ok(())
+        };
+        let sending = async {
+            let sent = load::load_during(load::load(system, &sdks, &link, 4, 20, &stop), &stop, fighting).await?;
+            stop_watching.store(true, std::sync::atomic::Ordering::Release);
+            anyhow::Ok(sent)
+        };
+        let (sent, ()) = tokio::try_join!(sending, watch_progress(system, &stop_watching))?;
+        ensure!(sent > 50, "a load of {sent} batches is none");
+        load::compare_all(system, SOON).await?;
+        // Nothing was sent twice and every record is published once, so there are no copies either.
+        for session in system.ledger.sessions() {
+            let completeness = system.api.session(session).await?.completeness;
+            let copies = completeness.map_or(0, |completeness| completeness.duplicates_dropped);
+            ensure!(copies == 0, "B2: {copies} batches of session {session} are stored twice");
+        }
+        load::wait_compacted(system, LATER).await?;
+        load::compare_all(system, SOON).await?;
+        rivals.stop_all().await
+    })
+}
+
+const LOST_SWAPS: &str = "batcher_lost_swaps_total";
+
+/// The deployment's batcher once more, in a group of its own.
+fn rival(system: &System<'_>) -> Result<ServiceSpec> {
+    let mut env = system.settings(&system.service("batcher", 1))?;
+    let admin = format!("127.0.0.1:{}", free_port()?);
+    for (name, value) in &mut env {
+        match name.as_str() {
+            "CLAIRVIO_ADMIN_LISTEN" => value.clone_from(&admin),
+            "KAFKA_GROUP" => value.push_str("-rival"),
+            _ => {}
+        }
+    }
+    let (name, binary) = (system.service("batcher", 9), find_binary("batcher")?);
+    Ok(ServiceSpec { name, binary, env, admin_url: format!("http://{admin}"), restart: false })
+}
+
+/// A counter of a service, 0 where there is none.
+async fn metric(admin_url: &str, name: &str) -> u64 {
+    let Ok(answer) = reqwest::get(format!("{admin_url}/metrics")).await else { return 0 };
+    let text = answer.text().await.unwrap_or_default();
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+    value.unwrap_or_default()
 }
 
 /// Goal: a batcher's death between reading and publishing loses nothing, whichever step it dies in. Method: with nothing

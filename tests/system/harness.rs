@@ -181,8 +181,16 @@ impl<'s> System<'s> {
         found.map(|(_, value)| value).with_context(|| format!("find {name} in the environment of {service}"))
     }
 
-    /// A running service's environment.
-    pub(crate) fn environment(&self, service: &str) -> Result<Vec<(String, String)>> {
+    /// The settings of a running service, without what its process has from elsewhere.
+    pub(crate) fn settings(&self, service: &str) -> Result<Vec<(String, String)>> {
+        let mut env = self.environment(service)?;
+        env.retain(|(name, _)| {
+            ["KAFKA_", "DATABASE_", "S3_", "AWS_", "CLAIRVIO_"].iter().any(|prefix| name.starts_with(prefix))
+        });
+        Ok(env)
+    }
+
+    fn environment(&self, service: &str) -> Result<Vec<(String, String)>> {
         let pid = self.deployment.supervisor.pid(service).with_context(|| format!("{service} does not run"))?;
         let bytes = std::fs::read(format!("/proc/{pid}/environ")).context("read environment")?;
         let text = String::from_utf8_lossy(&bytes).into_owned();

@@ -113,14 +113,27 @@ pub(crate) async fn send_recording(
 
 /// A batch whose every event says whose it is.
 pub(crate) fn small_batch(session: SessionId, stream: u32, seq: u32, end: bool, padding: usize) -> Result<Arc<Batch>> {
+    // Streams are interleaved, and each batch begins before the last one ended.
+    let timestamp = |position| i64::from(seq) * 100 + position * 40 + i64::from(stream);
+    made_up_batch(session, stream, seq, end, padding, timestamp)
+}
+
+/// The same, with timestamps of the caller's, by position.
+pub(crate) fn made_up_batch(
+    session: SessionId,
+    stream: u32,
+    seq: u32,
+    end: bool,
+    padding: usize,
+    timestamp: impl Fn(i64) -> i64,
+) -> Result<Arc<Batch>> {
     let events = (0..4)
         .map(|position| {
-            // Streams are interleaved, some timestamps are equal, and each batch begins before the last one ended.
-            let timestamp = 1_700_000_000_000_i64 + i64::from(seq) * 100 + position * 40 + i64::from(stream);
             let kind = if seq == 0 && position == 0 { 2 } else { 3 };
             let filling = "x".repeat(padding);
             let text = format!(
-                r#"{{"type":{kind},"data":{{"source":"{session}/{stream}/{seq}/{position}","filling":"{filling}"}},"timestamp":{timestamp}}}"#
+                r#"{{"type":{kind},"data":{{"source":"{session}/{stream}/{seq}/{position}","filling":"{filling}"}},"timestamp":{}}}"#,
+                1_700_000_000_000_i64 + timestamp(position)
             );
             Ok(RawValue::from_string(text)?)
         })

@@ -24,6 +24,7 @@ const EXPECTED: &[&str] = &[
     "read partition",
     "rebalance",
     "compare log with index",
+    "testing the connection",
 ];
 
 /// An edge that knows that Kafka is away answers within this.

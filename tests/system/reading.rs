@@ -13,7 +13,7 @@ use virtual_sdk::verify::read_back;
 use virtual_sdk::{EventsFormat, Recording, recordings};
 
 use crate::harness::{LATER, SOON, System, run};
-use crate::load::{self, Sent, small_batch};
+use crate::load::{self, Sent, made_up_batch};
 
 /// Goal: what was acknowledged is read back, each event once, unchanged, in order, from shared objects and from session
 /// objects alike, in all forms of an answer. Method: all recordings and one made up session with two interleaved streams, at
@@ -63,7 +63,12 @@ fn interleaved() -> Result<Recording> {
     let mut batches = Vec::new();
     for seq in 0..8 {
         for stream in [3, 1] {
-            let batch = small_batch(SessionId(uuid::Uuid::nil()), stream, seq, seq == 7, 2_000)?;
+            // The clock of stream 1 goes back by more than a batch with every second one; its events stay in their
+            // order, and the other stream's must not slip in between.
+            let back = if stream == 1 && seq % 2 == 1 { 700 } else { 0 };
+            let timestamp = |position| i64::from(seq) * 100 + position / 2 * 40 - back;
+            let session = SessionId(uuid::Uuid::nil());
+            let batch = made_up_batch(session, stream, seq, seq == 7, 2_000, timestamp)?;
             let batch = Arc::into_inner(batch).context("a batch that nobody else has")?;
             batches.push(batch);
         }

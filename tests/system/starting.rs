@@ -87,7 +87,7 @@ fn name(system: &System<'_>, kind: &str) -> String {
 
 /// The same service as the deployment's, at addresses where nobody listens.
 fn lonely_spec(system: &System<'_>, kind: &str, real: &Addresses, absent: &Addresses) -> Result<ServiceSpec> {
-    let mut env = environment(system, kind)?;
+    let mut env = system.settings(&system.service(kind, 1))?;
     let admin = nobody()?.to_string();
     for (name, value) in &mut env {
         match name.as_str() {
@@ -102,15 +102,6 @@ fn lonely_spec(system: &System<'_>, kind: &str, real: &Addresses, absent: &Addre
     }
     let (name, binary, admin_url) = (name(system, kind), find_binary(kind)?, format!("http://{admin}"));
     Ok(ServiceSpec { name, binary, env, admin_url, restart: false })
-}
-
-/// The settings of a service that runs, without what its process has from elsewhere.
-fn environment(system: &System<'_>, kind: &str) -> Result<Vec<(String, String)>> {
-    let mut env = system.environment(&system.service(kind, 1))?;
-    env.retain(|(name, _)| {
-        ["KAFKA_", "DATABASE_", "S3_", "AWS_", "CLAIRVIO_"].iter().any(|prefix| name.starts_with(prefix))
-    });
-    Ok(env)
 }
 
 /// Waits until a service lives, is not ready, and says that this part is missing, and where it looked for it.
@@ -206,7 +197,7 @@ fn wrong_settings(system: &System<'_>) -> Result<()> {
             continue;
         }
         let missing = "/nowhere/at-all/keys.json";
-        let mut env = environment(system, kind)?;
+        let mut env = system.settings(&system.service(kind, 1))?;
         env.retain(|(name, _)| !name.ends_with("_LISTEN"));
         let lost = Command::new(&binary)
             .env_clear()

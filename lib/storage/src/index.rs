@@ -69,12 +69,13 @@ pub struct Index {
 
 impl Index {
     /// A pool of connections; none is made yet. Every statement is bounded in time: a transaction that hangs would hold
-    /// back deletions, which wait for older transactions to end.
+    /// back deletions, which wait for older transactions to end. A process that froze within one loses its locks before
+    /// those who wait for them give up.
     pub fn new(config: &PostgresConfig) -> Result<Self, IndexError> {
         let options: PgConnectOptions = config.url.parse().map_err(|_| IndexError::Address)?;
         let options = options.options([
             ("statement_timeout", "30s"),
-            ("idle_in_transaction_session_timeout", "30s"),
+            ("idle_in_transaction_session_timeout", "8s"),
             ("lock_timeout", "10s"),
         ]);
         let address = format!("{}:{}", options.get_host(), options.get_port());
