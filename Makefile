@@ -49,10 +49,10 @@ test: test-unit test-system ## All tests
 # The whole workspace in each of them, also where less would do: with another selection of crates their dependencies get other
 # features, and all of them would be built once more.
 test-unit: setup ## Tests of seconds: no network, no services
-	$(CARGO) test --locked --workspace --lib --bins --test tidy $(ARGS)
+	$(CARGO) test --locked --workspace --no-fail-fast --lib --bins --test tidy $(ARGS)
 
 test-system: build ## Tests over real processes and real faults
-	$(CARGO) test --locked --workspace --test devstack --test system $(ARGS)
+	$(CARGO) test --locked --workspace --no-fail-fast --test devstack --test system $(ARGS)
 
 lint: setup ## Format, clippy and docs, warnings being errors
 	$(CARGO) fmt --all --check
