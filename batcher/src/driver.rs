@@ -1,6 +1,6 @@
 //! The batcher's loop: hands the machine what happened, carries out what it wants.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,15 +9,13 @@ use bytes::Bytes;
 use engine::batching::{
     Config as MachineConfig, Effect, Flush, FlushId, Input, Machine, Published, RecordKind, RecordMeta,
 };
-use rdkafka::Message as _;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::BorrowedMessage;
-use schemas::codec::FormatError;
-use schemas::record::{self, Header};
-use schemas::shared_object::QuarantineReason;
-use schemas::{ObjectId, SessionKey, codec, paths::ObjectKey};
+use schemas::paths::ObjectKey;
+use schemas::record::Header;
+use schemas::{ObjectId, SessionKey};
 use service_kit::health::Part;
+use service_kit::keys::{self, Watched};
 use service_kit::pool::Pool;
 use service_kit::service::Surroundings;
 use service_kit::telemetry::chain;
@@ -26,11 +24,13 @@ use storage::Schema;
 use storage::index::Index;
 use storage::index::batches::{Declines, FirstSight, PublishOutcome, Publishing, Staging};
 use storage::objects::Objects;
+use storage::session_keys::{DataKey, KeyError, SessionKeys};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
-use crate::assemble::{Assembled, Content, Held, assemble};
+use crate::assemble::{AssembleError, Assembled, Content, FlushKeys, Held, assemble};
 use crate::kafka::{Consumer, Rebalance};
+use crate::opening::{Opened, Opening};
 use crate::{Config, metrics};
 
 const RETRY_MIN_MS: u64 = 100;
@@ -44,10 +44,12 @@ const RECORD_COST_BYTES: u64 = 1_024;
 struct Outside {
     index: Index,
     objects: Objects,
+    keys: SessionKeys,
     pool: Pool,
     consumer: Consumer,
     topic: String,
     postgres: Part,
+    keystore: Part,
     s3: Part,
 }
 
@@ -71,6 +73,8 @@ struct Driver {
     machine: Machine,
     clock: Monotonic,
     tell: mpsc::UnboundedSender<Told>,
+    /// Records that are not opened yet.
+    opening: Opening,
     /// Records by partition and offset, until the index covers them.
     held: BTreeMap<(i32, u64), Held>,
     works: BTreeMap<FlushId, Work>,
@@ -84,8 +88,12 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
     let Surroundings { health, shutdown, .. } = surroundings;
     service_kit::telemetry::describe(metrics::ALL);
     let kafka = health.part("kafka");
-    let connecting = storage::connect(&config.postgres, &config.s3, Schema::Await, &health, &shutdown);
+    let transport = Watched::start(config.transport_keys_file.clone(), &shutdown)?;
+    let keyring = keys::keyring::open(&config.keys.keyring, &shutdown)?;
+    let connecting =
+        storage::connect(&config.postgres, &config.keystore, &config.s3, Schema::Await, &health, &shutdown);
     let Some(stores) = connecting.await? else { return Ok(()) };
+    let pool = Pool::new("batcher", None).context("start pool")?;
     let (rebalances, mut rebalanced) = mpsc::unbounded_channel();
     let consumer = Consumer::new(&config, rebalances).context("make consumer")?;
     // Completions are bounded by the machine: one per partition and watermark check.
@@ -93,10 +101,12 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
     let outside = Arc::new(Outside {
         index: stores.index,
         objects: stores.objects,
-        pool: Pool::new("batcher", None).context("start pool")?,
+        keys: SessionKeys::new(stores.keystore, keyring, config.keys.cache, &shutdown),
+        pool: pool.clone(),
         consumer,
         topic: config.kafka.topic_events.clone(),
         postgres: stores.postgres,
+        keystore: stores.keys,
         s3: stores.s3,
     });
     let watching = Arc::clone(&outside);
@@ -108,6 +118,7 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         machine: Machine::new(machine_config(&config)),
         clock: Monotonic::start(),
         tell,
+        opening: Opening::new(transport, pool, &config.kafka.topic_events),
         held: BTreeMap::new(),
         works: BTreeMap::new(),
         wave: BTreeMap::new(),
@@ -134,8 +145,11 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
             Some(rebalance) = rebalanced.recv() => driver.rebalance(rebalance),
             Some(told) = told.recv() => driver.told(told),
             () = wait_until(wake) => driver.input(Input::Tick),
-            message = outside.consumer.stream().recv(), if !stopping => match message {
-                Ok(message) => driver.message(&message),
+            opened = driver.opening.next(), if !stopping => {
+                driver.record(opened.context("open record; a new process can go on")?);
+            }
+            message = outside.consumer.stream().recv(), if !stopping && driver.opening.has_room() => match message {
+                Ok(message) => driver.opening.begin(&message),
                 Err(error @ KafkaError::MessageConsumptionFatal(_)) => {
                     outside.consumer.close();
                     return Err(error).context("read from kafka; the client cannot go on, a new process can");
@@ -214,6 +228,7 @@ impl Driver {
                 tracing::info!(?partitions, "partitions revoked");
                 let was_waiting = !self.wave.is_empty();
                 for partition in partitions {
+                    self.opening.turn(partition);
                     self.wave.remove(&partition);
                     self.input(Input::Revoked(partition));
                 }
@@ -237,18 +252,24 @@ impl Driver {
         }
     }
 
-    fn message(&mut self, message: &BorrowedMessage<'_>) {
-        let (partition, offset) = (message.partition(), message.offset().max(0).unsigned_abs());
-        let appended_ms = message.timestamp().to_millis().unwrap_or(0).max(0).unsigned_abs();
-        let held = Held { content: read(message.payload().unwrap_or_default()), appended_ms };
+    fn record(&mut self, opened: Opened) {
+        let Opened { partition, offset, bytes, held } = opened;
         let kind = match &held.content {
             Content::Read(Header::Acceptance { key, .. }, _) => RecordKind::Acceptance(*key),
             Content::Read(Header::Batch { key, place, .. }, _) => RecordKind::Batch(*key, *place),
             Content::Read(Header::Declines { .. }, _) => RecordKind::Declines,
-            Content::Unreadable(reason, _) => RecordKind::Unreadable(*reason),
+            Content::Unreadable(reason, _) => {
+                tracing::error!(
+                    partition,
+                    offset,
+                    reason = reason.as_str(),
+                    "record cannot be read; it is quarantined"
+                );
+                RecordKind::Unreadable(*reason)
+            }
         };
-        let bytes = message.payload_len() as u64 + RECORD_COST_BYTES;
         self.held.insert((partition, offset), held);
+        let bytes = bytes + RECORD_COST_BYTES;
         self.input(Input::Record { partition, record: RecordMeta { offset, bytes, kind } });
     }
 
@@ -292,6 +313,7 @@ impl Driver {
             Effect::TakeEpoch(partition) => self.take_epoch(partition),
             Effect::Assign { partition, offset } => self.assign(partition, offset),
             Effect::Drop(partition) => {
+                self.opening.turn(partition);
                 self.forget(partition, u64::MAX);
                 self.works.retain(|_, work| work.flush.partition != partition);
                 if let Err(error) = self.outside.consumer.unassign([partition]) {
@@ -375,7 +397,10 @@ impl Driver {
         }
     }
 
-    fn read_from(&self, offsets: &[(i32, u64)]) {
+    fn read_from(&mut self, offsets: &[(i32, u64)]) {
+        for (partition, _) in offsets {
+            self.opening.turn(*partition);
+        }
         if let Err(error) = self.outside.consumer.assign(offsets) {
             tracing::warn!(%error, ?offsets, "read partitions; it is tried again");
             for (partition, _) in offsets {
@@ -404,13 +429,21 @@ impl Driver {
                 first_seen: &first_seen,
                 sessions: &staged.sessions,
             };
-            let refused = match outside.index.stage(&staging).await {
-                Ok(refused) => {
-                    outside.postgres.up();
-                    Some(refused)
-                }
+            let refused = match outside.obtain_keys(&staged).await {
+                Ok(shredded) => match outside.index.stage(&staging).await {
+                    Ok(mut refused) => {
+                        outside.postgres.up();
+                        outside.keys.forget(&refused);
+                        refused.extend(shredded);
+                        Some(refused)
+                    }
+                    Err(error) => {
+                        failed("stage", &outside.postgres, &error);
+                        None
+                    }
+                },
                 Err(error) => {
-                    failed("stage", &outside.postgres, &error);
+                    failed("keys", &outside.keystore, &error);
                     None
                 }
             };
@@ -425,25 +458,10 @@ impl Driver {
         let records = Arc::clone(&work.records);
         let (outside, tell) = (Arc::clone(&self.outside), self.tell.clone());
         tokio::spawn(async move {
-            let assembling = move || assemble(object, partition, offsets, &records, &refused);
-            let told = match outside.pool.run(assembling).await {
-                Ok(mut assembled) => {
-                    let key = ObjectKey::Shared { partition, id: object };
-                    match outside.objects.put(&key, assembled.body.clone(), &assembled.row.sha256).await {
-                        Ok(()) => {
-                            outside.s3.up();
-                            // The bucket has them: only row and filter are still wanted.
-                            assembled.body = Bytes::new();
-                            Told::Assembled(flush, Arc::new(assembled))
-                        }
-                        Err(error) => {
-                            failed("upload", &outside.s3, &error);
-                            Told::Input(Input::Uploaded { flush, ok: false })
-                        }
-                    }
-                }
-                Err(error) => {
-                    failed("assemble", &outside.s3, &error);
+            let told = match outside.upload(object, partition, offsets, records, refused).await {
+                Ok(assembled) => Told::Assembled(flush, Arc::new(assembled)),
+                Err(NotUploaded { step, part, error }) => {
+                    failed(step, part, error.as_ref());
                     Told::Input(Input::Uploaded { flush, ok: false })
                 }
             };
@@ -522,27 +540,85 @@ impl Driver {
     }
 }
 
+/// What stopped an upload, and whose fault it is.
+struct NotUploaded<'a> {
+    step: &'static str,
+    part: &'a Part,
+    error: Box<dyn std::error::Error + Send + Sync>,
+}
+
+impl Outside {
+    /// Gives every session of a flush its key before anything of it is stored; those whose key is gone for ever come back.
+    async fn obtain_keys(&self, flush: &Flush) -> Result<Vec<SessionKey>, KeyError> {
+        let (found, absent) = self.keys.obtain(&flush.sessions).await?;
+        self.keystore.up();
+        for key in absent.iter().filter(|key| flush.first_seen.binary_search(key).is_err()) {
+            ::metrics::counter!(metrics::KEYS_LOST).increment(1);
+            tracing::error!(
+                workspace = %key.workspace,
+                session = %key.session,
+                "the key store has lost the key of a session that is being written; what was stored of it before cannot be \
+                 opened any more"
+            );
+        }
+        let is_shredded = |(key, found): (SessionKey, DataKey)| matches!(found, DataKey::Shredded).then_some(key);
+        Ok(found.into_iter().filter_map(is_shredded).collect())
+    }
+
+    async fn upload(
+        &self,
+        object: ObjectId,
+        partition: i32,
+        offsets: (u64, u64),
+        records: Arc<Vec<(u64, Held)>>,
+        refused: Vec<SessionKey>,
+    ) -> Result<Assembled, NotUploaded<'_>> {
+        let keys = self.flush_keys(&records, &refused).await.map_err(|error| NotUploaded {
+            step: "keys",
+            part: &self.keystore,
+            error: error.into(),
+        })?;
+        self.keystore.up();
+        let at_s3 = |step, error| NotUploaded { step, part: &self.s3, error };
+        let assembling = move || assemble(object, partition, offsets, &records, &refused, &keys);
+        let assembled = self.pool.run(assembling).await.map_err(|error| at_s3("assemble", error.into()))?;
+        let mut assembled = assembled.map_err(|error| match error {
+            // Its key went while it was on its way: the flush is staged anew, without it.
+            AssembleError::KeyMissing(_) => NotUploaded { step: "assemble", part: &self.keystore, error: error.into() },
+            AssembleError::Seal(_) => at_s3("assemble", error.into()),
+        })?;
+        let key = ObjectKey::Shared { partition, id: object };
+        let put = self.objects.put(&key, assembled.body.clone(), &assembled.row.sha256).await;
+        put.map_err(|error| at_s3("upload", error.into()))?;
+        self.s3.up();
+        // The bucket has them: only row and filter are still wanted.
+        assembled.body = Bytes::new();
+        Ok(assembled)
+    }
+
+    /// The keys that an object is sealed with, as they are now: an upload that is tried for long asks again.
+    async fn flush_keys(&self, records: &[(u64, Held)], refused: &[SessionKey]) -> Result<FlushKeys, KeyError> {
+        let sessions: BTreeSet<SessionKey> = records
+            .iter()
+            .filter_map(|(_, held)| match &held.content {
+                Content::Read(Header::Batch { key, .. }, _) => Some(*key),
+                _ => None,
+            })
+            .filter(|key| refused.binary_search(key).is_err())
+            .collect();
+        let sessions: Vec<SessionKey> = sessions.into_iter().collect();
+        let known = |(key, found)| match found {
+            DataKey::Known(data_key) => Some((key, data_key)),
+            DataKey::Shredded => None,
+        };
+        let sessions = self.keys.find(&sessions).await?.into_iter().filter_map(known).collect();
+        Ok(FlushKeys { sessions, storage: self.keys.storage().await? })
+    }
+}
+
 fn failed(step: &'static str, part: &Part, error: &(dyn std::error::Error + 'static)) {
     ::metrics::counter!(metrics::FAILURES, "step" => step).increment(1);
     part.down(format!("{step}: {}", chain(error)));
-}
-
-/// Reads a record. What cannot be read is kept whole.
-fn read(value: &[u8]) -> Content {
-    let unreadable = |reason| Content::Unreadable(reason, Bytes::copy_from_slice(value));
-    match record::decode(value) {
-        Ok((header, at)) => {
-            let payload = &value[at..];
-            if let Header::Batch { facts, .. } = &header
-                && !codec::frame_holds(payload, facts.raw_bytes as usize)
-            {
-                return unreadable(QuarantineReason::Payload);
-            }
-            Content::Read(header, Bytes::copy_from_slice(payload))
-        }
-        Err(FormatError::Version(_)) => unreadable(QuarantineReason::Version),
-        Err(_) => unreadable(QuarantineReason::Header),
-    }
 }
 
 /// The first rows of sessions: the consent of any of their records, the append time of the first.

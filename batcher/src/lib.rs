@@ -1,17 +1,20 @@
 //! The batcher: Kafka in, shared objects and the index out, each event once.
 //!
-//! The decisions are [`engine::batching`]'s; `driver` carries them out with `kafka` (the consumer), `assemble` (bytes of
-//! an object, on the pool) and the storage crate. Kafka's committed offsets are for lag monitoring alone: where to go on
+//! The decisions are [`engine::batching`]'s; `driver` carries them out with `kafka` (the consumer), `opening` (records out
+//! of their seal) and `assemble` (bytes of an object), both on the pool, and the storage crate. Kafka's committed offsets are for lag monitoring alone: where to go on
 //! is what the index says.
 
 mod assemble;
 mod driver;
 mod kafka;
 mod metrics;
+mod opening;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use service_kit::config::kafka::KafkaConfig;
+use service_kit::config::keys::{self, KeyStoreConfig, SessionKeysConfig};
 use service_kit::config::postgres::PostgresConfig;
 use service_kit::config::s3::S3Config;
 use service_kit::config::{Env, Knob, ages};
@@ -28,6 +31,12 @@ pub struct Config {
     pub group: String,
     /// The index.
     pub postgres: PostgresConfig,
+    /// The key store.
+    pub keystore: KeyStoreConfig,
+    /// Keys of sessions.
+    pub keys: SessionKeysConfig,
+    /// Where the keys of records are.
+    pub transport_keys_file: PathBuf,
     /// The bucket.
     pub s3: S3Config,
     /// A flush begins at the latest this long after its first record came.
@@ -83,10 +92,16 @@ pub const DEFINITION: Definition<Config> = Definition {
 
 impl Config {
     fn load(env: &mut Env<'_>) -> Self {
+        let kafka = KafkaConfig::load(env);
+        let group = env.text(&GROUP);
+        let postgres = PostgresConfig::load(env);
         Self {
-            kafka: KafkaConfig::load(env),
-            group: env.text(&GROUP),
-            postgres: PostgresConfig::load(env),
+            kafka,
+            group,
+            keystore: KeyStoreConfig::load(env, &postgres.url),
+            keys: SessionKeysConfig::load(env),
+            transport_keys_file: keys::transport_keys_file(env),
+            postgres,
             s3: S3Config::load(env),
             flush_age: env.millis(&FLUSH_AGE_MS),
             flush_bytes: env.number(&FLUSH_BYTES, 1),

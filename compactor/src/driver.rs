@@ -9,18 +9,21 @@ use engine::compaction::{Candidate, choose_run};
 use engine::merge::{Plan, SharedSource};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use schemas::paths::ObjectKey;
-use schemas::shared_object::SessionFilter;
-use schemas::{ObjectId, SessionKey, session_object, shared_object};
+use schemas::{ObjectId, SessionKey};
+use sealing::Key;
+use service_kit::keys;
 use service_kit::passes;
 use service_kit::pool::Pool;
 use service_kit::service::Surroundings;
 use storage::Schema;
+use storage::footers::{self, Footer, FooterError};
 use storage::index::runs::{OpenSession, SessionResult, SharedRow};
 use storage::index::{Index, LiveObject};
 use storage::objects::{Objects, sha256};
+use storage::session_keys::{KeyError, SessionKeys};
 use uuid::Uuid;
 
-use crate::merge::{self, Loaded, LoadedFooter, Merged};
+use crate::merge::{self, Loaded, MergeError, Merged, Unreadable};
 use crate::{Config, metrics};
 
 /// Uploads and downloads at once.
@@ -32,6 +35,7 @@ struct Compactor {
     config: Config,
     index: Index,
     objects: Objects,
+    keys: SessionKeys,
     pool: Pool,
     /// Marks this process's claims.
     owner: Uuid,
@@ -41,11 +45,15 @@ struct Compactor {
 pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<()> {
     let Surroundings { health, shutdown, .. } = surroundings;
     service_kit::telemetry::describe(metrics::ALL);
-    let connecting = storage::connect(&config.postgres, &config.s3, Schema::Await, &health, &shutdown);
+    let keyring = keys::keyring::open(&config.keys.keyring, &shutdown)?;
+    let connecting =
+        storage::connect(&config.postgres, &config.keystore, &config.s3, Schema::Await, &health, &shutdown);
     let Some(stores) = connecting.await? else { return Ok(()) };
     let pool = Pool::new("compactor", None).context("start pool")?;
     let interval = config.pass_interval;
-    let compactor = Compactor { config, index: stores.index, objects: stores.objects, pool, owner: Uuid::now_v7() };
+    let session_keys = SessionKeys::new(stores.keystore, keyring, config.keys.cache, &shutdown);
+    let (index, objects) = (stores.index, stores.objects);
+    let compactor = Compactor { config, index, objects, keys: session_keys, pool, owner: Uuid::now_v7() };
     passes::run(&shutdown, interval, &stores.postgres, metrics::FAILURES, async || compactor.pass().await).await;
     Ok(())
 }
@@ -116,6 +124,9 @@ impl Compactor {
         let wanted: Vec<(SessionKey, ObjectId)> =
             keys.into_iter().filter(is_wanted).map(|key| (key, ObjectId(Uuid::now_v7()))).collect();
         let live = self.index.stage_session_objects(&wanted).await?;
+        self.keys.forget(&deleted);
+        // All keys at once; each merge asks again, and finds them kept.
+        self.keys.find(&live).await?;
         let wanted = wanted.into_iter().filter(|(key, _)| live.binary_search(key).is_ok());
         let outcomes: Vec<Outcome> = stream::iter(wanted)
             .map(|(key, id)| {
@@ -126,34 +137,44 @@ impl Compactor {
             .try_collect()
             .await?;
         let mut results = Vec::new();
-        let mut corrupt = Vec::new();
-        let mut unreadable: Vec<_> = loaded.iter().flat_map(merge::quarantined).collect();
+        let mut unreadable = Unreadable::records_of(&loaded);
         for outcome in outcomes {
             match outcome {
                 Outcome::Merged(result) => results.push(*result),
-                Outcome::Corrupt(key) => {
-                    unreadable.extend(merge::unmergeable(key, &loaded));
-                    corrupt.push(key);
-                }
+                Outcome::Unreadable(key) => unreadable.add_session(key, &loaded),
+                Outcome::Deleted => {}
             }
         }
         // Sessions are locked in id order.
         results.sort_by_key(|result| result.key);
+        let filter = unreadable.filter();
         let quarantine = if unreadable.is_empty() {
             None
         } else {
             ::metrics::counter!(metrics::QUARANTINED).increment(unreadable.len() as u64);
             let id = ObjectId(Uuid::now_v7());
             self.index.stage_quarantine(id, &self.config.topic, partition).await?;
-            let object = self.pool.run(move || merge::quarantine_object(id, partition, &unreadable)).await?;
+            let storage = self.keys.storage().await?;
+            let object = self.pool.run(move || unreadable.object(id, partition, &storage)).await??;
             self.put(ObjectKey::Quarantine { partition, id }, &object).await?;
             Some(object.row)
         };
-        // Of an object without a footer nobody knows whose frames it holds: then there is no filter, and it may hold any.
-        let filter =
-            loaded.iter().all(|object| !object.is_wholly_corrupt()).then(|| SessionFilter::build(corrupt.iter()));
         let quarantine = quarantine.as_ref().map(|row| (row, filter.as_ref()));
         Ok(self.index.publish_run(run, self.owner, &results, quarantine).await?)
+    }
+
+    /// The key of a session that is to be merged.
+    async fn key(&self, key: &SessionKey) -> anyhow::Result<Result<Key, Outcome>> {
+        match self.keys.key(key).await {
+            Ok(data_key) => Ok(Ok(data_key)),
+            // It is on its way out.
+            Err(KeyError::Shredded(_)) => Ok(Err(Outcome::Deleted)),
+            Err(error @ (KeyError::Missing(_) | KeyError::NotUnwrapped(_))) => {
+                tracing::error!(session = %key.session, %error, "session's chunks cannot be opened; they go into quarantine");
+                Ok(Err(Outcome::Unreadable(*key)))
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     async fn merge_session(
@@ -163,18 +184,23 @@ impl Compactor {
         places: Vec<Place>,
         loaded: Arc<Vec<Loaded>>,
     ) -> anyhow::Result<Outcome> {
+        let data_key = match self.key(&key).await? {
+            Ok(data_key) => data_key,
+            Err(outcome) => return Ok(outcome),
+        };
         let merging = move || {
             let plan = plan_of(&places, &loaded);
-            let merged = merge::merge(id, key, &plan, &loaded);
+            let merged = merge::merge(id, key, &data_key, &plan, &loaded);
             (plan, merged)
         };
         let (plan, merged) = self.pool.run(merging).await?;
         let merged = match merged {
             Ok(merged) => merged,
-            Err(error) => {
+            Err(MergeError::Corrupt(error)) => {
                 tracing::error!(session = %key.session, %error, "session's chunks are corrupt; they go into quarantine");
-                return Ok(Outcome::Corrupt(key));
+                return Ok(Outcome::Unreadable(key));
             }
+            Err(error @ MergeError::Seal(_)) => return Err(error.into()),
         };
         self.put(ObjectKey::Session { key, id }, &merged).await?;
         Ok(Outcome::Merged(Box::new(result_of(key, &plan, merged, Vec::new()))))
@@ -192,6 +218,11 @@ impl Compactor {
         if parts.len() == 1 || bytes > self.config.runs.run_bytes_max {
             return self.leave_parts(&key, &parts).await;
         }
+        let data_key = match self.key(&key).await? {
+            Ok(data_key) => data_key,
+            Err(Outcome::Unreadable(_)) => return self.leave_parts(&key, &parts).await,
+            Err(_) => return Ok(false),
+        };
         let loaded = match self.load(&parts).await? {
             Ok(loaded) => Arc::new(loaded),
             Err(corrupt) => {
@@ -205,11 +236,12 @@ impl Compactor {
         }
         let merging = move || {
             let plan = plan_of(&[], &loaded);
-            merge::merge(id, key, &plan, &loaded).map(|merged| (plan, merged))
+            merge::merge(id, key, &data_key, &plan, &loaded).map(|merged| (plan, merged))
         };
         let (plan, merged) = match self.pool.run(merging).await? {
             Ok(merged) => merged,
-            Err(error) => {
+            Err(error @ MergeError::Seal(_)) => return Err(error.into()),
+            Err(MergeError::Corrupt(error)) => {
                 tracing::error!(session = %key.session, %error, "parts are corrupt; they stay as they are");
                 return self.leave_parts(&key, &parts).await;
             }
@@ -234,19 +266,18 @@ impl Compactor {
     async fn load(&self, objects: &[LiveObject]) -> anyhow::Result<Result<Vec<Loaded>, ObjectKey>> {
         let loaded: Vec<Result<Loaded, ObjectKey>> = stream::iter(objects)
             .map(|object| async move {
-                let body = self.objects.get(&object.key).await.with_context(|| format!("fetch {}", object.key))?;
-                let (key, footer) = (object.key, object.footer);
-                let decoding = move || {
-                    let bytes = body.get(footer.at as usize..(footer.at + u64::from(footer.len)) as usize)?;
-                    let footer = match key {
-                        ObjectKey::Session { .. } => {
-                            LoadedFooter::Session(session_object::Footer::decode(bytes, footer.at).ok()?)
-                        }
-                        _ => LoadedFooter::Shared(shared_object::Footer::decode(bytes, footer.at).ok()?),
-                    };
-                    Some(Loaded { body, footer })
-                };
-                Ok::<_, anyhow::Error>(self.pool.run(decoding).await?.ok_or(key))
+                let key = object.key;
+                let body = self.objects.get(&key).await.with_context(|| format!("fetch {key}"))?;
+                let (at, len) = (object.footer.at as usize, object.footer.len as usize);
+                // A body that was cut short has no footer where the row says.
+                if body.len() < at + len {
+                    return Ok(Err(key));
+                }
+                match footers::open(&self.keys, &self.pool, object, body.slice(at..at + len)).await {
+                    Ok(footer) => Ok::<_, anyhow::Error>(Ok(Loaded { body, footer })),
+                    Err(FooterError::Corrupt(_)) => Ok(Err(key)),
+                    Err(error) => Err(error).with_context(|| format!("open footer of {key}")),
+                }
             })
             .buffered(TRANSFERS)
             .try_collect()
@@ -263,7 +294,9 @@ impl Compactor {
                 Ok(loaded) => all.extend(loaded),
                 Err(key) => {
                     let body = self.objects.get(&key).await.with_context(|| format!("fetch {key}"))?;
-                    all.push(merge::wholly_corrupt(body).with_context(|| format!("{key} is of another format"))?);
+                    all.push(
+                        merge::wholly_corrupt(key.id(), body).with_context(|| format!("{key} is of another format"))?,
+                    );
                     tracing::error!(object = %key, "footer is corrupt; the object goes into quarantine");
                 }
             }
@@ -284,7 +317,10 @@ impl Compactor {
 
 enum Outcome {
     Merged(Box<SessionResult>),
-    Corrupt(SessionKey),
+    /// Its chunks are corrupt, or its key is missing.
+    Unreadable(SessionKey),
+    /// Its key was destroyed.
+    Deleted,
 }
 
 fn result_of(key: SessionKey, plan: &Plan, merged: Merged, replaces: Vec<ObjectId>) -> SessionResult {
@@ -299,7 +335,7 @@ type Place = (usize, usize);
 fn places_in(loaded: &[Loaded]) -> BTreeMap<SessionKey, Vec<Place>> {
     let mut places: BTreeMap<SessionKey, Vec<Place>> = BTreeMap::new();
     for (object, source) in loaded.iter().enumerate() {
-        if let LoadedFooter::Shared(footer) = &source.footer {
+        if let Footer::Shared(footer) = &source.footer {
             for (number, chunk) in footer.chunks.iter().enumerate() {
                 places.entry(chunk.key).or_default().push((object, number));
             }
@@ -312,17 +348,17 @@ fn places_in(loaded: &[Loaded]) -> BTreeMap<SessionKey, Vec<Place>> {
 fn plan_of(places: &[Place], loaded: &[Loaded]) -> Plan {
     let mut merged = Vec::new();
     for (object, source) in loaded.iter().enumerate() {
-        if let LoadedFooter::Session(footer) = &source.footer {
-            merged.push((object, footer));
+        if let Footer::Session(footer) = &source.footer {
+            merged.push((object, footer.as_ref()));
         }
     }
     let shared: Vec<SharedSource<'_>> = places
         .iter()
         .filter_map(|&(object, number)| match &loaded.get(object)?.footer {
-            LoadedFooter::Shared(footer) => {
-                Some(SharedSource { object, partition: footer.partition, chunk: footer.chunks.get(number)? })
+            Footer::Shared(footer) => {
+                Some(SharedSource { object, partition: footer.partition, number, chunk: footer.chunks.get(number)? })
             }
-            LoadedFooter::Session(_) => None,
+            Footer::Session(_) => None,
         })
         .collect();
     Plan::build(&merged, &shared)

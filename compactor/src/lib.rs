@@ -11,6 +11,7 @@ mod metrics;
 use std::time::Duration;
 
 use engine::compaction::RunConfig;
+use service_kit::config::keys::{KeyStoreConfig, SessionKeysConfig};
 use service_kit::config::postgres::PostgresConfig;
 use service_kit::config::s3::S3Config;
 use service_kit::config::{Env, Knob, ages, kafka};
@@ -25,6 +26,10 @@ pub struct Config {
     pub topic: String,
     /// The index.
     pub postgres: PostgresConfig,
+    /// The key store.
+    pub keystore: KeyStoreConfig,
+    /// Keys of sessions.
+    pub keys: SessionKeysConfig,
     /// The bucket.
     pub s3: S3Config,
     /// How often work is looked for when there is none.
@@ -84,9 +89,13 @@ pub const DEFINITION: Definition<Config> = Definition {
 
 impl Config {
     fn load(env: &mut Env<'_>) -> Self {
+        let topic = kafka::topic_events(env);
+        let postgres = PostgresConfig::load(env);
         Self {
-            topic: kafka::topic_events(env),
-            postgres: PostgresConfig::load(env),
+            topic,
+            keystore: KeyStoreConfig::load(env, &postgres.url),
+            keys: SessionKeysConfig::load(env),
+            postgres,
             s3: S3Config::load(env),
             pass_interval: ages::pass_interval(env),
             runs: RunConfig {

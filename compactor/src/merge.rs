@@ -1,14 +1,25 @@
 //! The bytes of session objects. CPU work over objects in memory, done on the pool.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use bytes::Bytes;
 use engine::compaction::{Cut, FrameCutter};
 use engine::merge::{Location, Merger, Plan, Range, Step};
 use schemas::codec::{self, FormatError};
-use schemas::session_object::{Footer, PREAMBLE};
-use schemas::shared_object::{self, QuarantineReason, Quarantined};
+use schemas::object::ObjectKind;
+use schemas::session_object::Footer as SessionFooter;
+use schemas::shared_object::{Chunk, Footer as SharedFooter, QuarantineReason, Quarantined, SessionFilter};
 use schemas::{ObjectId, SessionKey, limits};
+use sealing::frames::{ChunkContext, ChunkKind, Opener, Sealer};
+use sealing::objects::{
+    OpenError, StorageKey, chunk_opener, frame_at, seal_session_footer, seal_shared_footer, session_opener,
+};
+use sealing::{Key, SealError};
+use storage::footers::Footer;
 use storage::index::Uploaded;
 use storage::objects;
+use thiserror::Error;
 
 /// zstd's level for session objects: written once, read for a year.
 const SESSION_ZSTD_LEVEL: i32 = 9;
@@ -17,14 +28,24 @@ const SESSION_ZSTD_LEVEL: i32 = 9;
 #[derive(Debug, Clone)]
 pub(crate) struct Loaded {
     pub(crate) body: Bytes,
-    pub(crate) footer: LoadedFooter,
+    pub(crate) footer: Footer,
 }
 
-/// The footer of an object in memory.
-#[derive(Debug, Clone)]
-pub(crate) enum LoadedFooter {
-    Shared(shared_object::Footer),
-    Session(Footer),
+/// Why a session cannot be merged.
+#[derive(Debug, Error)]
+pub(crate) enum MergeError {
+    /// What is stored of it is not what was put there.
+    #[error(transparent)]
+    Corrupt(#[from] OpenError),
+    /// Sealing failed; trying again may help.
+    #[error("seal object")]
+    Seal(#[from] SealError),
+}
+
+impl From<FormatError> for MergeError {
+    fn from(error: FormatError) -> Self {
+        Self::Corrupt(error.into())
+    }
 }
 
 /// A session object that is ready for upload.
@@ -34,106 +55,144 @@ pub(crate) struct Merged {
     pub(crate) row: Uploaded,
 }
 
-/// Merges a session's batches into one object.
-pub(crate) fn merge(id: ObjectId, key: SessionKey, plan: &Plan, objects: &[Loaded]) -> Result<Merged, FormatError> {
+/// Merges a session's batches into one object, sealed with the session's key.
+pub(crate) fn merge(
+    id: ObjectId,
+    key: SessionKey,
+    data_key: &Key,
+    plan: &Plan,
+    objects: &[Loaded],
+) -> Result<Merged, MergeError> {
     let mismatch = |_| FormatError::Field("facts");
-    let mut writer = ObjectWriter { body: PREAMBLE.to_vec(), footer: empty_footer(key, plan) };
+    let mut writer = ObjectWriter::new(id, key, data_key, plan)?;
     let mut cutter = FrameCutter::new(limits::FRAME_RAW_BYTES);
-    let mut frames = FrameCache::default();
+    let mut source = Source { data_key, objects, openers: BTreeMap::new(), frames: Vec::new() };
     let mut merger = Merger::new(plan, Range::ALL);
     loop {
         match merger.step().map_err(mismatch)? {
             Step::Need { stream, batch } => {
                 let batch = &plan.streams[stream].batches[batch];
-                let payload = load(&batch.location, batch.facts.raw_bytes as usize, objects, &mut frames)?;
+                let payload = source.load(&batch.location, batch.facts.raw_bytes as usize)?;
                 merger.supply(stream, payload).map_err(mismatch)?;
             }
             Step::Event(event) => {
                 if let Some(cut) = cutter.push(plan, &event, merger.bytes(&event)) {
-                    writer.frame(&cut);
+                    writer.frame(cut)?;
                 }
             }
             Step::Done => break,
         }
     }
     if let Some(cut) = cutter.finish() {
-        writer.frame(&cut);
+        writer.frame(cut)?;
     }
-    Ok(writer.finish(id))
-}
-
-fn empty_footer(key: SessionKey, plan: &Plan) -> Footer {
-    Footer {
-        key,
-        frames: Vec::new(),
-        streams: plan.stream_infos(),
-        duplicates: plan.duplicates,
-        conflicts: plan.conflicts,
-    }
+    Ok(writer.finish(data_key)?)
 }
 
 struct ObjectWriter {
     body: Vec<u8>,
-    footer: Footer,
+    footer: SessionFooter,
+    sealer: Sealer,
+    /// The latest frame, compressed. Whether it is the last is known when the next one comes, or none.
+    held_back: Option<(Cut, Vec<u8>)>,
 }
 
 impl ObjectWriter {
-    fn frame(&mut self, cut: &Cut) {
-        let frame = codec::compress(&cut.raw, SESSION_ZSTD_LEVEL);
-        self.footer.frames.push(cut.frame(self.body.len() as u64, frame.len() as u32));
-        self.body.extend_from_slice(&frame);
+    fn new(id: ObjectId, key: SessionKey, data_key: &Key, plan: &Plan) -> Result<Self, SealError> {
+        let sealer = Sealer::new(data_key, ChunkContext { session: key, kind: ChunkKind::Session })?;
+        let footer = SessionFooter {
+            object: id,
+            key,
+            chunk: *sealer.chunk().as_bytes(),
+            frames: Vec::new(),
+            streams: plan.stream_infos(),
+            duplicates: plan.duplicates,
+            conflicts: plan.conflicts,
+        };
+        Ok(Self { body: ObjectKind::Session.preamble().to_vec(), footer, sealer, held_back: None })
     }
 
-    fn finish(self, id: ObjectId) -> Merged {
-        let (body, row) = objects::finish(id, self.body, &self.footer.encode());
-        Merged { body, row }
+    fn frame(&mut self, cut: Cut) -> Result<(), SealError> {
+        let compressed = codec::compress(&cut.raw, SESSION_ZSTD_LEVEL);
+        if let Some((before, frame)) = self.held_back.replace((cut, compressed)) {
+            let at = self.body.len() as u64;
+            let len = self.sealer.seal(&frame, &mut self.body)?;
+            self.footer.frames.push(before.frame(at, len as u32));
+        }
+        Ok(())
+    }
+
+    fn finish(self, data_key: &Key) -> Result<Merged, SealError> {
+        let Self { mut body, mut footer, sealer, held_back } = self;
+        if let Some((last, frame)) = held_back {
+            let at = body.len() as u64;
+            let len = sealer.seal_last(&frame, &mut body)?;
+            footer.frames.push(last.frame(at, len as u32));
+        }
+        let region = seal_session_footer(data_key, &footer)?;
+        let (body, row) = objects::finish(footer.object, ObjectKind::Session, body, &region, None);
+        Ok(Merged { body, row })
     }
 }
 
-/// The last decompressed frame of each session object: neighbouring batches share it.
-#[derive(Default)]
-struct FrameCache(Vec<(usize, usize, Vec<u8>)>);
+/// What a session's batches are read from.
+struct Source<'a> {
+    data_key: &'a Key,
+    objects: &'a [Loaded],
+    /// By object and chunk; a session object is one chunk.
+    openers: BTreeMap<(usize, usize), Opener>,
+    /// The last opened frame of each session object: neighbouring batches share it.
+    frames: Vec<(usize, usize, Vec<u8>)>,
+}
 
-impl FrameCache {
-    fn get(&mut self, object: usize, frame: usize, loaded: &Loaded) -> Result<&[u8], FormatError> {
-        let place = match self.0.iter().position(|(of, ..)| *of == object) {
-            Some(place) if self.0[place].1 == frame => place,
-            found => {
-                let LoadedFooter::Session(footer) = &loaded.footer else { return Err(FormatError::Field("kind")) };
-                let entry = footer.frames.get(frame).ok_or(FormatError::Field("frame"))?;
-                let bytes = slice(&loaded.body, entry.at, u64::from(entry.len))?;
-                let raw = codec::decompress(bytes, entry.raw_len as usize)?;
-                if let Some(place) = found {
-                    self.0.swap_remove(place);
+impl Source<'_> {
+    fn load(&mut self, location: &Location, raw_bytes: usize) -> Result<Vec<u8>, OpenError> {
+        match *location {
+            Location::Shared { object, chunk: number, frame, at, len } => {
+                let loaded = self.objects.get(object).ok_or(FormatError::Field("object"))?;
+                let chunk = match &loaded.footer {
+                    Footer::Shared(footer) => footer.chunks.get(number).ok_or(FormatError::Field("chunk"))?,
+                    Footer::Session(_) => return Err(FormatError::Field("kind").into()),
+                };
+                let sealed = slice(&loaded.body, at, u64::from(len))?;
+                let data_key = self.data_key;
+                let opener = self.openers.entry((object, number)).or_insert_with(|| chunk_opener(data_key, chunk));
+                let opened = opener.open(frame_at(frame, chunk.batches.len()), sealed)?;
+                Ok(codec::decompress(&opened, raw_bytes)?)
+            }
+            Location::Session { object, ref pieces } => {
+                let mut payload = Vec::with_capacity(raw_bytes);
+                for piece in pieces {
+                    let raw = self.frame(object, piece.frame)?;
+                    let part = raw.get(piece.at as usize..(piece.at + piece.len) as usize);
+                    payload.extend_from_slice(part.ok_or(FormatError::Truncated)?);
                 }
-                self.0.push((object, frame, raw));
-                self.0.len() - 1
+                Ok(payload)
+            }
+        }
+    }
+
+    /// A frame of a session object, opened and decompressed.
+    fn frame(&mut self, object: usize, number: usize) -> Result<&[u8], OpenError> {
+        let place = match self.frames.iter().position(|(of, ..)| *of == object) {
+            Some(place) if self.frames[place].1 == number => place,
+            found => {
+                let loaded = self.objects.get(object).ok_or(FormatError::Field("object"))?;
+                let Footer::Session(footer) = &loaded.footer else { return Err(FormatError::Field("kind").into()) };
+                let entry = footer.frames.get(number).ok_or(FormatError::Field("frame"))?;
+                let sealed = slice(&loaded.body, entry.at, u64::from(entry.len))?;
+                let data_key = self.data_key;
+                let opener = self.openers.entry((object, 0)).or_insert_with(|| session_opener(data_key, footer));
+                let opened = opener.open(frame_at(number, footer.frames.len()), sealed)?;
+                let raw = codec::decompress(&opened, entry.raw_len as usize)?;
+                if let Some(place) = found {
+                    self.frames.swap_remove(place);
+                }
+                self.frames.push((object, number, raw));
+                self.frames.len() - 1
             }
         };
-        Ok(&self.0[place].2)
-    }
-}
-
-fn load(
-    location: &Location,
-    raw_bytes: usize,
-    objects: &[Loaded],
-    frames: &mut FrameCache,
-) -> Result<Vec<u8>, FormatError> {
-    let loaded = |object: usize| objects.get(object).ok_or(FormatError::Field("object"));
-    match location {
-        Location::Shared { object, at, len } => {
-            codec::decompress(slice(&loaded(*object)?.body, *at, u64::from(*len))?, raw_bytes)
-        }
-        Location::Session { object, pieces } => {
-            let mut payload = Vec::with_capacity(raw_bytes);
-            for piece in pieces {
-                let raw = frames.get(*object, piece.frame, loaded(*object)?)?;
-                let part = raw.get(piece.at as usize..(piece.at + piece.len) as usize);
-                payload.extend_from_slice(part.ok_or(FormatError::Truncated)?);
-            }
-            Ok(payload)
-        }
+        Ok(&self.frames[place].2)
     }
 }
 
@@ -141,105 +200,173 @@ fn slice(body: &Bytes, at: u64, len: u64) -> Result<&[u8], FormatError> {
     body.get(at as usize..(at + len) as usize).ok_or(FormatError::Truncated)
 }
 
-/// Bytes that nobody can read, on their way into a quarantine object.
-#[derive(Debug, Clone)]
+/// What goes into a quarantine object: nobody can read it, and none of it is changed.
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Unreadable {
-    pub(crate) offset: u64,
-    pub(crate) reason: QuarantineReason,
-    pub(crate) bytes: Bytes,
+    /// Records, under whatever seal they have.
+    records: Vec<(Quarantined, Bytes)>,
+    /// Chunks of sessions that could not be merged, under their session's seal.
+    chunks: Vec<(Chunk, Bytes)>,
+    /// Whether it holds an object without a readable footer: nobody knows whose frames that holds.
+    of_anybody: bool,
 }
 
-/// What of a shared object has to go into quarantine whatever happens.
-pub(crate) fn quarantined(loaded: &Loaded) -> Vec<Unreadable> {
-    let LoadedFooter::Shared(footer) = &loaded.footer else { return Vec::new() };
-    let take = |record: &Quarantined| Unreadable {
-        offset: record.offset,
-        reason: record.reason,
-        bytes: loaded.body.slice(record.at as usize..(record.at + u64::from(record.len)) as usize),
-    };
-    footer.quarantined.iter().map(take).collect()
-}
+impl Unreadable {
+    /// The unreadable records of these shared objects: they go into quarantine whatever happens.
+    pub(crate) fn records_of(objects: &[Loaded]) -> Self {
+        let mut found = Self::default();
+        for loaded in objects {
+            let Footer::Shared(footer) = &loaded.footer else { continue };
+            for record in &footer.quarantined {
+                // A piece that begins before the preamble's end is no record, see `wholly_corrupt`.
+                found.of_anybody |= record.at == 0;
+                let bytes = loaded.body.slice(record.at as usize..(record.at + u64::from(record.len)) as usize);
+                found.records.push((*record, bytes));
+            }
+        }
+        found
+    }
 
-impl Loaded {
-    /// Whether it came from [`wholly_corrupt`]: a piece that begins before the preamble's end is no record.
-    pub(crate) fn is_wholly_corrupt(&self) -> bool {
-        matches!(&self.footer, LoadedFooter::Shared(footer) if footer.quarantined.iter().any(|piece| piece.at == 0))
+    /// Adds the chunks of a session that could not be merged.
+    pub(crate) fn add_session(&mut self, key: SessionKey, objects: &[Loaded]) {
+        for loaded in objects {
+            let Footer::Shared(footer) = &loaded.footer else { continue };
+            for chunk in footer.chunks.iter().filter(|chunk| chunk.key == key) {
+                let bytes = loaded.body.slice(chunk.at as usize..(chunk.at + chunk.len()) as usize);
+                self.chunks.push((chunk.clone(), bytes));
+            }
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.records.is_empty() && self.chunks.is_empty()
+    }
+
+    /// Records and batches in it.
+    pub(crate) fn len(&self) -> usize {
+        self.records.len() + self.chunks.iter().map(|(chunk, _)| chunk.batches.len()).sum::<usize>()
+    }
+
+    /// The filter of the sessions that it holds chunks of; `None` when it may hold those of any.
+    pub(crate) fn filter(&self) -> Option<SessionFilter> {
+        let sessions: Vec<SessionKey> = self.chunks.iter().map(|(chunk, _)| chunk.key).collect();
+        (!self.of_anybody).then(|| SessionFilter::build(sessions.iter()))
+    }
+
+    /// A quarantine object of it.
+    pub(crate) fn object(&self, id: ObjectId, partition: i32, storage: &StorageKey) -> Result<Merged, SealError> {
+        let mut body = ObjectKind::Shared.preamble().to_vec();
+        let offsets = || {
+            let batches = self.chunks.iter().flat_map(|(chunk, _)| &chunk.batches).map(|batch| batch.offset);
+            self.records.iter().map(|(record, _)| record.offset).chain(batches)
+        };
+        let mut footer = SharedFooter {
+            object: id,
+            partition,
+            offset_first: offsets().min().unwrap_or(0),
+            offset_next: offsets().max().map_or(0, |last| last.saturating_add(1)),
+            chunks: Vec::with_capacity(self.chunks.len()),
+            quarantined: Vec::with_capacity(self.records.len()),
+        };
+        for (chunk, bytes) in &self.chunks {
+            footer.chunks.push(Chunk { at: body.len() as u64, ..chunk.clone() });
+            body.extend_from_slice(bytes);
+        }
+        for (record, bytes) in &self.records {
+            footer.quarantined.push(Quarantined { at: body.len() as u64, ..*record });
+            body.extend_from_slice(bytes);
+        }
+        let region = seal_shared_footer(storage, &footer)?;
+        let (body, row) = objects::finish(id, ObjectKind::Shared, body, &region, Some(storage.version));
+        Ok(Merged { body, row })
     }
 }
 
 /// A shared object whose footer cannot be read: nobody knows what lies where in it, so all of it is one unreadable piece.
 /// `None` when it is not of this format at all: a newer release may read it.
-pub(crate) fn wholly_corrupt(body: Bytes) -> Option<Loaded> {
-    let len = u32::try_from(body.len()).ok().filter(|_| body.starts_with(shared_object::PREAMBLE))?;
+pub(crate) fn wholly_corrupt(id: ObjectId, body: Bytes) -> Option<Loaded> {
+    let is_ours = ObjectKind::of(&body) == Ok(ObjectKind::Shared);
+    let len = u32::try_from(body.len()).ok().filter(|_| is_ours)?;
     let whole = Quarantined { offset: 0, at: 0, len, reason: QuarantineReason::Payload };
-    let footer = shared_object::Footer {
+    let footer = SharedFooter {
+        object: id,
         partition: 0,
         offset_first: 0,
         offset_next: 0,
         chunks: Vec::new(),
         quarantined: vec![whole],
     };
-    Some(Loaded { body, footer: LoadedFooter::Shared(footer) })
-}
-
-/// The frames of a session that could not be merged, byte for byte.
-pub(crate) fn unmergeable(key: SessionKey, objects: &[Loaded]) -> Vec<Unreadable> {
-    let mut found = Vec::new();
-    for loaded in objects {
-        let LoadedFooter::Shared(footer) = &loaded.footer else { continue };
-        for chunk in footer.chunks.iter().filter(|chunk| chunk.key == key) {
-            let mut at = chunk.at as usize;
-            for batch in &chunk.batches {
-                let bytes = loaded.body.slice(at..at + batch.len as usize);
-                at += batch.len as usize;
-                found.push(Unreadable { offset: batch.offset, reason: QuarantineReason::Payload, bytes });
-            }
-        }
-    }
-    found
-}
-
-/// A quarantine object of these bytes.
-pub(crate) fn quarantine_object(id: ObjectId, partition: i32, unreadable: &[Unreadable]) -> Merged {
-    let mut body = shared_object::PREAMBLE.to_vec();
-    let mut footer = shared_object::Footer {
-        partition,
-        offset_first: unreadable.iter().map(|record| record.offset).min().unwrap_or(0),
-        offset_next: unreadable.iter().map(|record| record.offset + 1).max().unwrap_or(0),
-        chunks: Vec::new(),
-        quarantined: Vec::with_capacity(unreadable.len()),
-    };
-    for record in unreadable {
-        footer.quarantined.push(Quarantined {
-            offset: record.offset,
-            at: body.len() as u64,
-            len: record.bytes.len() as u32,
-            reason: record.reason,
-        });
-        body.extend_from_slice(&record.bytes);
-    }
-    let (body, row) = objects::finish(id, body, &footer.encode());
-    Merged { body, row }
+    Some(Loaded { body, footer: Footer::Shared(Arc::new(footer)) })
 }
 
 #[cfg(test)]
 mod tests {
+    use schemas::shared_object::BatchEntry;
+    use schemas::{BatchFacts, SessionId, WorkspaceId};
+    use sealing::frames::seal_chunk;
+    use sealing::keyring::KeyVersion;
+    use sealing::objects::open_shared_footer;
     use uuid::Uuid;
 
     use super::*;
 
+    fn storage() -> StorageKey {
+        StorageKey { version: KeyVersion(1), key: Key::new([9; 32]) }
+    }
+
+    fn footer_of(object: &Merged) -> SharedFooter {
+        let (at, len) = (object.row.footer.at, object.row.footer.len as usize);
+        let region = &object.body[at as usize..at as usize + len];
+        open_shared_footer(&storage().key, object.row.id, region, at).unwrap()
+    }
+
     #[test]
     fn an_object_without_a_readable_footer_is_kept_byte_for_byte() {
+        let id = ObjectId(Uuid::from_u128(4));
         let body = Bytes::from_static(b"CLVS\x01whatever was there");
-        let loaded = wholly_corrupt(body.clone()).unwrap();
-        assert!(loaded.is_wholly_corrupt());
-        let found = quarantined(&loaded);
-        assert_eq!(found.iter().map(|record| &record.bytes).collect::<Vec<_>>(), [&body]);
-        let object = quarantine_object(ObjectId(Uuid::nil()), 3, &found);
-        let at = object.row.footer.at as usize;
-        let footer = shared_object::Footer::decode(&object.body[at..], at as u64).unwrap();
-        let place = footer.quarantined[0];
+        let found = Unreadable::records_of(&[wholly_corrupt(id, body.clone()).unwrap()]);
+        assert!(found.filter().is_none(), "it may hold frames of any session");
+        let object = found.object(id, 3, &storage()).unwrap();
+        let place = footer_of(&object).quarantined[0];
         assert_eq!(object.body.slice(place.at as usize..place.at as usize + place.len as usize), body);
-        assert!(wholly_corrupt(Bytes::from_static(b"CLVS\x02newer")).is_none());
+        assert!(wholly_corrupt(id, Bytes::from_static(b"CLVS\x02newer")).is_none());
+    }
+
+    #[test]
+    fn chunks_that_cannot_be_merged_are_moved_as_they_are_and_still_open() {
+        let key = SessionKey { workspace: WorkspaceId(Uuid::from_u128(1)), session: SessionId(Uuid::from_u128(2)) };
+        let data_key = Key::new([5; 32]);
+        let mut body = ObjectKind::Shared.preamble().to_vec();
+        let context = ChunkContext { session: key, kind: ChunkKind::Shared };
+        let (chunk, lens) = seal_chunk(&data_key, context, [b"one".as_slice(), b"two"], &mut body).unwrap();
+        let entry = |(seq, len): (usize, &usize)| BatchEntry {
+            seq: seq as u32,
+            end: false,
+            offset: 7 + seq as u64,
+            len: *len as u32,
+            facts: BatchFacts::default(),
+        };
+        let batches = lens.iter().enumerate().map(entry).collect();
+        let chunk = Chunk { key, stream: 1, id: *chunk.as_bytes(), at: 5, batches };
+        let footer = SharedFooter {
+            object: ObjectId(Uuid::nil()),
+            partition: 3,
+            offset_first: 7,
+            offset_next: 9,
+            chunks: vec![chunk],
+            quarantined: Vec::new(),
+        };
+        let loaded = [Loaded { body: body.into(), footer: Footer::Shared(Arc::new(footer)) }];
+        let mut found = Unreadable::default();
+        found.add_session(key, &loaded);
+        assert_eq!(found.len(), 2);
+        assert!(found.filter().unwrap().may_contain(&key));
+        let object = found.object(ObjectId(Uuid::from_u128(8)), 3, &storage()).unwrap();
+        let footer = footer_of(&object);
+        assert_eq!((footer.offset_first, footer.offset_next), (7, 9));
+        let moved = &footer.chunks[0];
+        let last = moved.at as usize + lens[0]..moved.at as usize + lens[0] + lens[1];
+        let opened = chunk_opener(&data_key, moved).open(frame_at(1, 2), &object.body[last]);
+        assert_eq!(opened.as_deref(), Ok(b"two".as_slice()));
     }
 }

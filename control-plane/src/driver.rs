@@ -9,12 +9,14 @@ use axum::middleware::{self, Next};
 use axum::response::Response;
 use engine::token::Signing;
 use service_kit::http_server;
-use service_kit::keys::{self, ControlKeys};
+use service_kit::keys;
+use service_kit::keys::tokens::ControlKeys;
 use service_kit::pool::Pool;
 use service_kit::service::Surroundings;
 use storage::Schema;
 use storage::index::Index;
 use storage::reading::Reader;
+use storage::session_keys::SessionKeys;
 
 use crate::{Config, metrics, routes};
 
@@ -22,6 +24,7 @@ use crate::{Config, metrics, routes};
 #[derive(Clone)]
 pub(crate) struct State {
     pub(crate) index: Index,
+    pub(crate) keys: SessionKeys,
     pub(crate) reader: Reader,
     pub(crate) signing: Arc<Signing>,
     pub(crate) silence: Duration,
@@ -35,11 +38,14 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
     let keys: ControlKeys = keys::read(&config.keys_file)?;
     let secret = keys.link_signing.bytes().context("link key is not 32 bytes in base64")?;
     let signing = Arc::new(Signing::new(keys.link_signing.kid, &secret));
-    let connecting = storage::connect(&config.postgres, &config.s3, Schema::Migrate, &health, &shutdown);
+    let keyring = keys::keyring::open(&config.keys.keyring, &shutdown)?;
+    let connecting =
+        storage::connect(&config.postgres, &config.keystore, &config.s3, Schema::Migrate, &health, &shutdown);
     let Some(stores) = connecting.await? else { return Ok(()) };
+    let session_keys = SessionKeys::new(stores.keystore, keyring, config.keys.cache, &shutdown);
     let pool = Pool::new("control", None).context("start pool")?;
-    let reader = Reader::new(stores.index.clone(), stores.objects, pool);
-    let state = State { index: stores.index, reader, signing, silence: config.silence };
+    let reader = Reader::new(stores.index.clone(), stores.objects, session_keys.clone(), pool);
+    let state = State { index: stores.index, keys: session_keys, reader, signing, silence: config.silence };
     let router = routes::router().with_state(state).layer(middleware::from_fn(measure));
     http_server::serve(listener, &shutdown, move |request| {
         let router = router.clone();

@@ -12,6 +12,7 @@ mod routes;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use service_kit::config::keys::{KeyStoreConfig, SessionKeysConfig};
 use service_kit::config::postgres::PostgresConfig;
 use service_kit::config::s3::S3Config;
 use service_kit::config::{Env, Knob, ages};
@@ -25,6 +26,10 @@ pub use routes::CALLS;
 pub struct Config {
     /// The index.
     pub postgres: PostgresConfig,
+    /// The key store.
+    pub keystore: KeyStoreConfig,
+    /// Keys of sessions.
+    pub keys: SessionKeysConfig,
     /// The bucket.
     pub s3: S3Config,
     /// Where the key is that signs links.
@@ -52,8 +57,11 @@ pub const DEFINITION: Definition<Config> = Definition {
 
 impl Config {
     fn load(env: &mut Env<'_>) -> Self {
+        let postgres = PostgresConfig::load(env);
         Self {
-            postgres: PostgresConfig::load(env),
+            keystore: KeyStoreConfig::load(env, &postgres.url),
+            keys: SessionKeysConfig::load(env),
+            postgres,
             s3: S3Config::load(env),
             keys_file: env.path(&KEYS_FILE),
             silence: ages::session_silence(env),

@@ -7,6 +7,7 @@ use schemas::codes::{PROBLEM_CONTENT_TYPE, Refusal};
 use service_kit::telemetry::chain;
 use storage::index::IndexError;
 use storage::reading::ReadError;
+use storage::session_keys::KeyError;
 
 /// A refusal on its way out.
 #[derive(Debug)]
@@ -39,7 +40,12 @@ impl From<ReadError> for Refused {
                 tracing::error!(error = %chain(&error), "read session");
                 ErrorCode::ObjectCorrupt.into()
             }
-            ReadError::Index(_) | ReadError::Object { .. } => {
+            ReadError::Key(KeyError::Shredded(_)) => ErrorCode::SessionDeleted.into(),
+            ReadError::Key(KeyError::Missing(_) | KeyError::NotUnwrapped(_)) => {
+                tracing::error!(error = %chain(&error), "read session");
+                ErrorCode::KeyMissing.into()
+            }
+            ReadError::Index(_) | ReadError::Object { .. } | ReadError::Key(_) => {
                 tracing::warn!(error = %chain(&error), "read session");
                 ErrorCode::Unavailable.into()
             }

@@ -444,6 +444,7 @@ async fn delete_session(
 ) -> Answer<(StatusCode, Json<DeletionAccepted>)> {
     let key = SessionKey { workspace: caller.workspace, session: SessionId(parse_id(&id)?) };
     let deletion_id = state.index.delete_session(&key).await?;
+    state.keys.forget([&key]);
     Ok((StatusCode::ACCEPTED, Json(DeletionAccepted { deletion_id })))
 }
 

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use schemas::WorkspaceId;
-use schemas::record::{self, Header};
+use schemas::record::Header;
 use uuid::Uuid;
 
 use crate::kafka::Producer;
+use crate::seal::Seal;
 
 const HOUR_MS: u64 = 3_600_000;
 
@@ -26,13 +27,19 @@ impl Declines {
     }
 
     /// Sends all sums. Those that Kafka does not take are kept for the next time.
-    pub(crate) async fn send(&self, producer: &Producer) {
+    pub(crate) async fn send(&self, producer: &Producer, seal: &Seal) {
         let sums = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
         for ((workspace, hour_ms), count) in sums {
-            let value = record::encode(&Header::Declines { workspace, hour_ms, count }, &[]);
             // A random key: the partition says nothing about who declined.
             let key = Uuid::new_v8(rand_bytes());
-            if producer.send(key.as_bytes(), &value).await.is_err() {
+            let sent = match seal.seal(key.as_bytes(), &Header::Declines { workspace, hour_ms, count }, &[]) {
+                Ok(value) => producer.send(key.as_bytes(), &value).await.is_ok(),
+                Err(error) => {
+                    tracing::error!(%error, "seal sum of declines");
+                    false
+                }
+            };
+            if !sent {
                 self.add((workspace, hour_ms), count);
             }
         }

@@ -13,12 +13,13 @@ use http::{Request, StatusCode, header};
 use hyper::body::Incoming;
 use schemas::codes::Refusal;
 use schemas::http::{BeaconHead, Capture, ConsentRequest, ConsentResponse, EventsResponse, SessionResponse};
-use schemas::record::{self, Header};
+use schemas::record::Header;
 use schemas::token::SessionClaims;
-use schemas::{ErrorCode, codec, limits};
+use schemas::{ErrorCode, SessionId, codec, limits};
 use service_kit::health::Health;
 use service_kit::http_server;
-use service_kit::keys::{self, EdgeKeys};
+use service_kit::keys::tokens::EdgeKeys;
+use service_kit::keys::{self, Watched};
 use service_kit::pool::Pool;
 use service_kit::service::Surroundings;
 use service_kit::time::now_ms;
@@ -28,6 +29,7 @@ use tokio::sync::Semaphore;
 use crate::declines::Declines;
 use crate::http::{Answer, Asked, Head, Route};
 use crate::kafka::Producer;
+use crate::seal::Seal;
 use crate::{Config, body, http as answers, metrics};
 
 /// zstd's level for records: the fastest, since the compactor compresses again.
@@ -38,6 +40,7 @@ struct Edge {
     sessions: Arc<Verifiers>,
     signing: Signing,
     producer: Producer,
+    seal: Arc<Seal>,
     pool: Pool,
     declines: Declines,
     health: Health,
@@ -53,6 +56,8 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
     service_kit::telemetry::describe(metrics::ALL);
     let keys: EdgeKeys = keys::read(&config.keys_file)?;
     let (links, sessions, signing) = keyring(&keys)?;
+    let transport = Watched::start(config.transport_keys_file.clone(), &shutdown)?;
+    let seal = Seal::new(transport, &config.kafka.topic_events).context("make the seal of records")?;
     let producer = Producer::new(&config.kafka).context("make producer")?;
     let part = health.part("kafka");
     tokio::spawn(producer.clone().watch(config.kafka.clone(), part, shutdown.clone()));
@@ -61,6 +66,7 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         sessions: Arc::new(sessions),
         signing,
         producer,
+        seal: Arc::new(seal),
         pool: Pool::new("edge", None).context("start pool")?,
         declines: Declines::default(),
         health,
@@ -71,7 +77,7 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
     let until = shutdown.clone();
     tokio::spawn(async move {
         while until.sleep(config.declines_interval).await {
-            sending.declines.send(&sending.producer).await;
+            sending.declines.send(&sending.producer, &sending.seal).await;
         }
     });
     let serving = Arc::clone(&edge);
@@ -80,7 +86,7 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         async move { edge.answer(request).await }
     })
     .await;
-    if tokio::time::timeout(shutdown.grace, edge.declines.send(&edge.producer)).await.is_err() {
+    if tokio::time::timeout(shutdown.grace, edge.declines.send(&edge.producer, &edge.seal)).await.is_err() {
         tracing::warn!("sums of declines were still on their way after the grace");
     }
     edge.producer.flush(shutdown.grace).await.context("flush producer")?;
@@ -112,12 +118,12 @@ struct Envelope {
     events: Bytes,
 }
 
-/// What a batch's record is made of.
+/// A batch that is ready for the log.
 struct Batch {
-    claims: SessionClaims,
+    session: SessionId,
     place: Place,
     facts: schemas::BatchFacts,
-    frame: Vec<u8>,
+    value: Vec<u8>,
 }
 
 impl Edge {
@@ -173,7 +179,8 @@ impl Edge {
             }
             ConsentOutcome::Begin { acceptance, claims } => {
                 // The session's first record; only then may anything be sent.
-                self.produce(&claims, &acceptance, &[]).await?;
+                let value = sealed(&self.seal, claims.ses, &acceptance, &[])?;
+                self.producer.send(claims.ses.as_bytes(), &value).await?;
                 let expires_at = expires_at(&claims);
                 let response = ConsentResponse {
                     session_id: claims.ses,
@@ -210,8 +217,9 @@ impl Edge {
         ::metrics::counter!(metrics::BYTES_RECEIVED).increment(wire.len() as u64);
         let sessions = Arc::clone(&self.sessions);
         let origin = answers::text(&head.headers, header::ORIGIN).map(str::to_owned);
-        // Decoding and reading are one job: what a small body grows to is held by the pool's few threads, and never by
-        // requests that wait for their turn.
+        let seal = Arc::clone(&self.seal);
+        // Decoding, reading and sealing are one job: what a small body grows to is held by the pool's few threads, and never
+        // by requests that wait for their turn.
         let reading = move || {
             let decoded = body::decode(wire, encoding)?;
             let Envelope { claims, place, events } = match proven {
@@ -219,10 +227,12 @@ impl Edge {
                 None => open_beacon(&sessions, origin.as_deref(), &decoded)?,
             };
             let (facts, frame) = read_batch(&events)?;
-            Ok::<_, Refusal>(Batch { claims, place, facts, frame })
+            let header = admission::batch_header(&claims, place, facts);
+            let value = sealed(&seal, claims.ses, &header, &frame)?;
+            Ok::<_, Refusal>(Batch { session: claims.ses, place, facts, value })
         };
-        let Batch { claims, place, facts, frame } = self.on_pool(reading).await??;
-        self.produce(&claims, &admission::batch_header(&claims, place, facts), &frame).await?;
+        let Batch { session, place, facts, value } = self.on_pool(reading).await??;
+        self.producer.send(session.as_bytes(), &value).await?;
         drop(room);
         ::metrics::counter!(metrics::EVENTS).increment(u64::from(facts.events));
         ::metrics::counter!(metrics::BYTES_DECODED).increment(u64::from(facts.raw_bytes));
@@ -248,11 +258,15 @@ impl Edge {
     async fn on_pool<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Refusal> {
         self.pool.run(work).await.map_err(|_| ErrorCode::Internal.into())
     }
+}
 
-    async fn produce(&self, claims: &SessionClaims, header: &Header, payload: &[u8]) -> Result<(), Refusal> {
-        let value = record::encode(header, payload);
-        self.producer.send(claims.ses.as_bytes(), &value).await
-    }
+/// A session's record, ready for the log.
+fn sealed(seal: &Seal, session: SessionId, header: &Header, payload: &[u8]) -> Result<Vec<u8>, Refusal> {
+    // Nothing leaves that is not sealed.
+    seal.seal(session.as_bytes(), header, payload).map_err(|error| {
+        tracing::error!(%error, "seal record");
+        ErrorCode::Internal.into()
+    })
 }
 
 fn verify(sessions: &Verifiers, token: &str, origin: Option<&str>) -> Result<SessionClaims, Refusal> {

@@ -4,7 +4,8 @@
 //! body is read, decoded and validated within bounds (E3), and becomes one record; the answer is 202 only when Kafka has
 //! it on all in-sync replicas (E1). The edge never opens a connection to Postgres or S3.
 //!
-//! `driver` takes requests, `http` reads and answers them, `body` decodes, `kafka` produces, `declines` counts.
+//! `driver` takes requests, `http` reads and answers them, `body` decodes, `seal` seals records, `kafka` produces, `declines`
+//! counts.
 
 mod body;
 mod declines;
@@ -12,12 +13,13 @@ mod driver;
 mod http;
 mod kafka;
 mod metrics;
+mod seal;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use service_kit::config::kafka::KafkaConfig;
-use service_kit::config::{Env, Knob};
+use service_kit::config::{Env, Knob, keys};
 use service_kit::service::Definition;
 
 pub use driver::run;
@@ -30,6 +32,8 @@ pub struct Config {
     pub kafka: KafkaConfig,
     /// Where the keys of tokens are.
     pub keys_file: PathBuf,
+    /// Where the keys of records are.
+    pub transport_keys_file: PathBuf,
     /// How often sums of declines are sent.
     pub declines_interval: Duration,
     /// Bytes of bodies that are held at once; what comes beyond is told to come again.
@@ -72,6 +76,7 @@ impl Config {
         Self {
             kafka: KafkaConfig::load(env),
             keys_file: env.path(&KEYS_FILE),
+            transport_keys_file: keys::transport_keys_file(env),
             declines_interval: env.millis(&DECLINES_INTERVAL_MS),
             bodies_bytes_max: env.number(&BODIES_BYTES_MAX, schemas::limits::BODY_BYTES_MAX as u64),
         }

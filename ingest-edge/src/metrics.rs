@@ -11,6 +11,7 @@ pub(crate) const BYTES_PRODUCED: &str = "edge_produced_bytes_total";
 pub(crate) const PRODUCE_ERRORS: &str = "edge_produce_errors_total";
 pub(crate) const PRODUCE_SECONDS: &str = "edge_produce_seconds";
 pub(crate) const BODIES_HELD: &str = "edge_bodies_held_bytes";
+pub(crate) const EPOCH: &str = "edge_transport_epoch";
 pub(crate) const DECLINES: &str = "edge_declines_total";
 
 pub(crate) const ALL: &[Described] = &[
@@ -23,5 +24,6 @@ pub(crate) const ALL: &[Described] = &[
     Counter(PRODUCE_ERRORS, "Records that Kafka did not acknowledge, by reason."),
     Histogram(PRODUCE_SECONDS, "From handing a record over until Kafka's acknowledgement."),
     Gauge(BODIES_HELD, "Bytes of bodies held right now."),
+    Gauge(EPOCH, "The transport epoch that records are sealed under."),
     Counter(DECLINES, "Consents declined."),
 ];

@@ -1,14 +1,15 @@
 //! The worker's loop.
 
 use engine::retention::{Step, next_step};
-use schemas::ObjectId;
 use schemas::paths::{self, ObjectKey};
+use schemas::{ObjectId, SessionKey};
 use service_kit::passes;
 use service_kit::service::Surroundings;
-use storage::Schema;
 use storage::index::Index;
 use storage::index::deletions::{Leaving, Removable};
+use storage::keystore::KeyStore;
 use storage::objects::{DELETE_KEYS_MAX, Objects};
+use storage::{Schema, Stores};
 
 use crate::{Config, metrics};
 
@@ -18,6 +19,7 @@ const BATCH: i64 = DELETE_KEYS_MAX as i64;
 struct Worker {
     config: Config,
     index: Index,
+    keystore: KeyStore,
     objects: Objects,
     /// An upload cannot land later than this after its row was staged.
     put_horizon: std::time::Duration,
@@ -29,13 +31,15 @@ struct Worker {
 pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<()> {
     let Surroundings { health, shutdown, .. } = surroundings;
     service_kit::telemetry::describe(metrics::ALL);
-    let connecting = storage::connect(&config.postgres, &config.s3, Schema::Await, &health, &shutdown);
+    let connecting =
+        storage::connect(&config.postgres, &config.keystore, &config.s3, Schema::Await, &health, &shutdown);
     let Some(stores) = connecting.await? else { return Ok(()) };
     // A publisher may begin its upload until its row counts as stale, and the upload itself takes its time.
     let put_horizon = config.staged_stale + config.s3.request_timeout;
     let interval = config.pass_interval;
-    let mut worker = Worker { config, index: stores.index, objects: stores.objects, put_horizon, led: None };
-    passes::run(&shutdown, interval, &stores.postgres, metrics::FAILURES, async || worker.pass().await).await;
+    let Stores { index, keystore, objects, postgres, .. } = stores;
+    let mut worker = Worker { config, index, keystore, objects, put_horizon, led: None };
+    passes::run(&shutdown, interval, &postgres, metrics::FAILURES, async || worker.pass().await).await;
     Ok(())
 }
 
@@ -47,8 +51,9 @@ impl Worker {
         let stale = self.index.condemn_stale(self.config.staged_stale).await?;
         ::metrics::counter!(metrics::STALE).increment(stale);
         // One part of a round through all of them. A part that fails is taken up again.
-        let leaving = self.index.leaving(self.led.as_ref(), BATCH).await?;
+        let mut leaving = self.index.leaving(self.led.as_ref(), BATCH).await?;
         ::metrics::gauge!(metrics::LEAVING).set(leaving.len() as f64);
+        self.shred(&mut leaving).await?;
         for session in &leaving {
             self.lead_on(session).await?;
         }
@@ -61,11 +66,28 @@ impl Worker {
         Ok(expired == BATCH as u64 || removable.len() == DELETE_KEYS_MAX || round_goes_on)
     }
 
+    /// Destroys keys of sessions that are new here, all in one go: nothing of a deletion is more urgent.
+    async fn shred(&self, leaving: &mut [Leaving]) -> anyhow::Result<()> {
+        let due = || leaving.iter().filter(|session| next_step(&session.facts) == Step::Shred);
+        let keys: Vec<SessionKey> = due().map(|session| session.key).collect();
+        if keys.is_empty() {
+            return Ok(());
+        }
+        self.keystore.shred(&keys).await?;
+        self.index.mark_shredded(&due().collect::<Vec<_>>()).await?;
+        ::metrics::counter!(metrics::SHREDDED).increment(keys.len() as u64);
+        for session in leaving {
+            session.facts.shredded = true;
+        }
+        Ok(())
+    }
+
     async fn lead_on(&self, session: &Leaving) -> anyhow::Result<()> {
         match next_step(&session.facts) {
             Step::SetBarrier => self.index.set_barrier(session).await?,
             Step::NoteBlockers => self.index.note_blockers(session).await?,
-            Step::AwaitBarrier | Step::AwaitRemoval => {}
+            // All of them were shredded before.
+            Step::Shred | Step::AwaitBarrier | Step::AwaitRemoval => {}
             Step::VerifyAbsent if self.index.may_be_quarantined(&session.key).await? => {
                 ::metrics::counter!(metrics::HELD).increment(1);
             }

@@ -9,6 +9,7 @@ mod metrics;
 
 use std::time::Duration;
 
+use service_kit::config::keys::KeyStoreConfig;
 use service_kit::config::postgres::PostgresConfig;
 use service_kit::config::s3::S3Config;
 use service_kit::config::{Env, Knob, ages};
@@ -21,6 +22,8 @@ pub use driver::run;
 pub struct Config {
     /// The index.
     pub postgres: PostgresConfig,
+    /// The key store.
+    pub keystore: KeyStoreConfig,
     /// The bucket.
     pub s3: S3Config,
     /// How often a pass begins when there is nothing to do.
@@ -57,8 +60,10 @@ pub const DEFINITION: Definition<Config> = Definition {
 
 impl Config {
     fn load(env: &mut Env<'_>) -> Self {
+        let postgres = PostgresConfig::load(env);
         Self {
-            postgres: PostgresConfig::load(env),
+            keystore: KeyStoreConfig::load(env, &postgres.url),
+            postgres,
             s3: S3Config::load(env),
             pass_interval: ages::pass_interval(env),
             condemned_grace: env.millis(&CONDEMNED_GRACE_MS),

@@ -3,6 +3,7 @@
 use service_kit::telemetry::Described::{self, Counter, Gauge};
 
 pub(crate) const EXPIRED: &str = "retention_expired_sessions_total";
+pub(crate) const SHREDDED: &str = "retention_shredded_sessions_total";
 pub(crate) const ERASED: &str = "retention_erased_sessions_total";
 pub(crate) const LEAVING: &str = "retention_leaving_sessions";
 pub(crate) const HELD: &str = "retention_held_by_quarantine_total";
@@ -13,6 +14,7 @@ pub(crate) const FAILURES: &str = "retention_failures_total";
 
 pub(crate) const ALL: &[Described] = &[
     Counter(EXPIRED, "Sessions that were past their plan window."),
+    Counter(SHREDDED, "Sessions whose keys were destroyed."),
     Counter(ERASED, "Sessions whose bytes are gone, seen by listing."),
     Gauge(LEAVING, "Sessions of the last pass that are not erased yet."),
     Counter(

@@ -74,6 +74,7 @@ codes! {
     Backpressure "backpressure" 503 "This node cannot take more right now; repeat the same batch as Retry-After says.";
     DeliveryUnknown "delivery_unknown" 503 "It is not known whether the batch was stored; repeat the same bytes with the same seq.";
     ObjectCorrupt "object_corrupt" 500 "A stored object of this session is corrupt; the operator was told.";
+    KeyMissing "key_missing" 500 "The key that opens this session is missing; the operator was told.";
     Unavailable "unavailable" 503 "A part behind this service does not answer right now; try again as Retry-After says.";
     Internal "internal" 500 "The service failed; try again, and tell the operator if it stays so.";
 }

@@ -30,7 +30,9 @@ pub struct BatchFacts {
 }
 
 impl BatchFacts {
-    pub(crate) fn write(&self, writer: &mut Writer) {
+    /// With their length before them: later releases append fields, and readers pass over those that they do not know.
+    pub(crate) fn write(&self, to: &mut Writer) {
+        let mut writer = Writer::new();
         writer.uint(u64::from(self.events));
         writer.uint(u64::from(self.raw_bytes));
         writer.int(self.ts_min);
@@ -42,9 +44,11 @@ impl BatchFacts {
         writer.uint(u64::from(self.errors));
         writer.u8(u8::from(self.full_snapshot));
         writer.u64_fixed(self.content_hash);
+        to.bytes(&writer.into_bytes());
     }
 
-    pub(crate) fn read(reader: &mut Reader<'_>) -> Result<Self, FormatError> {
+    pub(crate) fn read(from: &mut Reader<'_>) -> Result<Self, FormatError> {
+        let mut reader = Reader::new(from.bytes(limits::FACTS_BYTES_MAX, "facts")?);
         let events = reader.uint32("events")?;
         let raw_bytes = reader.uint32("raw_bytes")?;
         if raw_bytes as usize > limits::DECODED_BYTES_MAX {

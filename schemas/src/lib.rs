@@ -1,7 +1,7 @@
 //! The nouns of the system: everything that crosses a process boundary, and nothing that does I/O.
 //!
-//! HTTP bodies ([`http`]), token claims ([`token`]), Kafka records ([`record`]), object formats
-//! ([`shared_object`], [`session_object`]), object keys ([`paths`]), bounds ([`limits`]), plans ([`plan`]) and the
+//! HTTP bodies ([`http`]), token claims ([`token`]), Kafka records ([`record`]), object formats ([`object`],
+//! [`shared_object`], [`session_object`], [`journal`]), object keys ([`paths`]), bounds ([`limits`]), plans ([`plan`]) and the
 //! stable error codes ([`codes`]). The SQL migrations lie beside this crate, in `migrations/`.
 //!
 //! Every decoder here is total: any bytes give a value or a [`codec::FormatError`], never a panic.
@@ -11,7 +11,9 @@ pub mod codes;
 pub mod facts;
 pub mod http;
 pub mod ids;
+pub mod journal;
 pub mod limits;
+pub mod object;
 pub mod paths;
 pub mod plan;
 pub mod record;

@@ -10,7 +10,7 @@ pub const STREAM_MAX: u32 = (1 << 31) - 1;
 
 /// Payload of one Kafka record, after compression.
 pub const RECORD_PAYLOAD_BYTES_MAX: usize = 8 * MIB;
-/// Header of one Kafka record, and Kafka's own framing.
+/// Envelope, header and seal of one Kafka record, and Kafka's own framing.
 pub const RECORD_OVERHEAD_BYTES_MAX: usize = 64 * KIB;
 /// `max.message.bytes` of the topics and `message.max.bytes` of the clients.
 pub const KAFKA_MESSAGE_BYTES_MAX: usize = RECORD_PAYLOAD_BYTES_MAX + RECORD_OVERHEAD_BYTES_MAX;
@@ -83,6 +83,8 @@ pub const FRAME_RAW_BYTES: usize = 256 * KIB;
 /// Raw bytes that a decoder of frames is ever asked for: a frame holds whole batches' events, and one event may be
 /// as large as a batch.
 pub const FRAME_RAW_BYTES_MAX: usize = DECODED_BYTES_MAX + FRAME_RAW_BYTES;
+/// The facts of one batch in a header or footer, later releases' fields included.
+pub const FACTS_BYTES_MAX: usize = 16 * KIB;
 /// A footer after decompression.
 pub const FOOTER_RAW_BYTES_MAX: usize = 64 * MIB;
 
@@ -90,6 +92,7 @@ const _: () = {
     assert!(BODY_BYTES_MAX <= DECODED_BYTES_MAX);
     assert!(SDK_BATCH_BYTES < BODY_BYTES_MAX);
     assert!(MASKING_BYTES_MAX + ORIGINS_MAX * ORIGIN_BYTES_MAX < TOKEN_BYTES_MAX);
+    assert!(FACTS_BYTES_MAX < RECORD_OVERHEAD_BYTES_MAX / 2);
     assert!(FLUSH_BYTES > RECORD_PAYLOAD_BYTES_MAX);
     assert!(TOKEN_BYTES_MAX < SMALL_BODY_BYTES_MAX);
     assert!(TOKEN_BYTES_MAX < HEAD_BYTES_MAX);

@@ -30,13 +30,20 @@ pub enum ObjectKey {
         /// The object.
         id: ObjectId,
     },
+    /// An entry of the journal of deletions: `journal/<id>`.
+    Journal {
+        /// The entry.
+        id: ObjectId,
+    },
 }
 
 impl ObjectKey {
     /// The object's id.
     pub fn id(&self) -> ObjectId {
         match *self {
-            Self::Shared { id, .. } | Self::Session { id, .. } | Self::Quarantine { id, .. } => id,
+            Self::Shared { id, .. } | Self::Session { id, .. } | Self::Quarantine { id, .. } | Self::Journal { id } => {
+                id
+            }
         }
     }
 
@@ -51,6 +58,7 @@ impl ObjectKey {
                 let session = SessionId(Uuid::parse_str(parts.next()?).ok()?);
                 Self::Session { key: SessionKey { workspace, session }, id: id(parts.next()?)? }
             }
+            "journal" => Self::Journal { id: id(parts.next()?)? },
             _ => return None,
         };
         (key.to_string() == text).then_some(key)
@@ -72,6 +80,7 @@ impl fmt::Display for ObjectKey {
             Self::Shared { partition, id } => write!(f, "shared/{partition:05}/{id}"),
             Self::Session { key, id } => write!(f, "{}{id}", session_prefix(key)),
             Self::Quarantine { partition, id } => write!(f, "quarantine/{partition:05}/{id}"),
+            Self::Journal { id } => write!(f, "journal/{id}"),
         }
     }
 }
@@ -88,6 +97,7 @@ mod tests {
             ObjectKey::Shared { partition: 7, id },
             ObjectKey::Session { key, id },
             ObjectKey::Quarantine { partition: 0, id },
+            ObjectKey::Journal { id },
         ] {
             assert_eq!(ObjectKey::parse(&object.to_string()), Some(object));
         }

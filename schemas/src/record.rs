@@ -1,8 +1,10 @@
-//! Records of the topic `session-events`: a header and a payload.
+//! Records of the topic `session-events`: an envelope in clear, then a header and a payload, sealed as one.
 //!
-//! Layout, version 1: magic `CLVR`, version (1 byte), kind (1 byte), the header's fields, then the payload to the end.
-//! The payload of a batch is one zstd frame: the batch's events, each followed by a newline. The consent facts stand in
-//! every record, so that an index row with bytes and without consent cannot come to be (S1).
+//! The envelope, version 1: magic `CLVR`, version (1 byte), and what opening needs: epoch (4 bytes), salt (16), number (8).
+//! Sealed behind it: kind (1 byte), the header's fields, then the payload to the end. The payload of a batch is one zstd
+//! frame: the batch's events, each followed by a newline. The consent facts stand in every record, so that an index row with
+//! bytes and without consent cannot come to be (S1). Who a record belongs to is in the sealed part only; the record's key,
+//! the session's id, is bound in, see `sealing::transport`.
 
 use crate::codec::{FormatError, Reader, Writer};
 use crate::facts::BatchFacts;
@@ -10,10 +12,55 @@ use crate::ids::{LinkId, ReceiptId, SessionId, SessionKey, StreamSeq, WorkspaceI
 use crate::limits;
 
 const MAGIC: &[u8; 4] = b"CLVR";
-const VERSION: u8 = 1;
+/// The version that is written; the only one that is read.
+pub const VERSION: u8 = 1;
+/// Bytes of the envelope.
+pub const ENVELOPE_BYTES: usize = 33;
 const KIND_ACCEPTANCE: u8 = 1;
 const KIND_BATCH: u8 = 2;
 const KIND_DECLINES: u8 = 3;
+
+/// What stands in clear before a record's sealed part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Envelope {
+    /// The epoch whose key seals.
+    pub epoch: u32,
+    /// What the producing process drew at random for its own key.
+    pub salt: [u8; 16],
+    /// The number of the record within its process.
+    pub number: u64,
+}
+
+impl Envelope {
+    /// The envelope's bytes.
+    pub fn to_bytes(&self) -> [u8; ENVELOPE_BYTES] {
+        let mut bytes = [0; ENVELOPE_BYTES];
+        bytes[..4].copy_from_slice(MAGIC);
+        bytes[4] = VERSION;
+        bytes[5..9].copy_from_slice(&self.epoch.to_le_bytes());
+        bytes[9..25].copy_from_slice(&self.salt);
+        bytes[25..].copy_from_slice(&self.number.to_le_bytes());
+        bytes
+    }
+
+    /// A record's envelope, and its sealed part.
+    pub fn read(record: &[u8]) -> Result<(Self, &[u8]), FormatError> {
+        let mut reader = Reader::new(record);
+        if &reader.array::<4>()? != MAGIC {
+            return Err(FormatError::Magic);
+        }
+        let version = reader.u8()?;
+        if version != VERSION {
+            return Err(FormatError::Version(version));
+        }
+        let envelope = Self {
+            epoch: u32::from_le_bytes(reader.array()?),
+            salt: reader.array()?,
+            number: u64::from_le_bytes(reader.array()?),
+        };
+        Ok((envelope, reader.rest()))
+    }
+}
 
 /// What an end user agreed to, and when.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,11 +134,9 @@ fn read_session(reader: &mut Reader<'_>) -> Result<(SessionKey, Consent), Format
     Ok((key, Consent { link, consented_at_ms, notice_version, receipt }))
 }
 
-/// The bytes of a record.
-pub fn encode(header: &Header, payload: &[u8]) -> Vec<u8> {
+/// The bytes of a header; its payload follows them.
+pub fn encode(header: &Header) -> Vec<u8> {
     let mut writer = Writer::new();
-    writer.raw(MAGIC);
-    writer.u8(VERSION);
     match header {
         Header::Acceptance { key, consent } => {
             writer.u8(KIND_ACCEPTANCE);
@@ -112,20 +157,12 @@ pub fn encode(header: &Header, payload: &[u8]) -> Vec<u8> {
             writer.uint(u64::from(*count));
         }
     }
-    writer.raw(payload);
     writer.into_bytes()
 }
 
-/// A record's header, and where in `bytes` its payload begins.
+/// The header of a record that was opened, and where in `bytes` its payload begins.
 pub fn decode(bytes: &[u8]) -> Result<(Header, usize), FormatError> {
     let mut reader = Reader::new(bytes);
-    if &reader.array::<4>()? != MAGIC {
-        return Err(FormatError::Magic);
-    }
-    let version = reader.u8()?;
-    if version != VERSION {
-        return Err(FormatError::Version(version));
-    }
     let header = match reader.u8()? {
         KIND_ACCEPTANCE => {
             let (key, consent) = read_session(&mut reader)?;
@@ -187,7 +224,7 @@ mod tests {
 
     #[test]
     fn records_read_back_with_their_payload() {
-        let bytes = encode(&sample(), b"payload");
+        let bytes = [encode(&sample()).as_slice(), b"payload"].concat();
         let (header, at) = decode(&bytes).expect("own bytes");
         assert_eq!(header, sample());
         assert_eq!(&bytes[at..], b"payload");
@@ -202,23 +239,40 @@ mod tests {
             notice_version: "v\0".into(),
             receipt: ReceiptId(Uuid::from_u128(4)),
         };
-        let bytes = encode(&Header::Acceptance { key, consent }, b"");
+        let bytes = encode(&Header::Acceptance { key, consent });
         assert_eq!(decode(&bytes), Err(FormatError::Field("notice_version")));
     }
 
     #[test]
     fn every_truncation_of_a_header_is_an_error() {
-        let bytes = encode(&sample(), b"");
+        let bytes = encode(&sample());
         for len in 0..bytes.len() {
             assert!(decode(&bytes[..len]).is_err(), "{len} bytes");
         }
+    }
+
+    #[test]
+    fn envelopes_read_back_and_strangers_are_refused() {
+        let envelope = Envelope { epoch: 7, salt: [9; 16], number: u64::MAX - 1 };
+        let record = [envelope.to_bytes().as_slice(), b"sealed"].concat();
+        assert_eq!(Envelope::read(&record), Ok((envelope, b"sealed".as_slice())));
+        for len in 0..ENVELOPE_BYTES {
+            assert_eq!(Envelope::read(&record[..len]), Err(FormatError::Truncated), "{len} bytes");
+        }
+        let changed = |at: usize| {
+            let mut record = record.clone();
+            record[at] ^= 3;
+            record
+        };
+        assert_eq!(Envelope::read(&changed(0)), Err(FormatError::Magic));
+        assert_eq!(Envelope::read(&changed(4)), Err(FormatError::Version(VERSION ^ 3)));
     }
 
     proptest! {
         #[test]
         fn any_bytes_are_decoded_without_panic(mut bytes: Vec<u8>, ours: bool) {
             if ours {
-                let mut whole = encode(&sample(), b"p");
+                let mut whole = encode(&sample());
                 for (at, byte) in bytes.iter().enumerate() {
                     let len = whole.len();
                     whole[(at * 31 + usize::from(*byte)) % len] ^= byte;

@@ -1,16 +1,17 @@
 //! Session objects (level 1): one session, in the order of reading, seekable.
 //!
-//! Layout, version 1: magic `CLVO` and version (1 byte); frames, each one zstd frame of events with a newline after
-//! each; the footer, one zstd frame with a checksum, whose place and length stand in the object's row. A full snapshot
-//! begins a frame. The segments of a frame say which batch its events came from, so that objects can be merged again.
+//! Layout, version 1: the preamble (magic `CLVO`, version); frames; the footer's region; the trailer, see [`crate::object`].
+//! A frame is one zstd frame of events with a newline after each; all frames are one chunk, sealed with the session's data
+//! key. A full snapshot begins a frame. The segments of a frame say which batch its events came from, so that objects can be
+//! merged again.
+//!
+//! The footer's region: the id of the footer's own chunk (16 bytes), and the footer, one zstd frame with a checksum, sealed
+//! with the session's data key.
 
 use crate::codec::{self, FormatError, Reader, Writer};
 use crate::facts::BatchFacts;
-use crate::ids::{SessionId, SessionKey, WorkspaceId};
+use crate::ids::{ObjectId, SessionId, SessionKey, WorkspaceId};
 use crate::limits;
-
-/// The first bytes of every session object.
-pub const PREAMBLE: &[u8; 5] = b"CLVO\x01";
 
 /// Neighbouring events of one batch in a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,7 +28,7 @@ pub struct Segment {
     pub bytes: u32,
 }
 
-/// One zstd frame.
+/// One zstd frame, sealed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
     /// Where it begins in the object.
@@ -69,8 +70,12 @@ pub struct StreamInfo {
 /// The footer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Footer {
+    /// The object that it is of: footers of other objects are found.
+    pub object: ObjectId,
     /// The session.
     pub key: SessionKey,
+    /// Names the key of the frames' chunk.
+    pub chunk: [u8; 16],
     /// Frames, in order.
     pub frames: Vec<Frame>,
     /// Streams, by number.
@@ -85,8 +90,10 @@ impl Footer {
     /// The footer's bytes, compressed.
     pub fn encode(&self) -> Vec<u8> {
         let mut writer = Writer::new();
+        writer.raw(self.object.as_bytes());
         writer.raw(self.key.workspace.as_bytes());
         writer.raw(self.key.session.as_bytes());
+        writer.raw(&self.chunk);
         writer.uint(self.frames.len() as u64);
         for frame in &self.frames {
             writer.uint(frame.at);
@@ -121,10 +128,12 @@ impl Footer {
     pub fn decode(bytes: &[u8], body_len: u64) -> Result<Self, FormatError> {
         let raw = codec::decompress(bytes, limits::FOOTER_RAW_BYTES_MAX)?;
         let mut reader = Reader::new(&raw);
+        let object = ObjectId::from_bytes(reader.array()?);
         let key = SessionKey {
             workspace: WorkspaceId::from_bytes(reader.array()?),
             session: SessionId::from_bytes(reader.array()?),
         };
+        let chunk = reader.array()?;
         let frame_count = reader.count(7, "frames")?;
         let mut frames = Vec::with_capacity(frame_count);
         for _ in 0..frame_count {
@@ -147,7 +156,7 @@ impl Footer {
         }
         let (duplicates, conflicts) = (reader.uint()?, reader.uint()?);
         reader.finish()?;
-        Ok(Self { key, frames, streams, duplicates, conflicts })
+        Ok(Self { object, key, chunk, frames, streams, duplicates, conflicts })
     }
 
     fn decode_frame(reader: &mut Reader<'_>, body_len: u64) -> Result<Frame, FormatError> {
@@ -188,7 +197,9 @@ mod tests {
 
     fn sample() -> Footer {
         Footer {
+            object: ObjectId(Uuid::from_u128(8)),
             key: SessionKey { workspace: WorkspaceId(Uuid::from_u128(1)), session: SessionId(Uuid::from_u128(2)) },
+            chunk: [6; 16],
             frames: vec![Frame {
                 at: 5,
                 len: 20,

@@ -1,19 +1,19 @@
 //! Shared objects (level 0): many sessions' chunks, in order of arrival.
 //!
-//! Layout, version 1: magic `CLVS` and version (1 byte); the chunks; the footer, one zstd frame with a checksum, whose
-//! place and length stand in the object's row. A chunk is one stream's frames, as the edge made them, one after the
-//! other. Records that could not be read lie between the chunks byte for byte and are listed in the footer with their
-//! reason. An object of kind quarantine has the same layout and no chunks.
+//! Layout, version 1: the preamble (magic `CLVS`, version); the chunks; the footer's region; the trailer, see
+//! [`crate::object`]. A chunk is one stream's frames, as the edge made them, each sealed with the session's data key. Records
+//! that could not be read lie between the chunks byte for byte and are listed in the footer with their reason.
+//!
+//! The footer's region: the keyring's version (4 bytes), the id of the footer's own chunk (16 bytes), and the footer, one zstd
+//! frame with a checksum, sealed with the storage key. An object of kind quarantine has the same layout; its chunks are those
+//! that could not be merged, moved byte for byte.
 
 use crate::codec::{self, FormatError, Reader, Writer};
 use crate::facts::BatchFacts;
-use crate::ids::{SessionId, SessionKey, WorkspaceId};
+use crate::ids::{ObjectId, SessionId, SessionKey, WorkspaceId};
 use crate::limits;
 
-/// The first bytes of every shared object.
-pub const PREAMBLE: &[u8; 5] = b"CLVS\x01";
-
-/// One batch in a chunk: one zstd frame.
+/// One batch in a chunk: one zstd frame, sealed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchEntry {
     /// The batch's number in its stream.
@@ -22,7 +22,7 @@ pub struct BatchEntry {
     pub end: bool,
     /// Offset of its record in the partition.
     pub offset: u64,
-    /// Length of the frame in bytes.
+    /// Length of the sealed frame in bytes.
     pub len: u32,
     /// What the edge found in it.
     pub facts: BatchFacts,
@@ -35,6 +35,8 @@ pub struct Chunk {
     pub key: SessionKey,
     /// The stream.
     pub stream: u32,
+    /// Names the chunk's own key.
+    pub id: [u8; 16],
     /// Where the first frame begins.
     pub at: u64,
     /// The frames, in the order in which they lie.
@@ -63,6 +65,10 @@ pub enum QuarantineReason {
     Version = 2,
     /// The payload does not fit what the header says of it.
     Payload = 3,
+    /// There is no key of its epoch.
+    Key = 4,
+    /// It was sealed as another record, or changed since.
+    Seal = 5,
 }
 
 impl QuarantineReason {
@@ -71,6 +77,8 @@ impl QuarantineReason {
             1 => Ok(Self::Header),
             2 => Ok(Self::Version),
             3 => Ok(Self::Payload),
+            4 => Ok(Self::Key),
+            5 => Ok(Self::Seal),
             _ => Err(FormatError::Field("reason")),
         }
     }
@@ -81,6 +89,8 @@ impl QuarantineReason {
             Self::Header => "header",
             Self::Version => "version",
             Self::Payload => "payload",
+            Self::Key => "key",
+            Self::Seal => "seal",
         }
     }
 }
@@ -101,6 +111,8 @@ pub struct Quarantined {
 /// The footer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Footer {
+    /// The object that it is of: footers of other objects are found.
+    pub object: ObjectId,
     /// The partition that the records came from.
     pub partition: i32,
     /// The first offset that the object covers.
@@ -117,6 +129,7 @@ impl Footer {
     /// The footer's bytes, compressed.
     pub fn encode(&self) -> Vec<u8> {
         let mut writer = Writer::new();
+        writer.raw(self.object.as_bytes());
         writer.int(i64::from(self.partition));
         writer.uint(self.offset_first);
         writer.uint(self.offset_next);
@@ -125,6 +138,7 @@ impl Footer {
             writer.raw(chunk.key.workspace.as_bytes());
             writer.raw(chunk.key.session.as_bytes());
             writer.uint(u64::from(chunk.stream));
+            writer.raw(&chunk.id);
             writer.uint(chunk.at);
             writer.uint(chunk.batches.len() as u64);
             for batch in &chunk.batches {
@@ -149,10 +163,11 @@ impl Footer {
     pub fn decode(bytes: &[u8], body_len: u64) -> Result<Self, FormatError> {
         let raw = codec::decompress(bytes, limits::FOOTER_RAW_BYTES_MAX)?;
         let mut reader = Reader::new(&raw);
+        let object = ObjectId::from_bytes(reader.array()?);
         let partition = i32::try_from(reader.int()?).map_err(|_| FormatError::Field("partition"))?;
         let offset_first = reader.uint()?;
         let offset_next = reader.uint()?;
-        let chunk_count = reader.count(35, "chunks")?;
+        let chunk_count = reader.count(51, "chunks")?;
         let mut chunks = Vec::with_capacity(chunk_count);
         for _ in 0..chunk_count {
             let key = SessionKey {
@@ -160,6 +175,7 @@ impl Footer {
                 session: SessionId::from_bytes(reader.array()?),
             };
             let stream = reader.uint32("stream")?;
+            let id = reader.array()?;
             let at = reader.uint()?;
             let batch_count = reader.count(20, "batches")?;
             let mut batches = Vec::with_capacity(batch_count);
@@ -172,7 +188,7 @@ impl Footer {
                     facts: BatchFacts::read(&mut reader)?,
                 });
             }
-            let chunk = Chunk { key, stream, at, batches };
+            let chunk = Chunk { key, stream, id, at, batches };
             if at.checked_add(chunk.len()).is_none_or(|end| end > body_len) {
                 return Err(FormatError::Field("chunk range"));
             }
@@ -193,7 +209,7 @@ impl Footer {
             quarantined.push(record);
         }
         reader.finish()?;
-        Ok(Self { partition, offset_first, offset_next, chunks, quarantined })
+        Ok(Self { object, partition, offset_first, offset_next, chunks, quarantined })
     }
 }
 
@@ -258,12 +274,14 @@ mod tests {
 
     fn sample() -> Footer {
         Footer {
+            object: ObjectId(Uuid::from_u128(8)),
             partition: 3,
             offset_first: 10,
             offset_next: 14,
             chunks: vec![Chunk {
                 key: key(2),
                 stream: 9,
+                id: [6; 16],
                 at: 5,
                 batches: vec![BatchEntry { seq: 0, end: true, offset: 11, len: 40, facts: BatchFacts::default() }],
             }],

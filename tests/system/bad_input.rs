@@ -14,7 +14,8 @@ use schemas::codes::Problem;
 use schemas::token::{self, LinkClaims, SessionClaims, TokenType};
 use schemas::{ErrorCode, limits};
 use serde_json::{Value, json};
-use service_kit::keys::{self, ControlKeys, EdgeKeys, SecretKey};
+use service_kit::keys;
+use service_kit::keys::tokens::{self, ControlKeys, EdgeKeys, SecretKey};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use virtual_sdk::sdk::random_attempt;
@@ -401,7 +402,7 @@ fn tokens(session: &Session, forger: &Forger) -> Result<Vec<Case>> {
     let honest = forger.session(|_| {})?;
     let (signed, _) = honest.rsplit_once('.').context("a token has parts")?;
     let unsigned = format!("{}.", typed("none", &key.kid)?.rsplit_once('.').context("a token has parts")?.0);
-    let (others, _) = keys::make()?;
+    let (others, _) = tokens::make()?;
     let others_key =
         forger.sign(&others.session_signing, &Forger::header("EdDSA", TokenType::Session, &key.kid), claims)?;
     let mut changed = honest.clone().into_bytes();

@@ -4,9 +4,11 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
+use schemas::object::TRAILER_BYTES;
 use schemas::paths::ObjectKey;
-use schemas::{ObjectId, SessionId, SessionKey, WorkspaceId, session_object, shared_object};
+use schemas::{ObjectId, SessionId, SessionKey, WorkspaceId};
 use sqlx::Row as _;
+use storage::footers::Footer;
 use storage::objects::sha256;
 use uuid::Uuid;
 
@@ -74,16 +76,12 @@ pub(crate) async fn index(system: &System<'_>) -> Result<()> {
         let body = system.objects.get(&key).await.with_context(|| format!("B3: get live object {key}"))?;
         ensure!(sha256(&body).as_slice() == row.get::<Vec<u8>, _>("sha256"), "B3: {key} has another hash");
         ensure!(body.len() as i64 == row.get::<i64, _>("bytes"), "B3: {key} has another length");
-        let at = usize::try_from(row.get::<i64, _>("footer_at"))?;
-        let len = usize::try_from(row.get::<i32, _>("footer_len"))?;
-        let footer = body.get(at..at + len).with_context(|| format!("B3: footer of {key}"))?;
-        match key {
-            ObjectKey::Session { key, .. } => {
-                ensure!(session_object::Footer::decode(footer, at as u64)?.key == key, "object of another session");
-                found.insert(key);
-            }
-            _ => {
-                let footer = shared_object::Footer::decode(footer, at as u64)?;
+        let (at, len): (i64, i32) = (row.get("footer_at"), row.get("footer_len"));
+        let end = at + i64::from(len) + TRAILER_BYTES as i64;
+        ensure!(end == body.len() as i64, "B3: the footer of {key} is not where its row says");
+        match system.footer(key, &body).await? {
+            Some(Footer::Session(footer)) => drop(found.insert(footer.key)),
+            Some(Footer::Shared(footer)) => {
                 let covered = (footer.offset_first as i64, footer.offset_next as i64);
                 let kind: i16 = row.get("kind");
                 ensure!(
@@ -92,6 +90,8 @@ pub(crate) async fn index(system: &System<'_>) -> Result<()> {
                 );
                 found.extend(footer.chunks.iter().map(|chunk| chunk.key));
             }
+            // Its session is on its way out.
+            None => {}
         }
     }
     for key in found {

@@ -1,5 +1,6 @@
 //! What must go, goes: past its window, or by hand; and nothing else does.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, ensure};
@@ -8,7 +9,7 @@ use schemas::http::DeletionState;
 use schemas::paths::session_prefix;
 use schemas::plan::Plan;
 use schemas::{DeletionId, SessionId, SessionKey, shared_object};
-use sqlx::Row as _;
+use storage::footers::Footer;
 use virtual_sdk::sdk::random_attempt;
 use virtual_sdk::{Api, Encoding, EventsFormat, Form, Seen, Session, SessionQuery, until};
 
@@ -47,22 +48,15 @@ async fn is_absent(system: &System<'_>, key: &SessionKey) -> Result<()> {
 }
 
 /// The footers of all shared objects that lie in the bucket, whatever their rows say.
-async fn shared_footers(system: &System<'_>) -> Result<Vec<shared_object::Footer>> {
+async fn shared_footers(system: &System<'_>) -> Result<Vec<Arc<shared_object::Footer>>> {
     let mut footers = Vec::new();
     for key in system.objects.list("shared/").await? {
         let key = key.map_err(|name| anyhow::anyhow!("{name} is none of our objects"))?;
-        let place = sqlx::query("select footer_at, footer_len from object where id = $1 and footer_at is not null")
-            .bind(key.id().0)
-            .fetch_optional(system.index.pool())
-            .await?;
-        let (Some(place), Ok(body)) = (place, system.objects.get(&key).await) else {
-            // Staged and not published, or removed in this moment.
-            continue;
-        };
-        let at = usize::try_from(place.get::<i64, _>(0))?;
-        let len = usize::try_from(place.get::<i32, _>(1))?;
-        let bytes = body.get(at..at + len).with_context(|| format!("footer of {key}"))?;
-        footers.push(shared_object::Footer::decode(bytes, at as u64)?);
+        // One that was removed in this moment is absent too.
+        let Ok(body) = system.objects.get(&key).await else { continue };
+        if let Some(Footer::Shared(footer)) = system.footer(key, &body).await? {
+            footers.push(footer);
+        }
     }
     Ok(footers)
 }

@@ -6,14 +6,23 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
+use bytes::Bytes;
 use devstack::{Deployment, DeploymentOptions, Given, S3Kind, Stack, StackOptions};
 use futures::FutureExt as _;
 use schemas::http::{LinkCreated, LinkRequest};
+use schemas::object::ObjectKind;
+use schemas::paths::ObjectKey;
 use schemas::{SessionKey, WorkspaceId};
+use service_kit::config::keys::{KeyStoreConfig, KeyringSource};
 use service_kit::config::postgres::PostgresConfig;
 use service_kit::config::s3::S3Config;
-use storage::index::Index;
+use service_kit::pool::Pool;
+use service_kit::shutdown::Shutdown;
+use storage::footers::{self, Footer, FooterError};
+use storage::index::{FooterAt, Index, LiveObject};
+use storage::keystore::KeyStore;
 use storage::objects::Objects;
+use storage::session_keys::{KeyError, SessionKeys};
 use tokio::runtime::Runtime;
 use virtual_sdk::{Api, Ledger, Sdk, SdkOptions};
 
@@ -140,6 +149,9 @@ pub(crate) struct System<'s> {
     pub(crate) api: Api,
     pub(crate) index: Index,
     pub(crate) objects: Objects,
+    /// Keys of sessions, by the deployment's own keyring; none is kept for longer than a moment.
+    pub(crate) keys: SessionKeys,
+    pub(crate) pool: Pool,
     pub(crate) ledger: Ledger,
 }
 
@@ -157,7 +169,13 @@ impl<'s> System<'s> {
             secret_key: endpoints.s3.secret_key.clone(),
             request_timeout: Duration::from_secs(10),
         });
+        let shutdown = Shutdown::new(Duration::ZERO);
+        let keyring = KeyringSource::File(deployment.keys.join(service_kit::keys::KEYRING_FILE));
+        let keyring = service_kit::keys::keyring::open(&keyring, &shutdown)?;
+        let store = KeyStore::new(&KeyStoreConfig { url: endpoints.database_url.clone(), connections_max: 2 })?;
         Ok(Self {
+            keys: SessionKeys::new(store, keyring, Duration::from_millis(1), &shutdown),
+            pool: Pool::new("test", None)?,
             stack,
             name: name.to_owned(),
             workspace: endpoints.workspace_id.parse().context("parse workspace's id")?,
@@ -223,10 +241,29 @@ impl<'s> System<'s> {
 
     /// Another workspace in the same database: its id, and a key of its API.
     pub(crate) async fn another_workspace(&self, plan: schemas::plan::Plan) -> Result<(WorkspaceId, String)> {
-        let (id, key) = (WorkspaceId(uuid::Uuid::now_v7()), service_kit::keys::make_api_key()?);
+        let (id, key) = (WorkspaceId(uuid::Uuid::now_v7()), service_kit::keys::tokens::make_api_key()?);
         self.index.create_workspace(id, "another", plan, &[]).await?;
         self.index.add_api_key(id, &key).await?;
         Ok((id, key))
+    }
+
+    /// The footer of an object whose bytes these are, as its trailer says where it is; `None` when its session's key was
+    /// destroyed.
+    pub(crate) async fn footer(&self, key: ObjectKey, body: &Bytes) -> Result<Option<Footer>> {
+        let kind = ObjectKind::of(body)?;
+        let trailer = body.last_chunk().context("an object ends with its trailer")?;
+        let (at, len) = kind.footer_place(body.len() as u64, trailer)?;
+        let region = body.slice(at as usize..at as usize + len as usize);
+        let key_version = match kind {
+            ObjectKind::Shared => Some(sealing::objects::shared_footer_version(&region)?),
+            ObjectKind::Session | ObjectKind::Journal => None,
+        };
+        let object = LiveObject { key, bytes: body.len() as u64, footer: FooterAt { at, len }, key_version };
+        match footers::open(&self.keys, &self.pool, &object, region).await {
+            Ok(footer) => Ok(Some(footer)),
+            Err(FooterError::Key(KeyError::Shredded(_))) => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("open footer of {key}")),
+        }
     }
 
     /// One number from the index.

@@ -22,6 +22,10 @@ pub enum Location {
     Shared {
         /// The object, by the reader's own numbering.
         object: usize,
+        /// The chunk's number in the object's footer.
+        chunk: usize,
+        /// The frame's number in the chunk.
+        frame: usize,
         /// Where the frame begins.
         at: u64,
         /// Its length.
@@ -79,6 +83,8 @@ pub struct SharedSource<'a> {
     pub object: usize,
     /// The partition that it came from.
     pub partition: i32,
+    /// The chunk's number in the object's footer.
+    pub number: usize,
     /// The chunk.
     pub chunk: &'a shared_object::Chunk,
 }
@@ -121,8 +127,9 @@ impl Plan {
         let mut copies: Vec<(i32, u64, u32, Batch)> = Vec::new();
         for source in shared {
             let mut at = source.chunk.at;
-            for entry in &source.chunk.batches {
-                let location = Location::Shared { object: source.object, at, len: entry.len };
+            for (frame, entry) in source.chunk.batches.iter().enumerate() {
+                let location =
+                    Location::Shared { object: source.object, chunk: source.number, frame, at, len: entry.len };
                 at += u64::from(entry.len);
                 let batch = Batch { seq: entry.seq, end: entry.end, facts: entry.facts, location };
                 copies.push((source.partition, entry.offset, source.chunk.stream, batch));

@@ -1,6 +1,6 @@
 //! What a deletion has to do next.
 //!
-//! A session's way out: its row is the tombstone (unreadable at once); all transactions that may not know of the
+//! A session's way out: its row is the tombstone (unreadable at once); its key is destroyed; all transactions that may not know of the
 //! tombstone end (the barrier); the shared objects that may hold its bytes are noted; its own objects are condemned and
 //! deleted; the noted ones are drained by the compactor, which leaves it out, and deleted; then a listing shows its
 //! prefix empty, and it is erased. Every step can be repeated (R4), and states only move forward (R1).
@@ -8,6 +8,8 @@
 /// What is known of one session that is being deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Facts {
+    /// Whether its key was destroyed.
+    pub shredded: bool,
     /// Whether the barrier was set.
     pub barrier_set: bool,
     /// Whether every transaction older than the barrier has ended.
@@ -23,6 +25,8 @@ pub struct Facts {
 /// What comes next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
+    /// Destroy its key: from here on its bytes are worth nothing, wherever they are.
+    Shred,
     /// Set the barrier.
     SetBarrier,
     /// Nothing to do yet but wait for transactions to end.
@@ -38,6 +42,7 @@ pub enum Step {
 /// Decides.
 pub fn next_step(facts: &Facts) -> Step {
     match facts {
+        Facts { shredded: false, .. } => Step::Shred,
         Facts { barrier_set: false, .. } => Step::SetBarrier,
         Facts { barrier_passed: false, .. } => Step::AwaitBarrier,
         Facts { blockers_noted: false, .. } => Step::NoteBlockers,
@@ -53,12 +58,15 @@ mod tests {
     #[test]
     fn r01_steps_come_in_their_order() {
         let mut facts = Facts {
+            shredded: false,
             barrier_set: false,
             barrier_passed: false,
             blockers_noted: false,
             blockers_left: 0,
             objects_left: 0,
         };
+        assert_eq!(next_step(&facts), Step::Shred);
+        facts.shredded = true;
         assert_eq!(next_step(&facts), Step::SetBarrier);
         facts.barrier_set = true;
         assert_eq!(next_step(&facts), Step::AwaitBarrier);

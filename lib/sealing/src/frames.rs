@@ -6,17 +6,20 @@
 
 use aead_stream::{NewStream as _, StreamBE32, StreamPrimitive as _};
 use aes_gcm::Aes256Gcm;
-use aes_gcm::aead::Payload;
+use aes_gcm::aead::{Buffer, Payload};
 use schemas::SessionKey;
 
-use crate::{Key, NotOpened, Random, SealError};
+use crate::{Key, NotOpened, Random, SealError, TAG_BYTES};
+
+/// Bytes of a chunk's id.
+pub const CHUNK_ID_BYTES: usize = 16;
 
 /// Frames of one chunk at most: the counter of the STREAM construction has 32 bits, and stays well within them.
 pub const CHUNK_FRAMES_MAX: u32 = 1 << 24;
 
 /// Names a chunk's key. Random, and never sealed under twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct ChunkId([u8; 16]);
+pub struct ChunkId([u8; CHUNK_ID_BYTES]);
 
 impl ChunkId {
     /// The id with these bytes, for opening.
@@ -100,24 +103,94 @@ impl Sealer {
         self.chunk
     }
 
-    /// Seals the next frame.
-    pub fn seal(&mut self, frame: &[u8]) -> Result<Vec<u8>, SealError> {
+    /// Seals the next frame and appends it to `body`; gives its length there.
+    pub fn seal(&mut self, frame: &[u8], body: &mut Vec<u8>) -> Result<usize, SealError> {
         if self.next == CHUNK_FRAMES_MAX - 1 {
             return Err(SealError::Exhausted(CHUNK_FRAMES_MAX));
         }
-        let sealed = self.encrypt(frame, false)?;
+        let len = self.append(frame, false, body)?;
         self.next += 1;
-        Ok(sealed)
+        Ok(len)
     }
 
-    /// Seals the last frame.
-    pub fn seal_last(self, frame: &[u8]) -> Result<Vec<u8>, SealError> {
-        self.encrypt(frame, true)
+    /// Seals the last frame and appends it to `body`; gives its length there.
+    pub fn seal_last(self, frame: &[u8], body: &mut Vec<u8>) -> Result<usize, SealError> {
+        self.append(frame, true, body)
     }
 
-    fn encrypt(&self, frame: &[u8], is_last: bool) -> Result<Vec<u8>, SealError> {
-        let payload = Payload { msg: frame, aad: &self.associated_data };
-        self.stream.encrypt(self.next, is_last, payload).map_err(|_| SealError::TooLarge)
+    fn append(&self, frame: &[u8], is_last: bool, body: &mut Vec<u8>) -> Result<usize, SealError> {
+        let start = body.len();
+        body.reserve(frame.len() + TAG_BYTES);
+        body.extend_from_slice(frame);
+        let mut tail = Tail { whole: body, start };
+        self.stream
+            .encrypt_in_place(self.next, is_last, &self.associated_data, &mut tail)
+            .map_err(|_| SealError::TooLarge)?;
+        Ok(body.len() - start)
+    }
+}
+
+/// Seals all frames of a chunk at the end of `body`; gives the chunk's id, and the length of each sealed frame.
+pub fn seal_chunk<'a>(
+    key: &Key,
+    context: ChunkContext,
+    frames: impl IntoIterator<Item = &'a [u8]>,
+    body: &mut Vec<u8>,
+) -> Result<(ChunkId, Vec<usize>), SealError> {
+    let mut sealer = Sealer::new(key, context)?;
+    let (chunk, mut lens) = (sealer.chunk(), Vec::new());
+    let mut frames = frames.into_iter();
+    if let Some(mut last) = frames.next() {
+        for next in frames {
+            lens.push(sealer.seal(last, body)?);
+            last = next;
+        }
+        lens.push(sealer.seal_last(last, body)?);
+    }
+    Ok((chunk, lens))
+}
+
+/// Seals bytes that are a chunk by themselves: the chunk's id, then its one frame.
+pub fn seal_alone(key: &Key, context: ChunkContext, bytes: &[u8]) -> Result<Vec<u8>, SealError> {
+    let sealer = Sealer::new(key, context)?;
+    let mut sealed = Vec::with_capacity(CHUNK_ID_BYTES + bytes.len() + TAG_BYTES);
+    sealed.extend_from_slice(sealer.chunk().as_bytes());
+    sealer.seal_last(bytes, &mut sealed)?;
+    Ok(sealed)
+}
+
+/// Opens what [`seal_alone`] made.
+pub fn open_alone(key: &Key, context: ChunkContext, sealed: &[u8]) -> Result<Vec<u8>, NotOpened> {
+    let (chunk, frame) = sealed.split_first_chunk().ok_or(NotOpened)?;
+    Opener::new(key, context, ChunkId::from_bytes(*chunk)).open(FrameAt { number: 0, is_last: true }, frame)
+}
+
+/// The end of a buffer from `start` on, as the cipher wants it: sealing in place, behind what is there already.
+struct Tail<'a> {
+    whole: &'a mut Vec<u8>,
+    start: usize,
+}
+
+impl AsRef<[u8]> for Tail<'_> {
+    fn as_ref(&self) -> &[u8] {
+        &self.whole[self.start..]
+    }
+}
+
+impl AsMut<[u8]> for Tail<'_> {
+    fn as_mut(&mut self) -> &mut [u8] {
+        &mut self.whole[self.start..]
+    }
+}
+
+impl Buffer for Tail<'_> {
+    fn extend_from_slice(&mut self, other: &[u8]) -> aes_gcm::aead::Result<()> {
+        self.whole.extend_from_slice(other);
+        Ok(())
+    }
+
+    fn truncate(&mut self, len: usize) {
+        self.whole.truncate(self.start + len);
     }
 }
 
@@ -162,7 +235,6 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::TAG_BYTES;
 
     fn context(workspace: u128, session: u128, kind: ChunkKind) -> ChunkContext {
         let session = SessionKey {
@@ -175,11 +247,16 @@ mod tests {
     const KIND: ChunkKind = ChunkKind::Session;
 
     fn seal_all(key: &Key, context: ChunkContext, frames: &[Vec<u8>]) -> (ChunkId, Vec<Vec<u8>>) {
-        let mut sealer = Sealer::new(key, context).unwrap();
-        let chunk = sealer.chunk();
-        let (last, others) = frames.split_last().unwrap();
-        let mut sealed: Vec<Vec<u8>> = others.iter().map(|frame| sealer.seal(frame).unwrap()).collect();
-        sealed.push(sealer.seal_last(last).unwrap());
+        let mut body = b"whatever lies before".to_vec();
+        let mut at = body.len();
+        let (chunk, lens) = seal_chunk(key, context, frames.iter().map(Vec::as_slice), &mut body).unwrap();
+        assert!(body.starts_with(b"whatever lies before"));
+        let take = |len: usize| {
+            at += len;
+            body[at - len..at].to_vec()
+        };
+        let sealed: Vec<Vec<u8>> = lens.into_iter().map(take).collect();
+        assert_eq!(at, body.len());
         (chunk, sealed)
     }
 

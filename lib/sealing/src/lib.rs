@@ -7,6 +7,8 @@
 //! - [`transport`]: a record on its way through the log, under a key per epoch and process;
 //! - [`wrapping`]: a session's data key at rest, under a workspace's key.
 //!
+//! Workspaces' keys come from a [`keyring`]; [`objects`] puts seals and formats together. Compressed first, sealed then.
+//!
 //! In all of them AES-256-GCM under a key that HKDF derives from a fresh random salt: no (key, nonce) pair ever repeats
 //! (C4), whatever crashes or runs twice. What is bound in is who the bytes belong to and where in their chunk they stand,
 //! not where they are stored: ciphertext can be moved, and frames cannot be swapped, dropped, truncated or repeated
@@ -14,6 +16,8 @@
 
 pub mod frames;
 mod key;
+pub mod keyring;
+pub mod objects;
 pub mod transport;
 pub mod wrapping;
 
@@ -33,6 +37,9 @@ pub enum SealError {
     /// A key has sealed all that it may.
     #[error("seal more than {0} frames under one key; begin a new chunk")]
     Exhausted(u32),
+    /// A process has sealed all the records that it may in this epoch.
+    #[error("seal more records in this epoch; start the process anew")]
+    Worn,
     /// A frame is larger than the cipher can take.
     #[error("seal a frame of more than 2^36 bytes")]
     TooLarge,

@@ -5,14 +5,11 @@
 
 use aes_gcm::aead::{Aead as _, KeyInit as _, Payload};
 use aes_gcm::{Aes256Gcm, Nonce};
-use schemas::{SessionKey, WorkspaceId};
+use schemas::SessionKey;
 use zeroize::Zeroizing;
 
+use crate::keyring::KeyVersion;
 use crate::{Key, NotOpened, Random, SealError, TAG_BYTES};
-
-/// Which version of a workspace's key wrapped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct KeyVersion(pub u32);
 
 /// Bytes of a wrapped key: salt, ciphertext, tag.
 pub const WRAPPED_BYTES: usize = 16 + 32 + TAG_BYTES;
@@ -24,30 +21,6 @@ pub struct Wrapped {
     pub version: KeyVersion,
     /// Salt and ciphertext.
     pub bytes: [u8; WRAPPED_BYTES],
-}
-
-/// Why a workspace's key cannot be had. A missing key is an error everywhere, never clear text.
-#[derive(Debug, thiserror::Error)]
-pub enum KeyringError {
-    /// There is no such key.
-    #[error("workspace {workspace} has no key of version {version}\n  hint: it was destroyed, or the keyring is not the one that made it", version = version.0)]
-    Missing {
-        /// The workspace.
-        workspace: WorkspaceId,
-        /// The version.
-        version: KeyVersion,
-    },
-    /// The key service does not answer; trying again may help.
-    #[error("ask the key service: {0}")]
-    Unavailable(String),
-}
-
-/// Where workspaces' keys come from: a file, the environment, a key service.
-pub trait Keyring: Send + Sync {
-    /// The version under which new keys are wrapped.
-    fn current(&self, workspace: WorkspaceId) -> Result<(KeyVersion, Key), KeyringError>;
-    /// A version that wrapped before.
-    fn version(&self, workspace: WorkspaceId, version: KeyVersion) -> Result<Key, KeyringError>;
 }
 
 fn cipher(key: &Key, session: &SessionKey, salt: &[u8]) -> Aes256Gcm {
@@ -78,7 +51,7 @@ pub fn unwrap(key: &Key, session: &SessionKey, wrapped: &Wrapped) -> Result<Key,
 
 #[cfg(test)]
 mod tests {
-    use schemas::SessionId;
+    use schemas::{SessionId, WorkspaceId};
     use uuid::Uuid;
 
     use super::*;

@@ -5,6 +5,7 @@
 
 pub mod ages;
 pub mod kafka;
+pub mod keys;
 pub mod listen;
 pub mod postgres;
 pub mod s3;
@@ -59,6 +60,11 @@ impl<'a> Env<'a> {
     /// All that was wrong.
     pub fn errors(&self) -> &[String] {
         &self.errors
+    }
+
+    /// Notes what is wrong beyond a single value.
+    pub fn error(&mut self, error: String) {
+        self.errors.push(error);
     }
 
     fn raw(&mut self, knob: &Knob) -> Option<String> {

@@ -1,63 +1,26 @@
-//! Key files: where a process finds the keys of tokens.
+//! Key files: where a process finds its keys, and how it hears of new ones.
 //!
-//! The key that signs links lies with the control plane only; edges hold the public halves of it, and the session key.
+//! [`tokens`] sign and verify links and sessions, [`transport`] seals records on their way through the log, [`keyring`] is
+//! above the data keys of sessions. A file is made by `clairvio keys`, readable by its owner only, and replaced as a whole;
+//! a process that holds it [`Watched`] goes by the new one within seconds.
 
-use std::path::Path;
+pub mod keyring;
+pub mod tokens;
+pub mod transport;
+mod watched;
+
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
-use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
-use serde::{Deserialize, Serialize};
+use base64::engine::general_purpose::STANDARD;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use thiserror::Error;
+use zeroize::Zeroizing;
 
-/// A secret key.
-#[derive(Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SecretKey {
-    /// Its id.
-    pub kid: String,
-    /// 32 bytes, base64.
-    secret: String,
-}
-
-impl std::fmt::Debug for SecretKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SecretKey").field("kid", &self.kid).finish_non_exhaustive()
-    }
-}
-
-/// A public key.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct PublicKey {
-    /// Its id.
-    pub kid: String,
-    /// 32 bytes, base64.
-    public: String,
-}
-
-/// What an edge holds.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct EdgeKeys {
-    /// Links signed by these are taken.
-    pub link_keys: Vec<PublicKey>,
-    /// Signs session tokens.
-    pub session_signing: SecretKey,
-    /// Session tokens signed by these are taken too.
-    #[serde(default)]
-    pub session_keys: Vec<PublicKey>,
-    /// Ids of keys that are not taken any more.
-    #[serde(default)]
-    pub retired: Vec<String>,
-}
-
-/// What the control plane holds.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ControlKeys {
-    /// Signs links.
-    pub link_signing: SecretKey,
-}
+pub use watched::{LOOK_INTERVAL, Watched};
 
 /// Why keys cannot be had.
 #[derive(Debug, Error)]
@@ -86,67 +49,111 @@ pub enum KeysError {
     Random,
 }
 
-fn bytes32(text: &str) -> Option<[u8; 32]> {
-    STANDARD.decode(text).ok()?.try_into().ok()
-}
+/// What edges need to check links and to sign sessions.
+pub const EDGE_FILE: &str = "edge-keys.json";
+/// What the control plane needs to sign links.
+pub const CONTROL_FILE: &str = "control-keys.json";
+/// What edges seal records with, and batchers open.
+pub const TRANSPORT_FILE: &str = "transport-keys.json";
+/// What wraps the data keys of sessions.
+pub const KEYRING_FILE: &str = "keyring.json";
 
-impl SecretKey {
-    /// The secret bytes.
-    pub fn bytes(&self) -> Option<[u8; 32]> {
-        bytes32(&self.secret)
+/// Makes fresh keys of a deployment, a file for each kind, in `folder`. Files that are there already are neither changed nor
+/// overwritten: their names come second.
+pub fn make(folder: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>), KeysError> {
+    let (edge, control) = tokens::make()?;
+    let (mut made, mut kept) = (Vec::new(), Vec::new());
+    let token_files = [folder.join(EDGE_FILE), folder.join(CONTROL_FILE)];
+    // They belong together: one of them alone is of no use, and the other cannot be made to fit.
+    if token_files.iter().all(|path| path.exists()) {
+        kept.extend(token_files);
+    } else {
+        write(&token_files[0], &edge)?;
+        write(&token_files[1], &control)?;
+        made.extend(token_files);
     }
-
-    fn random(kid: String) -> Result<(Self, PublicKey), KeysError> {
-        let mut secret = [0; 32];
-        getrandom::fill(&mut secret).map_err(|_| KeysError::Random)?;
-        let public = ed25519_dalek::SigningKey::from_bytes(&secret).verifying_key().to_bytes();
-        let key = Self { kid: kid.clone(), secret: STANDARD.encode(secret) };
-        Ok((key, PublicKey { kid, public: STANDARD.encode(public) }))
+    let transport_file = folder.join(TRANSPORT_FILE);
+    if transport_file.exists() {
+        kept.push(transport_file);
+    } else {
+        write(&transport_file, &transport::TransportKeys::make()?)?;
+        made.push(transport_file);
     }
-}
-
-impl PublicKey {
-    /// The public bytes.
-    pub fn bytes(&self) -> Option<[u8; 32]> {
-        bytes32(&self.public)
+    let keyring_file = folder.join(KEYRING_FILE);
+    if keyring_file.exists() {
+        kept.push(keyring_file);
+    } else {
+        write(&keyring_file, &keyring::KeyringFile::make()?)?;
+        made.push(keyring_file);
     }
-}
-
-/// Fresh keys of a deployment: what its edges hold, and what its control plane holds.
-pub fn make() -> Result<(EdgeKeys, ControlKeys), KeysError> {
-    let mut tag = [0; 4];
-    getrandom::fill(&mut tag).map_err(|_| KeysError::Random)?;
-    let tag = u32::from_le_bytes(tag);
-    let (link_signing, link_public) = SecretKey::random(format!("link-{tag:08x}"))?;
-    let (session_signing, _) = SecretKey::random(format!("session-{tag:08x}"))?;
-    let edge =
-        EdgeKeys { link_keys: vec![link_public], session_signing, session_keys: Vec::new(), retired: Vec::new() };
-    Ok((edge, ControlKeys { link_signing }))
-}
-
-/// A new API key: a prefix by which leaked ones are found, and 256 random bits.
-pub fn make_api_key() -> Result<String, KeysError> {
-    let mut bytes = [0; 32];
-    getrandom::fill(&mut bytes).map_err(|_| KeysError::Random)?;
-    Ok(format!("clv_{}", URL_SAFE_NO_PAD.encode(bytes)))
+    Ok((made, kept))
 }
 
 /// Reads a key file.
-pub fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, KeysError> {
-    let shown = || path.display().to_string();
-    let text = std::fs::read(path).map_err(|source| KeysError::Read { path: shown(), source })?;
+pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T, KeysError> {
+    let text = read_bytes(path)?;
     // The parser's error could quote the file: only its path is told.
-    serde_json::from_slice(&text).map_err(|_| KeysError::Parse(shown()))
+    serde_json::from_slice(&text).map_err(|_| KeysError::Parse(path.display().to_string()))
+}
+
+fn read_bytes(path: &Path) -> Result<Zeroizing<Vec<u8>>, KeysError> {
+    let read = std::fs::read(path).map_err(|source| KeysError::Read { path: path.display().to_string(), source })?;
+    Ok(Zeroizing::new(read))
 }
 
 /// Writes a new key file that only its owner can read. An existing one is never overwritten.
 pub fn write(path: &Path, keys: &impl Serialize) -> Result<(), KeysError> {
-    use std::io::Write as _;
-    use std::os::unix::fs::OpenOptionsExt as _;
+    write_new(path, keys).map_err(|source| KeysError::Write { path: path.display().to_string(), source })
+}
+
+/// Replaces a key file: whoever reads it sees the old one or the new one, whole.
+pub fn replace(path: &Path, keys: &impl Serialize) -> Result<(), KeysError> {
     let failed = |source| KeysError::Write { path: path.display().to_string(), source };
-    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
-    let text = serde_json::to_vec_pretty(keys).map_err(|error| failed(error.into()))?;
-    file.write_all(&text).and_then(|()| file.sync_all()).map_err(failed)
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let beside = path.with_file_name(format!(".{name}.{}", uuid::Uuid::now_v7()));
+    let written = write_new(&beside, keys).and_then(|()| std::fs::rename(&beside, path));
+    if written.is_err() {
+        // What could not be put in place must not stay; that it cannot be removed is no worse than why it is there.
+        let _ = std::fs::remove_file(&beside);
+    }
+    written.and_then(|()| sync_folder(path)).map_err(failed)
+}
+
+fn write_new(path: &Path, keys: &impl Serialize) -> std::io::Result<()> {
+    let text = Zeroizing::new(serde_json::to_vec_pretty(keys)?);
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(&text)?;
+    file.sync_all()
+}
+
+/// A rename is durable once its folder is.
+fn sync_folder(path: &Path) -> std::io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::File::open(folder)?.sync_all()
+}
+
+fn bytes32(text: &str) -> Option<[u8; 32]> {
+    STANDARD.decode(text).ok()?.try_into().ok()
+}
+
+/// A key of 256 bits as base64 in a file.
+mod key_text {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    use sealing::Key;
+    use serde::de::Error as _;
+    use serde::{Deserialize as _, Deserializer, Serializer};
+    use zeroize::Zeroizing;
+
+    pub(super) fn serialize<S: Serializer>(key: &Key, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&Zeroizing::new(STANDARD.encode(key.expose())))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Key, D::Error> {
+        let text = Zeroizing::new(String::deserialize(deserializer)?);
+        let bytes = Zeroizing::new(STANDARD.decode(text.as_str()).map_err(|_| D::Error::custom("a key is base64"))?);
+        bytes.as_slice().try_into().map(Key::new).map_err(|_| D::Error::custom("a key has 32 bytes"))
+    }
 }
 
 #[cfg(test)]
@@ -154,16 +161,35 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_read_back_and_are_never_overwritten_or_shown() {
-        let (edge, control) = make().unwrap();
-        let path = std::env::temp_dir().join(format!("clairvio-keys-{}", uuid::Uuid::now_v7()));
-        write(&path, &edge).unwrap();
-        assert!(matches!(write(&path, &edge), Err(KeysError::Write { .. })));
-        let read_back: EdgeKeys = read(&path).unwrap();
-        assert_eq!(read_back.session_signing.bytes(), edge.session_signing.bytes());
-        assert!(!format!("{edge:?}{control:?}").contains(&control.link_signing.secret));
-        std::fs::write(&path, "{\"link_keys\": 7}").unwrap();
-        assert!(matches!(read::<EdgeKeys>(&path), Err(KeysError::Parse(_))));
-        std::fs::remove_file(&path).unwrap();
+    fn keys_of_a_deployment_are_made_once() {
+        let folder = std::env::temp_dir().join(format!("clairvio-keys-{}", uuid::Uuid::now_v7()));
+        std::fs::create_dir(&folder).unwrap();
+        let (made, kept) = make(&folder).unwrap();
+        assert_eq!((made.len(), kept.len()), (4, 0));
+        std::fs::remove_file(folder.join(KEYRING_FILE)).unwrap();
+        let before = std::fs::read(folder.join(TRANSPORT_FILE)).unwrap();
+        let (made, kept) = make(&folder).unwrap();
+        assert_eq!((made, kept.len()), (vec![folder.join(KEYRING_FILE)], 3));
+        assert_eq!(std::fs::read(folder.join(TRANSPORT_FILE)).unwrap(), before);
+        std::fs::remove_file(folder.join(EDGE_FILE)).unwrap();
+        assert!(matches!(make(&folder), Err(KeysError::Write { .. })), "the other half cannot be made to fit");
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn files_are_private_and_never_overwritten_but_replaced_whole() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let folder = std::env::temp_dir().join(format!("clairvio-keys-{}", uuid::Uuid::now_v7()));
+        std::fs::create_dir(&folder).unwrap();
+        let path = folder.join("keys.json");
+        write(&path, &7).unwrap();
+        assert!(matches!(write(&path, &8), Err(KeysError::Write { .. })));
+        assert_eq!(read::<u8>(&path).unwrap(), 7);
+        replace(&path, &9).unwrap();
+        assert_eq!(read::<u8>(&path).unwrap(), 9);
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
+        assert!(matches!(read::<String>(&path), Err(KeysError::Parse(_))));
+        std::fs::remove_dir_all(&folder).unwrap();
     }
 }

@@ -10,15 +10,16 @@ pub mod runs;
 pub mod sessions;
 pub mod workspaces;
 
-use std::time::Duration;
-
 use schemas::paths::ObjectKey;
 use schemas::{ObjectId, SessionId, SessionKey, WorkspaceId};
+use sealing::keyring::KeyVersion;
 use service_kit::config::postgres::PostgresConfig;
 use sqlx::Row as _;
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::postgres::PgPool;
 use thiserror::Error;
 use uuid::Uuid;
+
+use crate::postgres;
 
 /// Why the index did not do what was asked.
 #[derive(Debug, Error)]
@@ -40,8 +41,8 @@ pub enum IndexError {
         source: sqlx::Error,
     },
     /// The address cannot be used.
-    #[error("parse DATABASE_URL\n  hint: it looks like postgres://user:password@host:port/database")]
-    Address,
+    #[error("parse {0}\n  hint: it looks like postgres://user:password@host:port/database")]
+    Address(&'static str),
     /// A row holds what no release of this code writes.
     #[error("row of {0} is not understood\n  hint: a newer release wrote it; upgrade this service")]
     Row(&'static str),
@@ -68,21 +69,9 @@ pub struct Index {
 }
 
 impl Index {
-    /// A pool of connections; none is made yet. Every statement is bounded in time: a transaction that hangs would hold
-    /// back deletions, which wait for older transactions to end. A process that froze within one loses its locks before
-    /// those who wait for them give up.
+    /// A pool of connections; none is made yet.
     pub fn new(config: &PostgresConfig) -> Result<Self, IndexError> {
-        let options: PgConnectOptions = config.url.parse().map_err(|_| IndexError::Address)?;
-        let options = options.options([
-            ("statement_timeout", "30s"),
-            ("idle_in_transaction_session_timeout", "8s"),
-            ("lock_timeout", "10s"),
-        ]);
-        let address = format!("{}:{}", options.get_host(), options.get_port());
-        let pool = PgPoolOptions::new()
-            .max_connections(config.connections_max)
-            .acquire_timeout(Duration::from_secs(5))
-            .connect_lazy_with(options);
+        let (pool, address) = postgres::pool(&config.url, "DATABASE_URL", config.connections_max, None)?;
         Ok(Self { pool, address })
     }
 
@@ -150,6 +139,8 @@ pub struct Uploaded {
     pub sha256: [u8; 32],
     /// Where its footer is.
     pub footer: FooterAt,
+    /// Which version of the keyring opens the footer; none for session objects, which their session's key opens.
+    pub key_version: Option<KeyVersion>,
 }
 
 /// An object that readers may read.
@@ -161,13 +152,16 @@ pub struct LiveObject {
     pub bytes: u64,
     /// Where its footer is.
     pub footer: FooterAt,
+    /// Which version of the keyring opens the footer; none for session objects.
+    pub key_version: Option<KeyVersion>,
 }
 
 /// Columns that [`object_key`] and [`live_object`] read.
 macro_rules! object_columns {
     () => {
         "object.id as object_id, object.kind, object.partition, object.workspace_id as object_workspace, \
-         object.session_id as object_session, object.bytes, object.footer_at, object.footer_len"
+         object.session_id as object_session, object.bytes, object.footer_at, object.footer_len, \
+         object.key_version"
     };
 }
 pub(crate) use object_columns;
@@ -193,6 +187,7 @@ pub(crate) fn live_object(row: &sqlx::postgres::PgRow) -> Result<LiveObject, Ind
     let bytes: Option<i64> = row.get("bytes");
     let footer_at: Option<i64> = row.get("footer_at");
     let footer_len: Option<i32> = row.get("footer_len");
+    let key_version: Option<i32> = row.get("key_version");
     let (Some(bytes), Some(at), Some(len)) = (bytes, footer_at, footer_len) else { return Err(not_ours()) };
     Ok(LiveObject {
         key: object_key(row)?,
@@ -201,6 +196,9 @@ pub(crate) fn live_object(row: &sqlx::postgres::PgRow) -> Result<LiveObject, Ind
             at: u64::try_from(at).map_err(|_| not_ours())?,
             len: u32::try_from(len).map_err(|_| not_ours())?,
         },
+        key_version: key_version
+            .map(|version| u32::try_from(version).map(KeyVersion).map_err(|_| not_ours()))
+            .transpose()?,
     })
 }
 

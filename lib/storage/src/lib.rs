@@ -1,12 +1,18 @@
 //! S3 and Postgres: the one home of objects and of index queries.
 //!
-//! [`objects`] puts, gets, lists and deletes; [`index`] has every query, one file per caller; [`reading`] puts both
-//! together into sessions. Services call these and decide nothing in SQL of their own.
+//! [`objects`] puts, gets, lists and deletes; [`index`] has every query, one file per caller; [`keystore`] holds wrapped keys,
+//! [`session_keys`] unwraps them; [`footers`] opens footers, and [`reading`] puts all together into sessions. Services call
+//! these and decide nothing in SQL of their own.
 
+pub mod footers;
 pub mod index;
+pub mod keystore;
 pub mod objects;
+mod postgres;
 pub mod reading;
+pub mod session_keys;
 
+use service_kit::config::keys::KeyStoreConfig;
 use service_kit::config::postgres::PostgresConfig;
 use service_kit::config::s3::S3Config;
 use service_kit::health::{Health, Part};
@@ -14,6 +20,7 @@ use service_kit::retry;
 use service_kit::shutdown::Shutdown;
 
 use index::{Index, IndexError};
+use keystore::KeyStore;
 use objects::{ObjectError, Objects};
 
 /// What a service stores in, and the parts of its health that go with it.
@@ -21,10 +28,14 @@ use objects::{ObjectError, Objects};
 pub struct Stores {
     /// The index.
     pub index: Index,
+    /// The key store.
+    pub keystore: KeyStore,
     /// The bucket.
     pub objects: Objects,
     /// How the index is.
     pub postgres: Part,
+    /// How the key store is.
+    pub keys: Part,
     /// How the bucket is.
     pub s3: Part,
 }
@@ -49,16 +60,18 @@ pub enum ConnectError {
     Bucket(ObjectError),
 }
 
-/// Waits until index and bucket answer; `None` when the shutdown began before.
+/// Waits until index, key store and bucket answer; `None` when the shutdown began before.
 pub async fn connect(
     postgres_config: &PostgresConfig,
+    keystore_config: &KeyStoreConfig,
     s3_config: &S3Config,
     schema: Schema,
     health: &Health,
     shutdown: &Shutdown,
 ) -> Result<Option<Stores>, ConnectError> {
-    let (postgres, s3) = (health.part("postgres"), health.part("s3"));
+    let (postgres, keys, s3) = (health.part("postgres"), health.part("keystore"), health.part("s3"));
     let index = Index::new(postgres_config)?;
+    let keystore = KeyStore::new(keystore_config)?;
     let objects = Objects::new(s3_config);
     let ask_index = || async {
         if schema == Schema::Migrate {
@@ -67,6 +80,15 @@ pub async fn connect(
         index.check().await
     };
     if retry::until_ok("postgres", &postgres, shutdown, ask_index).await.is_none() {
+        return Ok(None);
+    }
+    let ask_keystore = || async {
+        if schema == Schema::Migrate {
+            keystore.migrate().await?;
+        }
+        keystore.check().await
+    };
+    if retry::until_ok("keystore", &keys, shutdown, ask_keystore).await.is_none() {
         return Ok(None);
     }
     let ask_bucket = || async {
@@ -79,6 +101,6 @@ pub async fn connect(
     match retry::until_ok("s3", &s3, shutdown, ask_bucket).await {
         None => Ok(None),
         Some(Err(error)) => Err(ConnectError::Bucket(error)),
-        Some(Ok(())) => Ok(Some(Stores { index, objects, postgres, s3 })),
+        Some(Ok(())) => Ok(Some(Stores { index, keystore, objects, postgres, keys, s3 })),
     }
 }

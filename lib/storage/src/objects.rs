@@ -14,7 +14,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use schemas::ObjectId;
+use schemas::object::ObjectKind;
 use schemas::paths::ObjectKey;
+use sealing::keyring::KeyVersion;
 use service_kit::config::s3::S3Config;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
@@ -248,16 +250,20 @@ impl Objects {
     }
 }
 
-/// Ends an object with its footer; gives its bytes, and what its row says of them.
-pub fn finish(id: ObjectId, mut body: Vec<u8>, footer: &[u8]) -> (Bytes, Uploaded) {
-    let at = body.len() as u64;
+/// Ends an object with its footer's region and the trailer; gives its bytes, and what its row says of them. `key_version` is
+/// the keyring's, where that opens the footer.
+pub fn finish(
+    id: ObjectId,
+    kind: ObjectKind,
+    mut body: Vec<u8>,
+    footer: &[u8],
+    key_version: Option<KeyVersion>,
+) -> (Bytes, Uploaded) {
+    let (at, len) = (body.len() as u64, footer.len() as u32);
     body.extend_from_slice(footer);
-    let row = Uploaded {
-        id,
-        bytes: body.len() as u64,
-        sha256: sha256(&body),
-        footer: FooterAt { at, len: footer.len() as u32 },
-    };
+    body.extend_from_slice(&kind.trailer(len));
+    let row =
+        Uploaded { id, bytes: body.len() as u64, sha256: sha256(&body), footer: FooterAt { at, len }, key_version };
     (body.into(), row)
 }
 

@@ -1,7 +1,8 @@
 //! Reading a session: its own objects, then the shared ones that may hold some of it, as one [`Plan`].
 //!
 //! Footers never change, so they are cached by object. Bytes are fetched when their turn comes; a reader holds one batch
-//! per stream that is being read, and a few pieces of objects. Decompression runs on the pool.
+//! per stream that is being read, and a few pieces of objects. Opening and decompressing run on the pool. The session's key
+//! is asked for again with every piece: a reading that goes on for long ends once the key was destroyed (R2).
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -14,12 +15,16 @@ use quick_cache::sync::Cache;
 use schemas::codec::{self, FormatError};
 use schemas::paths::ObjectKey;
 use schemas::{ObjectId, SessionKey, limits, session_object, shared_object};
+use sealing::frames::{FrameAt, Opener};
+use sealing::objects::{self as sealed, OpenError, frame_at};
 use service_kit::pool::{Panicked, Pool};
 use thiserror::Error;
 
+use crate::footers::{self, Footer, FooterError};
 use crate::index::sessions::{Found, Snapshot};
 use crate::index::{Index, IndexError, LiveObject};
 use crate::objects::{ObjectError, Objects};
+use crate::session_keys::{DataKey, KeyError, SessionKeys};
 
 /// Footers that are kept, as far as memory goes.
 const FOOTERS_CACHED_MAX: usize = 4_096;
@@ -52,6 +57,9 @@ pub enum ReadError {
         /// What is wrong.
         reason: String,
     },
+    /// The session's key, or the storage's, cannot be had.
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// The pool.
     #[error(transparent)]
     Pool(#[from] Panicked),
@@ -63,15 +71,8 @@ pub enum ReadError {
     HungUp,
 }
 
-fn corrupt(key: ObjectKey) -> impl FnOnce(FormatError) -> ReadError {
-    move |reason| ReadError::Corrupt { key, reason: reason.to_string() }
-}
-
-/// A footer of either kind.
-#[derive(Debug, Clone)]
-enum Footer {
-    Shared(Arc<shared_object::Footer>),
-    Session(Arc<session_object::Footer>),
+fn corrupt<E: Into<OpenError>>(key: ObjectKey) -> impl FnOnce(E) -> ReadError {
+    move |reason| ReadError::Corrupt { key, reason: reason.into().to_string() }
 }
 
 /// What a footer costs in memory: of thousands of batches it has more than a mebibyte.
@@ -102,6 +103,7 @@ impl Weighter<ObjectId, Footer> for FooterCost {
 pub struct Reader {
     index: Index,
     objects: Objects,
+    keys: SessionKeys,
     pool: Pool,
     footers: Arc<Cache<ObjectId, Footer, FooterCost>>,
 }
@@ -148,9 +150,9 @@ impl Session {
 
 impl Reader {
     /// A reader over this index and bucket.
-    pub fn new(index: Index, objects: Objects, pool: Pool) -> Self {
+    pub fn new(index: Index, objects: Objects, keys: SessionKeys, pool: Pool) -> Self {
         let footers = Cache::with_weighter(FOOTERS_CACHED_MAX, FOOTERS_CACHED_BYTES_MAX, FooterCost);
-        Self { index, objects, pool, footers: Arc::new(footers) }
+        Self { index, objects, keys, pool, footers: Arc::new(footers) }
     }
 
     /// Opens a session. `silence` is what ends one.
@@ -160,6 +162,10 @@ impl Reader {
             Found::Deleted => return Ok(Opened::Deleted),
             Found::Live(snapshot) => *snapshot,
         };
+        // A session without stored bytes may have no key yet; one whose key is gone is on its way out.
+        if let Some(DataKey::Shredded) = self.keys.find(std::slice::from_ref(key)).await?.remove(key) {
+            return Ok(Opened::Deleted);
+        }
         let mut sources = Vec::new();
         for object in snapshot.own.iter().chain(&snapshot.shared) {
             sources.push(Source { key: object.key, footer: self.footer(object).await? });
@@ -169,16 +175,21 @@ impl Reader {
     }
 
     async fn footer(&self, object: &LiveObject) -> Result<Footer, ReadError> {
-        let (key, at) = (object.key, object.footer.at);
+        let key = object.key;
         if let Some(footer) = self.footers.get(&key.id()) {
             return Ok(footer);
         }
         let bytes = self
             .objects
-            .get_range(&key, at, u64::from(object.footer.len))
+            .get_range(&key, object.footer.at, u64::from(object.footer.len))
             .await
             .map_err(|source| ReadError::Object { key, source })?;
-        let footer = self.pool.run(move || decode_footer(&key, &bytes, at)).await?.map_err(corrupt(key))?;
+        let footer = match footers::open(&self.keys, &self.pool, object, bytes).await {
+            Ok(footer) => footer,
+            Err(FooterError::Corrupt(error)) => return Err(corrupt(key)(error)),
+            Err(FooterError::Key(error)) => return Err(error.into()),
+            Err(FooterError::Pool(error)) => return Err(error.into()),
+        };
         self.footers.insert(key.id(), footer.clone());
         Ok(footer)
     }
@@ -238,22 +249,6 @@ impl Reader {
     }
 }
 
-fn decode_footer(key: &ObjectKey, bytes: &[u8], body_len: u64) -> Result<Footer, FormatError> {
-    match key {
-        ObjectKey::Session { key, .. } => {
-            let footer = session_object::Footer::decode(bytes, body_len)?;
-            // An object under another session's name is not that session's.
-            if footer.key != *key {
-                return Err(FormatError::Field("session"));
-            }
-            Ok(Footer::Session(Arc::new(footer)))
-        }
-        ObjectKey::Shared { .. } | ObjectKey::Quarantine { .. } => {
-            Ok(Footer::Shared(Arc::new(shared_object::Footer::decode(bytes, body_len)?)))
-        }
-    }
-}
-
 /// The plan of a session over these sources, and the bytes of its frames.
 fn plan(key: &SessionKey, sources: &[Source]) -> (Plan, u64) {
     let (mut merged, mut shared) = (Vec::new(), Vec::new());
@@ -265,9 +260,9 @@ fn plan(key: &SessionKey, sources: &[Source]) -> (Plan, u64) {
                 merged.push((object, footer.as_ref()));
             }
             Footer::Shared(footer) => {
-                for chunk in footer.chunks.iter().filter(|chunk| chunk.key == *key) {
+                for (number, chunk) in footer.chunks.iter().enumerate().filter(|(_, chunk)| chunk.key == *key) {
                     bytes_stored += chunk.len();
-                    shared.push(SharedSource { object, partition: footer.partition, chunk });
+                    shared.push(SharedSource { object, partition: footer.partition, number, chunk });
                 }
             }
         }
@@ -275,7 +270,7 @@ fn plan(key: &SessionKey, sources: &[Source]) -> (Plan, u64) {
     (Plan::build(&merged, &shared), bytes_stored)
 }
 
-/// A piece of an object that was fetched: a chunk as it lies, or a frame decompressed.
+/// A piece of an object that was fetched: a chunk as it lies, or a frame opened and decompressed.
 struct Kept {
     object: usize,
     at: u64,
@@ -291,25 +286,26 @@ struct Loader<'a> {
 impl Loader<'_> {
     /// The events of one batch.
     async fn load(&mut self, location: &Location, raw_bytes: u32) -> Result<Vec<u8>, ReadError> {
+        let mismatch = || self.mismatch(Mismatch);
         match location {
-            Location::Shared { object, at, len } => {
+            Location::Shared { object, chunk, frame, at, .. } => {
                 let source = &self.session.sources[*object];
-                let (chunk_at, chunk_len) = chunk_around(&source.footer, *at, *len);
-                let chunk = self.fetch(*object, chunk_at, chunk_len, None).await?;
-                let start = (at - chunk_at) as usize;
-                let frame = chunk.slice(start..start + *len as usize);
-                let key = source.key;
-                let raw = self.reader.pool.run(move || codec::decompress(&frame, raw_bytes as usize)).await?;
-                raw.map_err(corrupt(key))
+                let Footer::Shared(footer) = &source.footer else { return Err(mismatch()) };
+                let (footer, key) = (Arc::clone(footer), source.key);
+                let chunk = footer.chunks.get(*chunk).ok_or_else(mismatch)?;
+                // The whole chunk: its neighbours are wanted next, and one request brings them all.
+                let bytes = self.fetch(*object, chunk.at, chunk.len()).await?;
+                let start = (at - chunk.at) as usize;
+                let place = frame_at(*frame, chunk.batches.len());
+                let len = chunk.batches.get(*frame).map_or(0, |batch| batch.len as usize);
+                let frame = bytes.slice(start..start + len);
+                let opener = sealed::chunk_opener(&self.key().await?, chunk);
+                self.open(key, opener, place, frame, raw_bytes).await
             }
             Location::Session { object, pieces } => {
-                let source = &self.session.sources[*object];
-                let Footer::Session(footer) = &source.footer else { return Err(self.mismatch(Mismatch)) };
-                let footer = Arc::clone(footer);
                 let mut payload = Vec::with_capacity(raw_bytes as usize);
                 for piece in pieces {
-                    let frame = &footer.frames[piece.frame];
-                    let raw = self.fetch(*object, frame.at, u64::from(frame.len), Some(frame.raw_len)).await?;
+                    let raw = self.frame(*object, piece.frame).await?;
                     // The footer's decoder checked that the pieces of a frame fill it.
                     let bytes = raw.get(piece.at as usize..(piece.at + piece.len) as usize);
                     payload.extend_from_slice(bytes.ok_or_else(|| self.mismatch(Mismatch))?);
@@ -319,26 +315,75 @@ impl Loader<'_> {
         }
     }
 
-    /// A range of an object, decompressed when `raw_len` says how long it is then; kept for the next batches.
-    async fn fetch(&mut self, object: usize, at: u64, len: u64, raw_len: Option<u32>) -> Result<Bytes, ReadError> {
-        if let Some(kept) = self.pieces.iter().find(|kept| kept.object == object && kept.at == at) {
-            return Ok(kept.bytes.clone());
+    async fn key(&self) -> Result<sealing::Key, ReadError> {
+        match self.reader.keys.key(&self.session.snapshot.row.key).await {
+            Err(KeyError::Shredded(_)) => Err(ReadError::Deleted),
+            other => Ok(other?),
         }
+    }
+
+    /// Opens a sealed frame on the pool, and decompresses it.
+    async fn open(
+        &self,
+        key: ObjectKey,
+        opener: Opener,
+        place: FrameAt,
+        frame: Bytes,
+        raw_bytes: u32,
+    ) -> Result<Vec<u8>, ReadError> {
+        let opening = move || {
+            let opened = opener.open(place, &frame)?;
+            Ok::<_, OpenError>(codec::decompress(&opened, raw_bytes as usize)?)
+        };
+        self.reader.pool.run(opening).await?.map_err(corrupt(key))
+    }
+
+    /// A frame of a session object, opened; kept for the next batches.
+    async fn frame(&mut self, object: usize, number: usize) -> Result<Bytes, ReadError> {
+        let source = &self.session.sources[object];
+        let Footer::Session(footer) = &source.footer else { return Err(self.mismatch(Mismatch)) };
+        let (footer, key) = (Arc::clone(footer), source.key);
+        let frame = footer.frames.get(number).ok_or_else(|| self.mismatch(Mismatch))?;
+        if let Some(kept) = self.kept(object, frame.at) {
+            return Ok(kept);
+        }
+        let sealed = self.get(object, frame.at, u64::from(frame.len)).await?;
+        let opener = sealed::session_opener(&self.key().await?, &footer);
+        let place = frame_at(number, footer.frames.len());
+        let raw = Bytes::from(self.open(key, opener, place, sealed, frame.raw_len).await?);
+        if raw.len() != frame.raw_len as usize {
+            return Err(corrupt(key)(FormatError::Truncated));
+        }
+        self.keep(object, frame.at, raw.clone());
+        Ok(raw)
+    }
+
+    /// A range of an object as it lies; kept for the next batches.
+    async fn fetch(&mut self, object: usize, at: u64, len: u64) -> Result<Bytes, ReadError> {
+        if let Some(kept) = self.kept(object, at) {
+            return Ok(kept);
+        }
+        let bytes = self.get(object, at, len).await?;
+        self.keep(object, at, bytes.clone());
+        Ok(bytes)
+    }
+
+    async fn get(&self, object: usize, at: u64, len: u64) -> Result<Bytes, ReadError> {
         let key = self.session.sources[object].key;
         let fetched = self.reader.objects.get_range(&key, at, len).await;
-        let mut bytes = fetched.map_err(|source| ReadError::Object { key, source })?;
-        if let Some(raw_len) = raw_len {
-            let raw = self.reader.pool.run(move || codec::decompress(&bytes, raw_len as usize)).await?;
-            bytes = Bytes::from(raw.map_err(corrupt(key))?);
-            if bytes.len() != raw_len as usize {
-                return Err(corrupt(key)(FormatError::Truncated));
-            }
-        }
+        fetched.map_err(|source| ReadError::Object { key, source })
+    }
+
+    fn kept(&self, object: usize, at: u64) -> Option<Bytes> {
+        let kept = self.pieces.iter().find(|kept| kept.object == object && kept.at == at);
+        kept.map(|kept| kept.bytes.clone())
+    }
+
+    fn keep(&mut self, object: usize, at: u64, bytes: Bytes) {
         if self.pieces.len() == PIECES_KEPT_MAX {
             self.pieces.pop_front();
         }
-        self.pieces.push_back(Kept { object, at, bytes: bytes.clone() });
-        Ok(bytes)
+        self.pieces.push_back(Kept { object, at, bytes });
     }
 
     fn mismatch(&self, mismatch: Mismatch) -> ReadError {
@@ -348,15 +393,4 @@ impl Loader<'_> {
             None => ReadError::Deleted,
         }
     }
-}
-
-/// The chunk that a frame lies in: its neighbours are wanted next, and one request brings them all.
-fn chunk_around(footer: &Footer, at: u64, len: u32) -> (u64, u64) {
-    let Footer::Shared(footer) = footer else { return (at, u64::from(len)) };
-    footer
-        .chunks
-        .iter()
-        .map(|chunk| (chunk.at, chunk.len()))
-        .find(|(chunk_at, chunk_len)| *chunk_at <= at && at + u64::from(len) <= chunk_at + chunk_len)
-        .unwrap_or((at, u64::from(len)))
 }

@@ -53,7 +53,8 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum KeysCommand {
-    /// Make fresh keys: edge-keys.json for the edges, control-keys.json for the control plane.
+    /// Make fresh keys: edge-keys.json and transport-keys.json for edges, transport-keys.json and keyring.json for batchers,
+    /// keyring.json for compactors, control-keys.json and keyring.json for control planes.
     Make {
         /// The folder to write them to. Existing files are never overwritten.
         #[arg(long)]
@@ -119,11 +120,13 @@ fn load<T>(read: impl FnOnce(&mut Env<'_>) -> T) -> anyhow::Result<T> {
 }
 
 fn make_keys(folder: &std::path::Path) -> anyhow::Result<()> {
-    let (edge, control) = keys::make()?;
-    let (edge_path, control_path) = (folder.join("edge-keys.json"), folder.join("control-keys.json"));
-    keys::write(&edge_path, &edge)?;
-    keys::write(&control_path, &control)?;
-    println!("{}\n{}", edge_path.display(), control_path.display());
+    let (made, kept) = keys::make(folder)?;
+    for path in made {
+        println!("made {}", path.display());
+    }
+    for path in kept {
+        println!("kept {}", path.display());
+    }
     Ok(())
 }
 
@@ -132,7 +135,7 @@ async fn create_workspace(name: &str, plan: &str, origins: &[String]) -> anyhow:
     let index = Index::new(&load(PostgresConfig::load)?)?;
     index.migrate().await?;
     let workspace = WorkspaceId(Uuid::now_v7());
-    let key = keys::make_api_key()?;
+    let key = keys::tokens::make_api_key()?;
     index.create_workspace(workspace, name, plan, origins).await?;
     index.add_api_key(workspace, &key).await?;
     println!("workspace {workspace}\napi key   {key}");

@@ -12,11 +12,13 @@ use schemas::WorkspaceId;
 use schemas::plan::Plan;
 use serde::{Deserialize, Serialize};
 use service_kit::config::kafka::KafkaConfig;
+use service_kit::config::keys::KeyStoreConfig;
 use service_kit::config::postgres::PostgresConfig;
 use service_kit::kafka::topics::{self, TopicSpec};
 use service_kit::{kafka, keys};
 use sqlx::{Connection, PgConnection};
 use storage::index::Index;
+use storage::keystore::KeyStore;
 use uuid::Uuid;
 
 use crate::endpoints::write_private;
@@ -124,7 +126,7 @@ impl Deployment {
         let prefix = options.name.as_ref().map_or_else(String::new, |name| format!("{name}/"));
         let database_url = make_database(stack, &format!("clairvio{}", suffix.replace('-', "_"))).await?;
         make_topic(stack, &topic, options.partitions).await?;
-        make_keys(&folder)?;
+        keys::make(&folder)?;
         let identity = make_identity(&folder, &database_url, options.plan).await?;
         let parts = stack.parts();
         let endpoints = Endpoints {
@@ -259,28 +261,18 @@ async fn make_topic(stack: &Stack, topic: &str, partitions: i32) -> anyhow::Resu
     Ok(())
 }
 
-fn make_keys(folder: &Path) -> anyhow::Result<()> {
-    let (edge_path, control_path) = (folder.join("edge-keys.json"), folder.join("control-keys.json"));
-    if edge_path.exists() && control_path.exists() {
-        return Ok(());
-    }
-    let (edge, control) = keys::make()?;
-    keys::write(&edge_path, &edge)?;
-    keys::write(&control_path, &control)?;
-    Ok(())
-}
-
 async fn make_identity(folder: &Path, database_url: &str, plan: Plan) -> anyhow::Result<Identity> {
     let path = folder.join("identity.json");
     let index = Index::new(&PostgresConfig { url: database_url.to_owned(), connections_max: 2 })?;
     index.migrate().await?;
+    KeyStore::new(&KeyStoreConfig { url: database_url.to_owned(), connections_max: 2 })?.migrate().await?;
     if let Ok(text) = std::fs::read(&path) {
         return serde_json::from_slice(&text).with_context(|| format!("decode {}", path.display()));
     }
     let identity = Identity {
         workspace_id: WorkspaceId(Uuid::now_v7()),
-        api_key: keys::make_api_key()?,
-        operator_key: keys::make_api_key()?,
+        api_key: keys::tokens::make_api_key()?,
+        operator_key: keys::tokens::make_api_key()?,
     };
     index.create_workspace(identity.workspace_id, "demo", plan, &[]).await?;
     index.add_api_key(identity.workspace_id, &identity.api_key).await?;
@@ -317,9 +309,13 @@ fn specs(
         ("AWS_ACCESS_KEY_ID", endpoints.s3.access_key.clone()),
         ("AWS_SECRET_ACCESS_KEY", endpoints.s3.secret_key.clone()),
         ("S3_REQUEST_TIMEOUT_MS", "5000".into()),
-        ("CLAIRVIO_EDGE_KEYS_FILE", folder.join("edge-keys.json").display().to_string()),
-        ("CLAIRVIO_CONTROL_KEYS_FILE", folder.join("control-keys.json").display().to_string()),
-        // Short ages: flush 1 s, a session over after 10 s of silence, passes every 2 s, shared objects gone within 30 s.
+        ("CLAIRVIO_EDGE_KEYS_FILE", folder.join(keys::EDGE_FILE).display().to_string()),
+        ("CLAIRVIO_CONTROL_KEYS_FILE", folder.join(keys::CONTROL_FILE).display().to_string()),
+        ("CLAIRVIO_TRANSPORT_KEYS_FILE", folder.join(keys::TRANSPORT_FILE).display().to_string()),
+        ("CLAIRVIO_KEYRING_FILE", folder.join(keys::KEYRING_FILE).display().to_string()),
+        // Short ages: flush 1 s, a session over after 10 s of silence, passes every 2 s, shared objects gone within 30 s;
+        // unwrapped keys are forgotten after 5 s.
+        ("CLAIRVIO_KEY_CACHE_MS", "5000".into()),
         ("CLAIRVIO_DECLINES_INTERVAL_MS", "1000".into()),
         ("CLAIRVIO_FLUSH_AGE_MS", "1000".into()),
         ("CLAIRVIO_SESSION_SILENCE_MS", "10000".into()),

@@ -36,7 +36,11 @@ impl Store {
         let payload = payload(stream, seq, timestamps);
         let facts = if payload.is_empty() { BatchFacts::default() } else { events::read(&payload).unwrap().facts };
         let entry = BatchEntry { seq: seq as u32, end, offset, len: payload.len() as u32, facts };
-        self.chunks.push((self.shared.len(), partition, Chunk { key: session(), stream, at: 0, batches: vec![entry] }));
+        self.chunks.push((
+            self.shared.len(),
+            partition,
+            Chunk { key: session(), stream, id: [0; 16], at: 0, batches: vec![entry] },
+        ));
         self.shared.push(payload);
     }
 
@@ -45,14 +49,14 @@ impl Store {
         let shared: Vec<_> = self
             .chunks
             .iter()
-            .map(|(object, partition, chunk)| SharedSource { object: *object, partition: *partition, chunk })
+            .map(|(object, partition, chunk)| SharedSource { object: *object, partition: *partition, number: 0, chunk })
             .collect();
         Plan::build(&merged, &shared)
     }
 
     fn load(&self, location: &Location) -> Vec<u8> {
         match location {
-            Location::Shared { object, at, len } => {
+            Location::Shared { object, at, len, .. } => {
                 self.shared[*object][*at as usize..(*at + u64::from(*len)) as usize].to_vec()
             }
             Location::Session { object, pieces } => pieces
@@ -93,6 +97,8 @@ impl Store {
         self.walk(&plan, Range::ALL, |event, bytes| frames.extend(cutter.push(&plan, event, bytes)));
         frames.extend(cutter.finish());
         let mut footer = session_object::Footer {
+            object: schemas::ObjectId(Uuid::nil()),
+            chunk: [0; 16],
             key: session(),
             frames: Vec::new(),
             streams: plan.stream_infos(),

@@ -133,19 +133,9 @@ impl Index {
             .map_err(failed("stage object"))?;
         }
         insert_first_seen(&mut tx, staging.partition, staging.first_seen).await?;
-        let (workspaces, sessions) = key_arrays(staging.sessions.iter());
-        let refused = sqlx::query(
-            "select s.workspace_id, s.id as session_id from session s
-             join unnest($1::uuid[], $2::uuid[]) as wanted (workspace_id, id) using (workspace_id, id)
-             where s.state > 0",
-        )
-        .bind(&workspaces)
-        .bind(&sessions)
-        .fetch_all(&mut *tx)
-        .await
-        .map_err(failed("ask for deleted sessions"))?;
+        let refused = deleted_among(&mut *tx, staging.sessions).await?;
         tx.commit().await.map_err(failed("commit staging"))?;
-        Ok(refused.iter().map(session_key).collect())
+        Ok(refused)
     }
 
     /// Publishes a flush in one transaction: the progress moves by compare-and-swap, the object becomes live. Rows written
@@ -249,6 +239,25 @@ async fn insert_first_seen(tx: &mut PgConnection, partition: i32, first_seen: &[
     Ok(())
 }
 
+/// Sessions among these that are deleted.
+pub(super) async fn deleted_among(
+    executor: impl sqlx::PgExecutor<'_>,
+    keys: &[SessionKey],
+) -> Result<Vec<SessionKey>, IndexError> {
+    let (workspaces, sessions) = key_arrays(keys.iter());
+    let rows = sqlx::query(
+        "select s.workspace_id, s.id as session_id from session s
+         join unnest($1::uuid[], $2::uuid[]) as wanted (workspace_id, id) using (workspace_id, id)
+         where s.state > 0",
+    )
+    .bind(&workspaces)
+    .bind(&sessions)
+    .fetch_all(executor)
+    .await
+    .map_err(failed("ask for deleted sessions"))?;
+    Ok(rows.iter().map(session_key).collect())
+}
+
 /// `false` when the swap changed nothing.
 async fn publish_in(tx: &mut PgConnection, publishing: &Publishing<'_>) -> Result<bool, IndexError> {
     let (first, next) = publishing.offsets;
@@ -339,7 +348,7 @@ pub(super) async fn make_live(
 ) -> Result<bool, IndexError> {
     let turned = sqlx::query(
         "update object set state = 1, bytes = $2, sha256 = $3, footer_at = $4, footer_len = $5, sessions_filter = $6,
-             live_at = now()
+             key_version = $7, live_at = now()
          where id = $1 and state = 0",
     )
     .bind(object.id.0)
@@ -348,6 +357,7 @@ pub(super) async fn make_live(
     .bind(signed(object.footer.at))
     .bind(i32::try_from(object.footer.len).map_err(|_| IndexError::Row("object"))?)
     .bind(filter)
+    .bind(object.key_version.map(|version| signed(u64::from(version.0)) as i32))
     .execute(&mut *tx)
     .await
     .map_err(failed("turn object live"))?;

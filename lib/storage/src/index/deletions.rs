@@ -10,7 +10,7 @@ use sqlx::{PgConnection, Row as _};
 use uuid::Uuid;
 
 use super::sessions::may_contain;
-use super::{Index, IndexError, failed, object_columns, object_key, session_key, unsigned};
+use super::{Index, IndexError, failed, key_arrays, object_columns, object_key, session_key, unsigned};
 
 /// A session that is on its way out.
 #[derive(Debug, Clone)]
@@ -92,7 +92,9 @@ impl Index {
     pub async fn deletion(&self, workspace: WorkspaceId, id: DeletionId) -> Result<Option<DeletionItem>, IndexError> {
         let row = sqlx::query(
             "select requested_at, erased_at, (select count(*) from deletion_session s where s.deletion_id = d.id)
-                 as sessions
+                 as sessions,
+                 not exists (select from deletion_session s where s.deletion_id = d.id and s.shredded_at is null)
+                 as shredded
              from deletion d where id = $1 and workspace_id = $2",
         )
         .bind(id.0)
@@ -102,9 +104,14 @@ impl Index {
         .map_err(failed("find deletion"))?;
         Ok(row.map(|row| {
             let erased_at: Option<time::OffsetDateTime> = row.get("erased_at");
+            let state = match (erased_at, row.get("shredded")) {
+                (Some(_), _) => DeletionState::Erased,
+                (None, true) => DeletionState::Shredded,
+                (None, false) => DeletionState::Unreadable,
+            };
             DeletionItem {
                 id,
-                state: if erased_at.is_some() { DeletionState::Erased } else { DeletionState::Unreadable },
+                state,
                 sessions: unsigned(row.get("sessions")),
                 requested_at: row.get("requested_at"),
                 erased_at,
@@ -117,7 +124,8 @@ impl Index {
     /// not keep those behind them from going on.
     pub async fn leaving(&self, after: Option<&Leaving>, limit: i64) -> Result<Vec<Leaving>, IndexError> {
         let rows = sqlx::query(
-            "select d.deletion_id, d.workspace_id, d.session_id, d.barrier is not null as barrier_set,
+            "select d.deletion_id, d.workspace_id, d.session_id, d.shredded_at is not null as shredded,
+                 d.barrier is not null as barrier_set,
                  coalesce(d.barrier < pg_snapshot_xmin(pg_current_snapshot()), false) as barrier_passed,
                  d.blockers is not null as blockers_noted,
                  (select count(*) from object o where o.id = any(d.blockers)) as blockers_left,
@@ -139,6 +147,7 @@ impl Index {
                 deletion: DeletionId(row.get("deletion_id")),
                 key: session_key(row),
                 facts: Facts {
+                    shredded: row.get("shredded"),
                     barrier_set: row.get("barrier_set"),
                     barrier_passed: row.get("barrier_passed"),
                     blockers_noted: row.get("blockers_noted"),
@@ -147,6 +156,40 @@ impl Index {
                 },
             })
             .collect())
+    }
+
+    /// Their keys were destroyed.
+    pub async fn mark_shredded(&self, leaving: &[&Leaving]) -> Result<(), IndexError> {
+        let (workspaces, sessions) = key_arrays(leaving.iter().map(|leaving| &leaving.key));
+        let deletions: Vec<Uuid> = leaving.iter().map(|leaving| leaving.deletion.0).collect();
+        let mut tx = self.pool.begin().await.map_err(failed("begin shredding"))?;
+        sqlx::query(
+            "with leaving as (
+                 select s.workspace_id, s.id from session s
+                 join unnest($1::uuid[], $2::uuid[]) as l (workspace_id, id) using (workspace_id, id)
+                 where s.state = 1 order by s.workspace_id, s.id for update of s
+             )
+             update session set state = 2 from leaving
+             where session.workspace_id = leaving.workspace_id and session.id = leaving.id",
+        )
+        .bind(&workspaces)
+        .bind(&sessions)
+        .execute(&mut *tx)
+        .await
+        .map_err(failed("mark sessions shredded"))?;
+        sqlx::query(
+            "update deletion_session d set shredded_at = now()
+             from unnest($1::uuid[], $2::uuid[], $3::uuid[]) as l (deletion_id, workspace_id, session_id)
+             where d.deletion_id = l.deletion_id and d.workspace_id = l.workspace_id and d.session_id = l.session_id
+                 and d.shredded_at is null",
+        )
+        .bind(&deletions)
+        .bind(&workspaces)
+        .bind(&sessions)
+        .execute(&mut *tx)
+        .await
+        .map_err(failed("mark deletions shredded"))?;
+        tx.commit().await.map_err(failed("commit shredding"))
     }
 
     /// Sets the barrier: this transaction's number, taken after the tombstone was committed.

@@ -7,7 +7,7 @@ use schemas::{ObjectId, SessionKey};
 use sqlx::{PgConnection, Row as _};
 use uuid::Uuid;
 
-use super::batches::make_live;
+use super::batches::{deleted_among, make_live};
 use super::{
     Index, IndexError, KIND_QUARANTINE, KIND_SESSION, LiveObject, Uploaded, failed, key_arrays, live_object,
     object_columns, session_key, signed,
@@ -125,18 +125,7 @@ impl Index {
 
     /// Sessions among these that are deleted.
     pub async fn deleted_among(&self, keys: &[SessionKey]) -> Result<Vec<SessionKey>, IndexError> {
-        let (workspaces, sessions) = key_arrays(keys.iter());
-        let rows = sqlx::query(
-            "select s.workspace_id, s.id as session_id from session s
-             join unnest($1::uuid[], $2::uuid[]) as wanted (workspace_id, id) using (workspace_id, id)
-             where s.state > 0",
-        )
-        .bind(&workspaces)
-        .bind(&sessions)
-        .fetch_all(&self.pool)
-        .await
-        .map_err(failed("ask for deleted sessions"))?;
-        Ok(rows.iter().map(session_key).collect())
+        deleted_among(&self.pool, keys).await
     }
 
     /// Stages session objects. A session's row is locked before an object of its own is staged: those that are deleted

@@ -1,0 +1,120 @@
+//! Keys: the keyring, the key store, the epochs of the transport.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::{Env, Knob};
+
+/// Where the keyring is.
+#[derive(Clone, PartialEq, Eq)]
+pub enum KeyringSource {
+    /// In a file, read again when it changes.
+    File(PathBuf),
+    /// In the environment, as the same text.
+    Inline(String),
+}
+
+impl std::fmt::Debug for KeyringSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File(path) => f.debug_tuple("File").field(path).finish(),
+            Self::Inline(_) => f.write_str("Inline(secret)"),
+        }
+    }
+}
+
+/// Settings of the key store's connections.
+#[derive(Debug, Clone)]
+pub struct KeyStoreConfig {
+    /// `postgres://user:password@host:port/database`; the index's database where none is given.
+    pub url: String,
+    /// Connections of this process.
+    pub connections_max: u32,
+}
+
+/// Settings of whoever opens or seals sessions.
+#[derive(Debug, Clone)]
+pub struct SessionKeysConfig {
+    /// The keyring.
+    pub keyring: KeyringSource,
+    /// How long an unwrapped key is kept after it was fetched.
+    pub cache: Duration,
+}
+
+const KEYSTORE_URL: Knob = Knob {
+    name: "KEYSTORE_DATABASE_URL",
+    doc: "The key store. In production a database of its own; the index's database when it is not given.",
+    unit: "postgres://user:password@host:port/database",
+    default: None,
+    secret: true,
+};
+const KEYSTORE_CONNECTIONS_MAX: Knob = Knob {
+    name: "KEYSTORE_CONNECTIONS_MAX",
+    doc: "Connections of this process to the key store.",
+    unit: "a number",
+    default: Some("4"),
+    secret: false,
+};
+const KEYRING_FILE: Knob = Knob {
+    name: "CLAIRVIO_KEYRING_FILE",
+    doc: "The keyring, made by `clairvio keys make`. Read again when it changes. This or CLAIRVIO_KEYRING is given.",
+    unit: "a path",
+    default: None,
+    secret: false,
+};
+const KEYRING: Knob = Knob {
+    name: "CLAIRVIO_KEYRING",
+    doc: "The keyring itself: the text of such a file. This or CLAIRVIO_KEYRING_FILE is given.",
+    unit: "JSON",
+    default: None,
+    secret: true,
+};
+const KEY_CACHE_MS: Knob = Knob {
+    name: "CLAIRVIO_KEY_CACHE_MS",
+    doc: "How long a session's unwrapped key is kept after it was fetched, used or not. A deleted session's bytes cannot be \
+          opened any more this long after its key was destroyed. Alike in all services.",
+    unit: "milliseconds",
+    default: Some("60000"),
+    secret: false,
+};
+const TRANSPORT_KEYS_FILE: Knob = Knob {
+    name: "CLAIRVIO_TRANSPORT_KEYS_FILE",
+    doc: "The keys of records in the log, made by `clairvio keys make`. Read again when it changes.",
+    unit: "a path",
+    default: None,
+    secret: false,
+};
+
+impl KeyStoreConfig {
+    /// Reads the settings. `index_url` is where the key store is unless it has a database of its own.
+    pub fn load(env: &mut Env<'_>, index_url: &str) -> Self {
+        Self {
+            url: env.optional_text(&KEYSTORE_URL).unwrap_or_else(|| index_url.to_owned()),
+            connections_max: env.number(&KEYSTORE_CONNECTIONS_MAX, 1).try_into().unwrap_or(u32::MAX),
+        }
+    }
+}
+
+impl SessionKeysConfig {
+    /// Reads the settings.
+    pub fn load(env: &mut Env<'_>) -> Self {
+        Self { keyring: keyring_source(env), cache: env.millis(&KEY_CACHE_MS) }
+    }
+}
+
+/// Where the keyring is: exactly one of its settings is given.
+pub fn keyring_source(env: &mut Env<'_>) -> KeyringSource {
+    match (env.optional_text(&KEYRING_FILE), env.optional_text(&KEYRING)) {
+        (Some(path), None) => KeyringSource::File(path.into()),
+        (None, Some(text)) => KeyringSource::Inline(text),
+        _ => {
+            env.error("give one of CLAIRVIO_KEYRING_FILE and CLAIRVIO_KEYRING: where the keyring is".into());
+            KeyringSource::Inline(String::new())
+        }
+    }
+}
+
+/// The file with the keys of the transport.
+pub fn transport_keys_file(env: &mut Env<'_>) -> PathBuf {
+    env.path(&TRANSPORT_KEYS_FILE)
+}

@@ -1,0 +1,295 @@
+//! Data keys of sessions, unwrapped: from the key store through the keyring, kept for a bounded time.
+//!
+//! A key is kept from before it was asked for until the bound is over, used or not (R2): once a key was shredded, no process
+//! that goes by this module opens anything of its session after that time, and a process that hears of the deletion drops the
+//! key at once. A missing key is an error, and so is a shredded one: there is no way on in clear.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use schemas::{SessionId, SessionKey};
+use sealing::keyring::{KeyVersion, Keyring, KeyringError, Owner};
+use sealing::objects::StorageKey;
+use sealing::wrapping::{self, Wrapped};
+use sealing::{Key, SealError};
+use service_kit::shutdown::Shutdown;
+use thiserror::Error;
+
+use crate::index::IndexError;
+use crate::keystore::{KeyRow, KeyStore};
+
+/// Unwrapped keys in memory, about 10 MB of them: beyond it those go first that were fetched first.
+const KEYS_CACHED_MAX: usize = 65_536;
+
+/// Why a key cannot be had.
+#[derive(Debug, Error)]
+pub enum KeyError {
+    /// The key store.
+    #[error("ask the key store")]
+    Store(#[from] IndexError),
+    /// The keyring.
+    #[error(transparent)]
+    Keyring(#[from] KeyringError),
+    /// The session has none.
+    #[error("session {0} has no key\n  hint: the key store is not the one that it was written with, or is older")]
+    Missing(SessionId),
+    /// The session's key was destroyed.
+    #[error("the key of session {0} was destroyed")]
+    Shredded(SessionId),
+    /// The keyring's key does not open the session's.
+    #[error("the key of session {0} does not unwrap\n  hint: the keyring is not the one that wrapped it")]
+    NotUnwrapped(SessionId),
+    /// A new key cannot be made.
+    #[error("make a key")]
+    Make(#[from] SealError),
+}
+
+/// What a session's key is.
+#[derive(Debug, Clone)]
+pub enum DataKey {
+    /// There, and unwrapped.
+    Known(Key),
+    /// Gone for ever.
+    Shredded,
+}
+
+/// Data keys of sessions, and the storage's own key.
+#[derive(Debug, Clone)]
+pub struct SessionKeys {
+    store: KeyStore,
+    keyring: Arc<dyn Keyring>,
+    cache: Arc<Mutex<KeyCache>>,
+}
+
+impl SessionKeys {
+    /// Keys of this store and keyring; unwrapped ones are kept for `kept` after they were fetched, and dropped then whether
+    /// anybody asks or not, until the shutdown.
+    pub fn new(store: KeyStore, keyring: Arc<dyn Keyring>, kept: Duration, shutdown: &Shutdown) -> Self {
+        let cache = Arc::new(Mutex::new(KeyCache::new(kept, KEYS_CACHED_MAX)));
+        let (sweeping, until) = (Arc::downgrade(&cache), shutdown.clone());
+        // Looking says nothing of a key that is past its time; sweeping wipes it.
+        let interval = (kept / 4).clamp(Duration::from_millis(50), Duration::from_secs(5));
+        tokio::spawn(async move {
+            while until.sleep(interval).await {
+                let Some(cache) = sweeping.upgrade() else { return };
+                cache.lock().unwrap_or_else(PoisonError::into_inner).sweep(Instant::now());
+            }
+        });
+        Self { store, keyring, cache }
+    }
+
+    fn cache(&self) -> std::sync::MutexGuard<'_, KeyCache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The keys of these sessions. Those that have none are not in the answer.
+    pub async fn find(&self, keys: &[SessionKey]) -> Result<BTreeMap<SessionKey, DataKey>, KeyError> {
+        // A key counts as fetched before it was asked for: it may have been shredded while the answer was on its way.
+        let fetched = Instant::now();
+        let mut found = BTreeMap::new();
+        let mut wanted = Vec::new();
+        {
+            let cache = self.cache();
+            for key in keys {
+                match cache.get(key, fetched) {
+                    Some(data_key) => drop(found.insert(*key, DataKey::Known(data_key))),
+                    None => wanted.push(*key),
+                }
+            }
+        }
+        if wanted.is_empty() {
+            return Ok(found);
+        }
+        for (key, row) in self.store.rows(&wanted).await? {
+            let data_key = match row {
+                KeyRow::Wrapped(wrapped) => {
+                    let data_key = self.unwrap(&key, &wrapped).await?;
+                    self.cache().insert(key, data_key.clone(), fetched);
+                    DataKey::Known(data_key)
+                }
+                KeyRow::Shredded => DataKey::Shredded,
+            };
+            found.insert(key, data_key);
+        }
+        Ok(found)
+    }
+
+    /// The same; those that have none get one. Of several that make one at once, one wins, and all get its key. Gives those
+    /// that had none as well: of a session that was written before, all that was is lost.
+    pub async fn obtain(
+        &self,
+        keys: &[SessionKey],
+    ) -> Result<(BTreeMap<SessionKey, DataKey>, Vec<SessionKey>), KeyError> {
+        let mut found = self.find(keys).await?;
+        let absent: Vec<SessionKey> = keys.iter().filter(|key| !found.contains_key(key)).copied().collect();
+        if absent.is_empty() {
+            return Ok((found, absent));
+        }
+        let version = self.keyring.current();
+        let mut fresh = Vec::with_capacity(absent.len());
+        for key in &absent {
+            let above = self.keyring.key(Owner::Workspace(key.workspace), version).await?;
+            fresh.push((*key, wrapping::wrap(version, &above, key, &Key::random()?)?));
+        }
+        self.store.insert_absent(&fresh).await?;
+        // What counts is what the store has now, ours or another's.
+        found.append(&mut self.find(&absent).await?);
+        match absent.iter().find(|key| !found.contains_key(key)) {
+            None => Ok((found, absent)),
+            Some(key) => Err(KeyError::Missing(key.session)),
+        }
+    }
+
+    /// One session's key.
+    pub async fn key(&self, key: &SessionKey) -> Result<Key, KeyError> {
+        match self.find(std::slice::from_ref(key)).await?.remove(key) {
+            Some(DataKey::Known(data_key)) => Ok(data_key),
+            Some(DataKey::Shredded) => Err(KeyError::Shredded(key.session)),
+            None => Err(KeyError::Missing(key.session)),
+        }
+    }
+
+    /// Drops the keys of sessions that are deleted, at once.
+    pub fn forget<'a>(&self, keys: impl IntoIterator<Item = &'a SessionKey>) {
+        let mut cache = self.cache();
+        for key in keys {
+            cache.remove(key);
+        }
+    }
+
+    /// The storage's key as it is used now.
+    pub async fn storage(&self) -> Result<StorageKey, KeyError> {
+        let version = self.keyring.current();
+        Ok(StorageKey { version, key: self.storage_of(version).await? })
+    }
+
+    /// The storage's key of this version.
+    pub async fn storage_of(&self, version: KeyVersion) -> Result<Key, KeyError> {
+        Ok(self.keyring.key(Owner::Storage, version).await?)
+    }
+
+    async fn unwrap(&self, key: &SessionKey, wrapped: &Wrapped) -> Result<Key, KeyError> {
+        let above = self.keyring.key(Owner::Workspace(key.workspace), wrapped.version).await?;
+        wrapping::unwrap(&above, key, wrapped).map_err(|_| KeyError::NotUnwrapped(key.session))
+    }
+
+    /// Wraps keys of other versions under the current one, behind `after`, `limit` at most. Gives the last that was looked
+    /// at, and how many were changed; `None` when there was nothing left. Nothing in S3 is touched, and a run that was cut
+    /// short is gone on with by the next.
+    pub async fn rewrap(&self, after: Option<&SessionKey>, limit: i64) -> Result<Option<(SessionKey, u64)>, KeyError> {
+        let version = self.keyring.current();
+        let old = self.store.wrapped_otherwise(version, after, limit).await?;
+        let Some((last, _)) = old.last().copied() else { return Ok(None) };
+        let mut changes = Vec::with_capacity(old.len());
+        for (key, from) in old {
+            let data_key = self.unwrap(&key, &from).await?;
+            let above = self.keyring.key(Owner::Workspace(key.workspace), version).await?;
+            changes.push((key, from, wrapping::wrap(version, &above, &key, &data_key)?));
+        }
+        Ok(Some((last, self.store.rewrap(&changes).await?)))
+    }
+}
+
+/// Unwrapped keys by session. All are kept equally long, so the order in which they came is that in which they go.
+#[derive(Debug)]
+struct KeyCache {
+    kept: Duration,
+    max: usize,
+    keys: BTreeMap<SessionKey, (Key, Instant)>,
+    order: VecDeque<(Instant, SessionKey)>,
+}
+
+impl KeyCache {
+    fn new(kept: Duration, max: usize) -> Self {
+        Self { kept, max, keys: BTreeMap::new(), order: VecDeque::new() }
+    }
+
+    fn get(&self, key: &SessionKey, now: Instant) -> Option<Key> {
+        let (data_key, fetched) = self.keys.get(key)?;
+        (now.saturating_duration_since(*fetched) < self.kept).then(|| data_key.clone())
+    }
+
+    fn insert(&mut self, key: SessionKey, data_key: Key, fetched: Instant) {
+        self.sweep(fetched);
+        self.keys.insert(key, (data_key, fetched));
+        self.order.push_back((fetched, key));
+        while self.order.len() > self.max {
+            self.drop_oldest();
+        }
+    }
+
+    fn remove(&mut self, key: &SessionKey) {
+        // Its place in the order stays until its time: then there is nothing left to drop.
+        self.keys.remove(key);
+    }
+
+    fn sweep(&mut self, now: Instant) {
+        while self.order.front().is_some_and(|(fetched, _)| now.saturating_duration_since(*fetched) >= self.kept) {
+            self.drop_oldest();
+        }
+    }
+
+    fn drop_oldest(&mut self) {
+        if let Some((fetched, key)) = self.order.pop_front()
+            // Fetched again since, it has another place in the order.
+            && self.keys.get(&key).is_some_and(|(_, known)| *known == fetched)
+        {
+            self.keys.remove(&key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use schemas::WorkspaceId;
+    use uuid::Uuid;
+
+    use super::*;
+
+    const KEPT: Duration = Duration::from_secs(60);
+
+    fn session(n: u128) -> SessionKey {
+        SessionKey { workspace: WorkspaceId(Uuid::nil()), session: SessionId(Uuid::from_u128(n)) }
+    }
+
+    fn key() -> Key {
+        Key::random().unwrap()
+    }
+
+    #[test]
+    fn r02_a_key_goes_when_its_time_is_over_used_or_not() {
+        let (mut cache, start) = (KeyCache::new(KEPT, 10), Instant::now());
+        cache.insert(session(1), key(), start);
+        let just_before = start + KEPT - Duration::from_millis(1);
+        // Being used does not prolong its time.
+        assert!(cache.get(&session(1), just_before).is_some());
+        assert!(cache.get(&session(1), start + KEPT).is_none());
+        cache.sweep(just_before);
+        assert_eq!(cache.keys.len(), 1);
+        cache.sweep(start + KEPT);
+        assert!(cache.keys.is_empty() && cache.order.is_empty(), "an unused key is wiped too");
+    }
+
+    #[test]
+    fn r02_a_key_that_was_fetched_again_has_a_time_of_its_own_and_one_that_was_dropped_has_none() {
+        let (mut cache, start) = (KeyCache::new(KEPT, 10), Instant::now());
+        cache.insert(session(1), key(), start);
+        cache.insert(session(1), key(), start + KEPT / 2);
+        cache.sweep(start + KEPT);
+        assert!(cache.get(&session(1), start + KEPT).is_some());
+        cache.remove(&session(1));
+        assert!(cache.get(&session(1), start + KEPT).is_none());
+        cache.sweep(start + KEPT * 2);
+        assert!(cache.order.is_empty());
+    }
+
+    #[test]
+    fn the_cache_is_bounded_and_the_oldest_go_first() {
+        let (mut cache, start) = (KeyCache::new(KEPT, 3), Instant::now());
+        for n in 0..10 {
+            cache.insert(session(n), key(), start);
+        }
+        assert_eq!(cache.keys.keys().map(|key| key.session.0.as_u128()).collect::<Vec<_>>(), [7, 8, 9]);
+    }
+}
