@@ -16,6 +16,7 @@ mod material;
 mod options;
 mod progress;
 mod report;
+pub mod seal;
 mod verify;
 
 use std::sync::Arc;

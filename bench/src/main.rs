@@ -31,6 +31,14 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
     },
+    /// What sealing costs beside the bare cipher, on one core, and the bytes that it adds.
+    Seal {
+        #[command(flatten)]
+        options: bench::seal::Options,
+        /// Where the report goes, as JSON. [default: standard output]
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
 }
 
 #[tokio::main]
@@ -46,19 +54,31 @@ async fn main() -> ExitCode {
 }
 
 async fn run(command: Command) -> anyhow::Result<Verdict> {
-    let Command::Run { options, endpoints, out } = command;
-    let report = match endpoints {
-        Some(file) => bench::run(&read_endpoints(&file)?, &options).await?,
-        None => run_in_private(&options).await?,
-    };
+    match command {
+        Command::Run { options, endpoints, out } => {
+            let report = match endpoints {
+                Some(file) => bench::run(&read_endpoints(&file)?, &options).await?,
+                None => run_in_private(&options).await?,
+            };
+            write(&report, out.as_deref())?;
+            Ok(report.verdict)
+        }
+        Command::Seal { options, out } => {
+            write(&bench::seal::run(&options)?, out.as_deref())?;
+            Ok(Verdict::Held)
+        }
+    }
+}
+
+/// A few lines for people, JSON for machines.
+fn write<R: std::fmt::Display + serde::Serialize>(report: &R, out: Option<&Path>) -> anyhow::Result<()> {
     eprintln!("{report}");
-    let mut json = serde_json::to_vec_pretty(&report).context("encode report")?;
+    let mut json = serde_json::to_vec_pretty(report).context("encode report")?;
     json.push(b'\n');
     match out {
-        Some(file) => std::fs::write(&file, json).with_context(|| format!("write report: {}", file.display()))?,
-        None => std::io::Write::write_all(&mut std::io::stdout(), &json).context("write report")?,
+        Some(file) => std::fs::write(file, json).with_context(|| format!("write report: {}", file.display())),
+        None => std::io::Write::write_all(&mut std::io::stdout(), &json).context("write report"),
     }
-    Ok(report.verdict)
 }
 
 /// On a stack of its own, which goes afterwards. Interrupted, it leaves nothing either: the stack's guard sees to that.

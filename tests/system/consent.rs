@@ -1,23 +1,19 @@
 //! What a decline leaves, and where references are.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use devstack::DeploymentOptions;
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::{ClientConfig, Message as _, Offset, TopicPartitionList};
 use reqwest::StatusCode;
 use virtual_sdk::sdk::random_attempt;
 use virtual_sdk::{Encoding, Form, Seen, SessionQuery, until};
 
 use crate::harness::{LATER, SOON, System, logs, run};
 use crate::load::{self, small_batch};
-
-const KAFKA_TIMEOUT: Duration = Duration::from_secs(20);
+use crate::unsealed;
 
 /// Goal: of a decline only a count of workspace and hour is kept (P2). Method: markers in everything that a decline sends, and
-/// afterwards a search of all tables, the topic, the bucket and the logs; a control session's marker has to be found by the
+/// afterwards a search of all tables, the topic, the bucket and the logs, with every seal opened; a control session's marker has to be found by the
 /// same search.
 #[test]
 fn a_decline_leaves_only_a_count() -> Result<()> {
@@ -129,7 +125,8 @@ fn decode_token(token: &str) -> Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// All that is stored anywhere, as texts by place; compressed frames are there both as they lie and decompressed.
+/// All that is stored anywhere, as texts by place: sealed bytes as they lie and opened, compressed frames as they lie and
+/// decompressed.
 async fn everything(system: &System<'_>) -> Result<BTreeMap<String, String>> {
     let mut places = BTreeMap::new();
     let tables: Vec<String> = sqlx::query_scalar(
@@ -145,17 +142,14 @@ async fn everything(system: &System<'_>) -> Result<BTreeMap<String, String>> {
         let name = table.rsplit_once('.').map_or(table.as_str(), |(_, name)| name);
         places.insert(format!("table {name}"), text);
     }
-    for key in system.objects.list("").await? {
-        let key = key.map_err(|name| anyhow::anyhow!("{name} is none of our objects"))?;
-        // One that is removed in this moment is not stored.
-        let Ok(body) = system.objects.get(&key).await else { continue };
-        places.insert(format!("bucket {key}"), opened(&body));
+    for object in unsealed::objects(system).await? {
+        places.insert(format!("bucket {}", object.key), opened(&[object.body.as_ref(), &object.clear].concat()));
     }
-    let (brokers, topic) = (system.deployment.endpoints().kafka_brokers, system.deployment.topic.clone());
-    let records = tokio::task::spawn_blocking(move || consume(&brokers, &topic)).await??;
+    let records = unsealed::records(system).await?;
     ensure!(!records.is_empty(), "the topic is empty");
     for (number, record) in records.iter().enumerate() {
-        places.insert(format!("topic record {number}"), opened(record));
+        let bytes = [record.key.as_slice(), &record.value, &record.clear].concat();
+        places.insert(format!("topic record {number}"), opened(&bytes));
     }
     for log in logs(system.stack, &system.name)? {
         let bytes = std::fs::read(&log)?;
@@ -180,33 +174,4 @@ fn opened(bytes: &[u8]) -> String {
         }
     }
     text
-}
-
-/// Keys, headers and values of all records.
-fn consume(brokers: &str, topic: &str) -> Result<Vec<Vec<u8>>> {
-    let consumer: BaseConsumer = ClientConfig::new()
-        .set("bootstrap.servers", brokers)
-        .set("group.id", "reader-of-all")
-        .set("enable.auto.commit", "false")
-        .create()?;
-    let metadata = consumer.fetch_metadata(Some(topic), KAFKA_TIMEOUT)?;
-    let (mut list, mut left) = (TopicPartitionList::new(), BTreeMap::new());
-    for partition in metadata.topics().iter().flat_map(|topic| topic.partitions()) {
-        let (low, high) = consumer.fetch_watermarks(topic, partition.id(), KAFKA_TIMEOUT)?;
-        list.add_partition_offset(topic, partition.id(), Offset::Offset(low))?;
-        if high > low {
-            left.insert(partition.id(), high);
-        }
-    }
-    consumer.assign(&list)?;
-    let mut records = Vec::new();
-    while !left.is_empty() {
-        let Some(message) = consumer.poll(KAFKA_TIMEOUT) else { bail!("the topic ends before its watermark") };
-        let message = message?;
-        records.push([message.key().unwrap_or_default(), message.payload().unwrap_or_default()].concat());
-        if left.get(&message.partition()).is_some_and(|high| message.offset() + 1 >= *high) {
-            left.remove(&message.partition());
-        }
-    }
-    Ok(records)
 }

@@ -10,6 +10,7 @@ use schemas::paths::session_prefix;
 use schemas::plan::Plan;
 use schemas::{DeletionId, SessionId, SessionKey, shared_object};
 use storage::footers::Footer;
+use storage::keystore::KeyRow;
 use virtual_sdk::sdk::random_attempt;
 use virtual_sdk::{Api, Encoding, EventsFormat, Form, Seen, Session, SessionQuery, until};
 
@@ -211,6 +212,8 @@ fn p08_a_deleted_session_is_unreadable_at_once_and_then_gone() -> Result<()> {
             wait_erased(&system.api, deletion).await?;
             // The recording has gone on all the time.
             is_absent(system, &system.key(victim.id)).await?;
+            let key_row = system.keystore.rows(&[system.key(victim.id)]).await?;
+            ensure!(key_row == [(system.key(victim.id), KeyRow::Shredded)], "the key of an erased session is {key_row:?}");
             over.store(true, Ordering::Release);
             Ok(())
         };

@@ -149,6 +149,7 @@ pub(crate) struct System<'s> {
     pub(crate) api: Api,
     pub(crate) index: Index,
     pub(crate) objects: Objects,
+    pub(crate) keystore: KeyStore,
     /// Keys of sessions, by the deployment's own keyring; none is kept for longer than a moment.
     pub(crate) keys: SessionKeys,
     pub(crate) pool: Pool,
@@ -174,7 +175,8 @@ impl<'s> System<'s> {
         let keyring = service_kit::keys::keyring::open(&keyring, &shutdown)?;
         let store = KeyStore::new(&KeyStoreConfig { url: endpoints.database_url.clone(), connections_max: 2 })?;
         Ok(Self {
-            keys: SessionKeys::new(store, keyring, Duration::from_millis(1), &shutdown),
+            keys: SessionKeys::new(store.clone(), keyring, Duration::from_millis(1), &shutdown),
+            keystore: store,
             pool: Pool::new("test", None)?,
             stack,
             name: name.to_owned(),

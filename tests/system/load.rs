@@ -141,6 +141,21 @@ pub(crate) fn made_up_batch(
     Ok(Arc::new(Batch::new(stream, seq, end, u64::from(seq), events)?))
 }
 
+/// A batch of stream 0 with a text planted in every event, among texts that are like it: what compresses it refers back.
+pub(crate) fn planted_batch(session: SessionId, seq: u32, end: bool, planted: &str) -> Result<Arc<Batch>> {
+    let like = planted.replace(|character: char| character.is_ascii_digit(), "0");
+    let events = (0..8)
+        .map(|position| {
+            let at = 1_700_000_000_000_i64 + i64::from(seq) * 100 + position;
+            let source = format!("{session}/0/{seq}/{position}");
+            let data = serde_json::json!({"source": source, "like": like.repeat(4), "text": planted});
+            let event = serde_json::json!({"type": 3, "data": data, "timestamp": at});
+            Ok(serde_json::value::to_raw_value(&event)?)
+        })
+        .collect::<Result<Vec<_>>>()?;
+    Ok(Arc::new(Batch::new(0, seq, end, u64::from(seq), events)?))
+}
+
 /// Sends small batches in sessions of `batches` each, from `clients` at once over these edges, until `stop` is set.
 /// Gives how many batches were acknowledged.
 pub(crate) async fn load(

@@ -15,5 +15,8 @@ mod harness;
 mod load;
 mod outages;
 mod reading;
+mod scanner;
+mod sealed;
 mod starting;
 mod tenancy;
+mod unsealed;

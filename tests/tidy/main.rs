@@ -43,7 +43,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("admin", &["schemas", "sealing", "service-kit", "storage"]),
         ("virtual-sdk", &["schemas"]),
         ("devstack", &["schemas", "service-kit", "storage", "virtual-sdk"]),
-        ("bench", &["schemas", "devstack", "virtual-sdk"]),
+        ("bench", &["schemas", "sealing", "devstack", "virtual-sdk"]),
         ("system-tests", &["schemas"]),
     ])
 }

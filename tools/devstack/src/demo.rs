@@ -327,7 +327,17 @@ impl Demo {
             begun.elapsed().as_millis()
         ));
 
-        let done = Done::of(1);
+        let (done, begun_shredding) = (Done::of(1), Instant::now());
+        let waiting = until("the deleted session's key is destroyed", ERASED_WITHIN, || async {
+            match self.api.deletion(deletion).await {
+                Ok(item) if item.state != DeletionState::Unreadable => Seen::Done(()),
+                Ok(item) => Seen::not_yet(format_args!("it is {:?}", item.state)),
+                Err(error) => Seen::not_yet(error),
+            }
+        });
+        self.story.during("waiting until its key is destroyed", &done, waiting).await?;
+        let seconds = begun_shredding.elapsed().as_secs_f64();
+        self.story.tell(&format!("its key was destroyed after {seconds:.1} s: what is stored of it is worth nothing"));
         let waiting = until("the deleted session is erased", ERASED_WITHIN, || async {
             match self.api.deletion(deletion).await {
                 Ok(item) if item.state == DeletionState::Erased => Seen::Done(item),

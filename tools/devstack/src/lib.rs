@@ -26,6 +26,7 @@ use std::time::Duration;
 pub use deployment::{Deployment, DeploymentOptions, Private};
 pub use endpoints::{Endpoints, ServiceEndpoint};
 pub use guard::{Guard, StopSignal};
+pub use parts::postgres::postgres_program;
 pub use parts::{Given, Part, Parts, S3Access, S3Kind};
 pub use places::{default_home, find_binary, free_port, workspace_root};
 pub use process::{Launch, Managed, User};

@@ -179,6 +179,11 @@ pub(crate) async fn answers(url: &str, timeout: Duration) -> anyhow::Result<()> 
     .await
 }
 
+/// One of the programs that come with the server: `pg_dump`, `psql`, …
+pub fn postgres_program(name: &str) -> anyhow::Result<PathBuf> {
+    Ok(find_programs()?.join(name))
+}
+
 /// In the path, else the newest of those that distributions and Homebrew keep out of it.
 fn find_programs() -> anyhow::Result<PathBuf> {
     if let Some(initdb) = places::find_program("initdb", &[]) {
