@@ -178,6 +178,11 @@ impl Builder {
             serde_json::error::Category::Data => invalid(),
             _ => ErrorCode::BodyMalformed.into(),
         })?;
+        // Serde reads a struct from an array of its fields too. An event is an object; stored at the start of a batch, an
+        // array would be read as an array of events.
+        if !event.starts_with('{') {
+            return Err(invalid());
+        }
         let at = timestamp(json.timestamp).ok_or_else(invalid)?;
         self.count(&json, at);
         // Line breaks stand only between tokens: inside strings JSON wants them escaped.
@@ -259,6 +264,8 @@ mod tests {
         }
         for (body, index) in [
             ("[1]", 0),
+            ("[[1,1]]", 0),
+            ("{\"type\":1,\"timestamp\":1}\n[1,1,{}]", 1),
             ("{}", 0),
             (r#"[{"type":1,"timestamp":1},{"type":-1,"timestamp":1}]"#, 1),
             (r#"[{"type":1,"timestamp":"1"}]"#, 0),
