@@ -3,14 +3,16 @@
 # Variables (make up HOME_DIR=/tmp/mine, say):
 #   HOME_DIR       the stack's folder (DEVSTACK_HOME), .devstack by default
 #   BENCH_SECONDS  how long `make bench` puts load on, 120 by default
+#   FUZZ_SECONDS   how long `make fuzz` gives each target, 60 by default
 #   CARGO          the cargo to use
-#   ARGS           passed on: to the tests (make test-unit ARGS=retention), to devstack, to the bench
+#   ARGS           passed on: to the tests (make test-unit ARGS=retention), to devstack, to the bench; targets for make fuzz
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 CARGO ?= cargo
 BENCH_SECONDS ?= 120
+FUZZ_SECONDS ?= 60
 HOME_DIR ?=
 ARGS ?=
 
@@ -22,7 +24,7 @@ endif
 # The programs stand where these rules look for them, whatever the caller's environment says.
 export CARGO_TARGET_DIR := $(CURDIR)/target
 
-.PHONY: help setup build demo up test test-unit test-system lint bench fmt clean
+.PHONY: help setup build demo up test test-unit test-fuzz test-system fuzz lint bench fmt clean
 
 help: ## List what there is to do
 	@echo 'usage: make <target>'
@@ -44,19 +46,27 @@ demo: build ## See the whole system at work on a private stack
 up: build ## Keep a private stack running until Ctrl-C
 	@exec $(devstack) up $(ARGS)
 
-test: test-unit test-system ## All tests
+test: test-unit test-fuzz test-system ## All tests
 
 # The whole workspace in each of them, also where less would do: with another selection of crates their dependencies get other
 # features, and all of them would be built once more.
 test-unit: setup ## Tests of seconds: no network, no services
 	$(CARGO) test --locked --workspace --no-fail-fast --lib --bins --test tidy $(ARGS)
 
+test-fuzz: setup ## Each fuzz target for 3 seconds, from what earlier runs found
+	@CARGO='$(CARGO)' fuzz/run 3
+
 test-system: build ## Tests over real processes and real faults
 	$(CARGO) test --locked --workspace --no-fail-fast --test devstack --test system $(ARGS)
 
+fuzz: setup ## Look for inputs that break a parser; findings in fuzz/artifacts
+	@CARGO='$(CARGO)' fuzz/run $(FUZZ_SECONDS) $(ARGS)
+
 lint: setup ## Format, clippy and docs, warnings being errors
 	$(CARGO) fmt --all --check
+	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	@CARGO='$(CARGO)' fuzz/run --clippy
 	RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' $(CARGO) doc --locked --workspace --no-deps --document-private-items
 
 bench: build ## Measure this machine: load, verification, report
@@ -64,9 +74,11 @@ bench: build ## Measure this machine: load, verification, report
 
 fmt: ## Format the code
 	$(CARGO) fmt --all
+	$(CARGO) fmt --manifest-path fuzz/Cargo.toml
 
-clean: ## Remove what was built and the default stack's folder; Kafka's jars stay
+clean: ## Remove what was built and the default stack's folder; Kafka's jars and what fuzzing found stay
 	@if [ -f .devstack/postgres.elsewhere ]; then rm -rf "$$(cat .devstack/postgres.elsewhere)"; fi
 	rm -rf .devstack
 	$(CARGO) clean --profile dev
 	$(CARGO) clean --doc
+	rm -rf fuzz/target

@@ -149,6 +149,7 @@ fn code_paths(text: &str) -> Vec<String> {
         "bench/",
         "tests/",
         "docs/",
+        "fuzz/",
     ];
     text.split('`')
         .skip(1)

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 use schemas::codes::Refusal;
-use schemas::limits::{BATCH_EVENTS_MAX, JSON_DEPTH_MAX};
+use schemas::limits::{BATCH_EVENTS_MAX, DECODED_BYTES_MAX, JSON_DEPTH_MAX};
 use schemas::{BatchFacts, ErrorCode};
 use serde::Deserialize;
 use serde::de::{SeqAccess, Visitor};
@@ -101,6 +101,10 @@ pub fn read(body: &[u8]) -> Result<Batch, Refusal> {
             }
         }
     }
+    // With its last newline a payload can be larger than its body, by one byte too many for readers of its record.
+    if builder.payload.len() > DECODED_BYTES_MAX {
+        return Err(Refusal::limit(ErrorCode::DecodedTooLarge, DECODED_BYTES_MAX));
+    }
     Ok(builder.finish())
 }
 
@@ -178,6 +182,11 @@ impl Builder {
             serde_json::error::Category::Data => invalid(),
             _ => ErrorCode::BodyMalformed.into(),
         })?;
+        // Serde reads a struct from an array of its fields too. An event is an object; stored at the start of a batch, an
+        // array would be read as an array of events.
+        if !event.starts_with('{') {
+            return Err(invalid());
+        }
         let at = timestamp(json.timestamp).ok_or_else(invalid)?;
         self.count(&json, at);
         // Line breaks stand only between tokens: inside strings JSON wants them escaped.
@@ -259,6 +268,8 @@ mod tests {
         }
         for (body, index) in [
             ("[1]", 0),
+            ("[[1,1]]", 0),
+            ("{\"type\":1,\"timestamp\":1}\n[1,1,{}]", 1),
             ("{}", 0),
             (r#"[{"type":1,"timestamp":1},{"type":-1,"timestamp":1}]"#, 1),
             (r#"[{"type":1,"timestamp":"1"}]"#, 0),
@@ -282,6 +293,20 @@ mod tests {
         assert_eq!(refusal(&array).code, ErrorCode::BatchTooMany);
         let lines = format!("{}\n", event.trim_end_matches(',')).repeat(BATCH_EVENTS_MAX + 1);
         assert_eq!(refusal(&lines).code, ErrorCode::BatchTooMany);
+    }
+
+    #[test]
+    fn a_payload_is_no_larger_than_readers_of_records_take() {
+        let line = |bytes: usize| {
+            let (head, tail) = (r#"{"type":1,"timestamp":1,"data":""#, "\"}");
+            format!("{head}{}{tail}", "a".repeat(bytes - head.len() - tail.len()))
+        };
+        // The newline that a last line lacks is added.
+        let batch = read(line(DECODED_BYTES_MAX - 1).as_bytes()).unwrap();
+        assert_eq!(batch.facts.raw_bytes as usize, DECODED_BYTES_MAX);
+        let too_large = Refusal::limit(ErrorCode::DecodedTooLarge, DECODED_BYTES_MAX);
+        // Not by `refusal`, which would print the body.
+        assert_eq!(read(line(DECODED_BYTES_MAX).as_bytes()).map(|batch| batch.facts.events), Err(too_large));
     }
 
     #[test]

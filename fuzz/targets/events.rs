@@ -1,0 +1,42 @@
+//! Bodies of events: what the edge takes in is stored in one form, and the batcher can read its record.
+#![no_main]
+
+use engine::events::{read, shallow};
+use fuzz::{BODY, consent, plant, session};
+use libfuzzer_sys::fuzz_target;
+use schemas::limits::BATCH_EVENTS_MAX;
+use schemas::record::{Header, decode, encode};
+use schemas::{BatchFacts, StreamSeq};
+
+fn seeds() -> impl Iterator<Item = Vec<u8>> {
+    let lines = "{\"type\":3,\"timestamp\":1}\r\n\n {\"timestamp\":0,\"type\":99,\"data\":\"a\\nb\"}";
+    [BODY, lines, "[]", "[[3,1]]", r#"{"type":6,"timestamp":1e3,"data":{"plugin":"x","payload":7}}"#]
+        .into_iter()
+        .map(|body| body.as_bytes().to_vec())
+}
+
+fuzz_target!(init: plant(seeds()), |data: &[u8]| {
+    let Ok(batch) = read(data) else { return };
+    let facts = &batch.facts;
+    let text = std::str::from_utf8(&batch.payload).expect("a payload is text");
+    assert!(text.is_empty() || text.ends_with('\n'), "the last event has no newline");
+    assert!(!text.contains('\r'), "a line break was kept");
+    assert!(text.len() <= data.len() + 1, "a payload outgrew its body");
+
+    let lines: Vec<&str> = text.lines().collect();
+    let events: Vec<_> = lines.iter().map(|line| shallow(line.as_bytes()).expect("a stored event reads")).collect();
+    assert!(events.len() <= BATCH_EVENTS_MAX);
+    assert_eq!(facts.events as usize, events.len());
+    assert_eq!(facts.kinds.iter().sum::<u32>(), facts.events);
+    assert_eq!(events.iter().map(|event| event.timestamp).min().unwrap_or(0), facts.ts_min);
+    assert_eq!(events.iter().map(|event| event.timestamp).max().unwrap_or(0), facts.ts_max);
+    assert_eq!(facts.raw_bytes as usize, text.len());
+    assert_eq!(facts.content_hash, BatchFacts::hash(text.as_bytes()));
+
+    assert_eq!(read(text.as_bytes()).as_ref(), Ok(&batch), "a stored batch is read as another");
+    assert_eq!(read(format!("[{}]", lines.join(",")).as_bytes()).as_ref(), Ok(&batch), "an array is read as another");
+
+    let place = StreamSeq::new(0, 0).expect("a stream of 31 bits");
+    let header = Header::Batch { key: session(), consent: consent(), place, end: false, facts: batch.facts };
+    assert_eq!(decode(&encode(&header, b"")).map(|(read, _)| read), Ok(header));
+});
