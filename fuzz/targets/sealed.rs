@@ -1,12 +1,15 @@
 //! Seals: bytes that our keys did not seal never open, nor do sealed ones that were changed in any way.
 #![no_main]
 
+use std::collections::BTreeMap;
+
 use fuzz::{plant, session};
 use libfuzzer_sys::fuzz_target;
-use schemas::StreamSeq;
+use schemas::record::{Envelope, Header};
 use sealing::frames::{ChunkContext, ChunkId, ChunkKind, FrameAt, Opener, Sealer};
-use sealing::transport::{EpochId, ProcessSalt, RecordContext, RecordSealer, Sealed, open};
-use sealing::wrapping::{KeyVersion, WRAPPED_BYTES, Wrapped, unwrap, wrap};
+use sealing::keyring::KeyVersion;
+use sealing::transport::{EpochId, EpochKeys, LogPlace, RecordSealer};
+use sealing::wrapping::{WRAPPED_BYTES, Wrapped, unwrap, wrap};
 use sealing::{Key, NotOpened};
 
 fn key() -> Key {
@@ -40,7 +43,8 @@ fn frames(data: &[u8]) {
     let first = FrameAt { number: 0, is_last: true };
     let sealer = Sealer::new(&key(), context).expect("the machine has randomness");
     let chunk = sealer.chunk();
-    let sealed = sealer.seal_last(data).expect("a frame of some bytes is sealed");
+    let mut sealed = Vec::new();
+    sealer.seal_last(data, &mut sealed).expect("a frame of some bytes is sealed");
     let opener = Opener::new(&key(), context, chunk);
     assert_eq!(opener.open(first, &sealed).as_deref(), Ok(data));
     if let Some(changed) = changed(&sealed, data) {
@@ -56,18 +60,21 @@ fn frames(data: &[u8]) {
 }
 
 fn records(data: &[u8]) {
-    let place = StreamSeq::new(5, 7).expect("a stream of 31 bits");
-    let context = RecordContext { topic: "t", session: session(), place };
-    let mut sealer = RecordSealer::new(&key(), EpochId(1)).expect("the machine has randomness");
-    let sealed = sealer.seal(&context, data).expect("a record of some bytes is sealed");
-    assert_eq!(open(&key(), &context, &sealed).as_deref(), Ok(data));
-    if let Some(bytes) = changed(&sealed.bytes, data) {
-        assert_eq!(open(&key(), &context, &Sealed { bytes, ..sealed }), Err(NotOpened));
+    let place = LogPlace { topic: "t", key: b"k" };
+    let header = Header::Declines { workspace: session().workspace, hour_ms: 0, count: 1 };
+    let keys = |key| EpochKeys::new(BTreeMap::from([(EpochId(1), key)]));
+    let sealer = RecordSealer::new(&key(), EpochId(1)).expect("the machine has randomness");
+    let sealed = sealer.seal(&place, &header, data).expect("a record of some bytes is sealed");
+    let opened = keys(key()).open(&place, &sealed).expect("what was sealed opens");
+    assert_eq!((&opened.header, &opened.bytes[opened.payload_at..]), (&header, data));
+    if let Some(changed) = changed(&sealed, data) {
+        assert!(keys(key()).open(&place, &changed).is_err());
     }
+    assert!(keys(idle_key()).open(&place, data).is_err());
     let Some((salt, bytes)) = data.split_first_chunk() else { return };
-    let arbitrary =
-        Sealed { salt: ProcessSalt::from_bytes(*salt), bytes: bytes.to_vec(), epoch: EpochId(1), number: 0 };
-    assert_eq!(open(&idle_key(), &context, &arbitrary), Err(NotOpened));
+    let envelope = Envelope { epoch: 1, salt: *salt, number: 0 }.to_bytes();
+    let arbitrary = [envelope.as_slice(), bytes].concat();
+    assert_eq!(keys(idle_key()).open(&place, &arbitrary), Err(NotOpened.into()));
 }
 
 fn wrapped(data: &[u8]) {

@@ -3,9 +3,11 @@
 
 use fuzz::{facts, frame, plant, session};
 use libfuzzer_sys::fuzz_target;
+use schemas::ObjectId;
 use schemas::codec::decompress;
 use schemas::limits::{FOOTER_RAW_BYTES_MAX, FRAME_RAW_BYTES_MAX};
 use schemas::session_object::{BatchInfo, Footer, Frame, Segment, StreamInfo};
+use uuid::Uuid;
 
 fn seeds() -> impl Iterator<Item = Vec<u8>> {
     let segment = |position| Segment { stream: 1, seq: 0, position, events: 2, bytes: 32 };
@@ -20,7 +22,9 @@ fn seeds() -> impl Iterator<Item = Vec<u8>> {
     };
     let batches = vec![BatchInfo { seq: 0, end: false, facts: facts() }];
     let footer = Footer {
+        object: ObjectId(Uuid::from_u128(5)),
         key: session(),
+        chunk: [6; 16],
         frames: vec![event_frame(5, true), event_frame(25, false)],
         streams: vec![StreamInfo { stream: 1, batches }],
         duplicates: 1,

@@ -3,15 +3,24 @@
 
 use fuzz::{facts, frame, plant, session};
 use libfuzzer_sys::fuzz_target;
+use schemas::ObjectId;
 use schemas::codec::decompress;
 use schemas::limits::FOOTER_RAW_BYTES_MAX;
 use schemas::shared_object::{BatchEntry, Chunk, Footer, QuarantineReason, Quarantined, SessionFilter};
+use uuid::Uuid;
 
 fn seeds() -> impl Iterator<Item = Vec<u8>> {
     let batches = (0..2).map(|seq| BatchEntry { seq, end: seq == 1, offset: 11, len: 40, facts: facts() }).collect();
-    let chunks = vec![Chunk { key: session(), stream: 9, at: 5, batches }];
+    let chunks = vec![Chunk { key: session(), stream: 9, id: [6; 16], at: 5, batches }];
     let quarantined = vec![Quarantined { offset: 12, at: 85, len: 5, reason: QuarantineReason::Header }];
-    let footer = Footer { partition: 3, offset_first: 10, offset_next: 14, chunks, quarantined };
+    let footer = Footer {
+        object: ObjectId(Uuid::from_u128(5)),
+        partition: 3,
+        offset_first: 10,
+        offset_next: 14,
+        chunks,
+        quarantined,
+    };
     // No writer makes these: their ranges end beyond 64 bits.
     let (mut far_chunk, mut far_record) = (footer.clone(), footer.clone());
     far_chunk.chunks[0].at = u64::MAX;

@@ -3,6 +3,8 @@
 
 use thiserror::Error;
 
+use crate::limits;
+
 /// Why bytes are not what they should be. No variant carries content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum FormatError {
@@ -116,6 +118,15 @@ impl<'a> Reader<'a> {
         Ok(self.array::<1>()?[0])
     }
 
+    /// One byte that is yes or no.
+    pub fn flag(&mut self, field: &'static str) -> Result<bool, FormatError> {
+        match self.u8()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(FormatError::Field(field)),
+        }
+    }
+
     /// A fixed 64-bit number.
     pub fn u64_fixed(&mut self) -> Result<u64, FormatError> {
         Ok(u64::from_le_bytes(self.array()?))
@@ -192,7 +203,9 @@ pub fn compress(raw: &[u8], level: i32) -> Vec<u8> {
 /// Decompresses one or more zstd frames into at most `max` bytes.
 pub fn decompress(frame: &[u8], max: usize) -> Result<Vec<u8>, FormatError> {
     use std::io::Read;
-    let decoder = zstd::stream::read::Decoder::with_buffer(frame).map_err(|_| FormatError::Compression)?;
+    let mut decoder = zstd::stream::read::Decoder::with_buffer(frame).map_err(|_| FormatError::Compression)?;
+    // What a frame asks for before its content is seen is bounded too.
+    decoder.window_log_max(limits::ZSTD_WINDOW_LOG_MAX).map_err(|_| FormatError::Compression)?;
     // The frame's own claim of its size is a hint that anybody can write: start from it, capped.
     let hint = zstd::zstd_safe::get_frame_content_size(frame).ok().flatten().unwrap_or(0);
     let mut raw = Vec::with_capacity(usize::try_from(hint).unwrap_or(max).min(max));

@@ -144,11 +144,15 @@ impl Footer {
         for _ in 0..stream_count {
             let stream = reader.uint32("stream")?;
             let batch_count = reader.count(18, "batches")?;
+            // No writer makes an empty stream or frame; millions of them would be cheap to write and dear to hold.
+            if batch_count == 0 {
+                return Err(FormatError::Field("batches"));
+            }
             let mut batches = Vec::with_capacity(batch_count);
             for _ in 0..batch_count {
                 batches.push(BatchInfo {
                     seq: reader.uint32("seq")?,
-                    end: reader.u8()? != 0,
+                    end: reader.flag("end")?,
                     facts: BatchFacts::read(&mut reader)?,
                 });
             }
@@ -165,8 +169,11 @@ impl Footer {
         let raw_len = reader.uint32("raw_len")?;
         let ts_min = reader.int()?;
         let ts_max = reader.int()?;
-        let full_snapshot = reader.u8()? != 0;
+        let full_snapshot = reader.flag("full_snapshot")?;
         let segment_count = reader.count(5, "segments")?;
+        if segment_count == 0 {
+            return Err(FormatError::Field("segments"));
+        }
         let mut segments = Vec::with_capacity(segment_count);
         for _ in 0..segment_count {
             segments.push(Segment {

@@ -182,13 +182,17 @@ impl Footer {
             for _ in 0..batch_count {
                 batches.push(BatchEntry {
                     seq: reader.uint32("seq")?,
-                    end: reader.u8()? != 0,
+                    end: reader.flag("end")?,
                     offset: reader.uint()?,
                     len: reader.uint32("len")?,
                     facts: BatchFacts::read(&mut reader)?,
                 });
             }
             let chunk = Chunk { key, stream, id, at, batches };
+            // No writer makes such a chunk; millions of them would be cheap to write and dear to hold.
+            if chunk.is_empty() {
+                return Err(FormatError::Field("batches"));
+            }
             if at.checked_add(chunk.len()).is_none_or(|end| end > body_len) {
                 return Err(FormatError::Field("chunk range"));
             }
