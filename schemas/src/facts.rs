@@ -68,11 +68,7 @@ impl BatchFacts {
             kinds,
             pages: reader.uint32("pages")?,
             errors: reader.uint32("errors")?,
-            full_snapshot: match reader.u8()? {
-                0 => false,
-                1 => true,
-                _ => return Err(FormatError::Field("full_snapshot")),
-            },
+            full_snapshot: reader.flag("full_snapshot")?,
             content_hash: reader.u64_fixed()?,
         })
     }
@@ -80,5 +76,31 @@ impl BatchFacts {
     /// The hash that stands in [`BatchFacts::content_hash`].
     pub fn hash(payload: &[u8]) -> u64 {
         xxhash_rust::xxh3::xxh3_64(payload)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_of_later_releases_are_passed_over_and_missing_ones_are_an_error() {
+        let facts = BatchFacts { events: 3, raw_bytes: 400, ts_min: -5, ts_max: 9, ..BatchFacts::default() };
+        let mut writer = Writer::new();
+        facts.write(&mut writer);
+        let written = writer.into_bytes();
+        let fields = Reader::new(&written).bytes(limits::FACTS_BYTES_MAX, "facts").expect("own bytes");
+        for len in 0..fields.len() + 3 {
+            let mut fields = fields.to_vec();
+            fields.resize(len, 1);
+            let mut writer = Writer::new();
+            writer.bytes(&fields);
+            writer.raw(b"behind");
+            let bytes = writer.into_bytes();
+            let mut reader = Reader::new(&bytes);
+            let expected = if len < written.len() - 1 { Err(FormatError::Truncated) } else { Ok(facts) };
+            assert_eq!(BatchFacts::read(&mut reader), expected, "{len} bytes");
+            assert_eq!(reader.rest(), b"behind", "{len} bytes");
+        }
     }
 }

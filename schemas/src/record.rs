@@ -12,8 +12,11 @@ use crate::ids::{LinkId, ReceiptId, SessionId, SessionKey, StreamSeq, WorkspaceI
 use crate::limits;
 
 const MAGIC: &[u8; 4] = b"CLVR";
-/// The version that is written; the only one that is read.
+/// The version that is written.
 pub const VERSION: u8 = 1;
+/// Versions that are read. As with objects, see [`crate::object::ObjectKind::read`]: a version is written only once all
+/// readers of a deployment know it, and is read for ever.
+pub const READ: &[u8] = &[1];
 /// Bytes of the envelope.
 pub const ENVELOPE_BYTES: usize = 33;
 const KIND_ACCEPTANCE: u8 = 1;
@@ -50,7 +53,7 @@ impl Envelope {
             return Err(FormatError::Magic);
         }
         let version = reader.u8()?;
-        if version != VERSION {
+        if !READ.contains(&version) {
             return Err(FormatError::Version(version));
         }
         let envelope = Self {
@@ -173,11 +176,7 @@ pub fn decode(bytes: &[u8]) -> Result<(Header, usize), FormatError> {
             let stream = reader.uint32("stream")?;
             let seq = reader.uint32("seq")?;
             let place = StreamSeq::new(stream, seq).ok_or(FormatError::Field("stream"))?;
-            let end = match reader.u8()? {
-                0 => false,
-                1 => true,
-                _ => return Err(FormatError::Field("end")),
-            };
+            let end = reader.flag("end")?;
             Header::Batch { key, consent, place, end, facts: BatchFacts::read(&mut reader)? }
         }
         KIND_DECLINES => Header::Declines {

@@ -96,10 +96,12 @@ impl QuarantineReason {
 }
 
 /// A record that could not be read, byte for byte.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Quarantined {
     /// Offset of the record in the partition.
     pub offset: u64,
+    /// The record's key in the log: without it nobody could open the record later. A longer one than any of ours is cut.
+    pub record_key: Vec<u8>,
     /// Where its bytes begin.
     pub at: u64,
     /// How many.
@@ -152,6 +154,7 @@ impl Footer {
         writer.uint(self.quarantined.len() as u64);
         for record in &self.quarantined {
             writer.uint(record.offset);
+            writer.bytes(&record.record_key);
             writer.uint(record.at);
             writer.uint(u64::from(record.len));
             writer.u8(record.reason as u8);
@@ -198,11 +201,12 @@ impl Footer {
             }
             chunks.push(chunk);
         }
-        let quarantined_count = reader.count(4, "quarantined")?;
+        let quarantined_count = reader.count(5, "quarantined")?;
         let mut quarantined = Vec::with_capacity(quarantined_count);
         for _ in 0..quarantined_count {
             let record = Quarantined {
                 offset: reader.uint()?,
+                record_key: reader.bytes(limits::RECORD_KEY_BYTES_MAX, "record_key")?.to_vec(),
                 at: reader.uint()?,
                 len: reader.uint32("len")?,
                 reason: QuarantineReason::from_u8(reader.u8()?)?,
@@ -289,7 +293,13 @@ mod tests {
                 at: 5,
                 batches: vec![BatchEntry { seq: 0, end: true, offset: 11, len: 40, facts: BatchFacts::default() }],
             }],
-            quarantined: vec![Quarantined { offset: 12, at: 45, len: 5, reason: QuarantineReason::Header }],
+            quarantined: vec![Quarantined {
+                offset: 12,
+                record_key: vec![9; 16],
+                at: 45,
+                len: 5,
+                reason: QuarantineReason::Header,
+            }],
         }
     }
 

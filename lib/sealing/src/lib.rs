@@ -18,6 +18,8 @@ pub mod frames;
 mod key;
 pub mod keyring;
 pub mod objects;
+#[cfg(test)]
+mod tests;
 pub mod transport;
 pub mod wrapping;
 
