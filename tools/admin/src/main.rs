@@ -1,22 +1,22 @@
 //! `clairvio`: the operator's tool.
 //!
-//! Each command does one thing and says what it did. Settings are those of the services: the same variables.
+//! Each command does one thing and says what it did, one line per fact. Settings are those of the services: the same
+//! variables. [`keys`] makes, rotates and destroys keys, [`object`] looks into what lies in the bucket and in the log,
+//! [`workspace`] makes workspaces.
 
-use std::path::PathBuf;
+mod keys;
+mod object;
+mod output;
+mod settings;
+mod workspace;
+
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
 use clap::{Parser, Subcommand};
-use schemas::WorkspaceId;
-use schemas::plan::Plan;
-use service_kit::config::Env;
 use service_kit::config::kafka::KafkaConfig;
-use service_kit::config::postgres::PostgresConfig;
+use service_kit::kafka;
 use service_kit::kafka::topics::{self, TopicSpec};
-use service_kit::{kafka, keys};
-use storage::index::Index;
-use uuid::Uuid;
 
 /// The operator's tool. Settings come from the same environment variables as the services'.
 #[derive(Debug, Parser)]
@@ -28,9 +28,12 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Keys of tokens.
+    /// Keys: make, list, rotate, retire and destroy them.
     #[command(subcommand)]
-    Keys(KeysCommand),
+    Keys(keys::Command),
+    /// Objects in the bucket and records of the log: what they are, whether they are whole, what is in them.
+    #[command(subcommand)]
+    Object(object::Command),
     /// Make the topic of events, or check that it is as durability needs it.
     Topics {
         /// Partitions, when it is made.
@@ -48,52 +51,26 @@ enum Command {
     },
     /// Workspaces.
     #[command(subcommand)]
-    Workspace(WorkspaceCommand),
-}
-
-#[derive(Debug, Subcommand)]
-enum KeysCommand {
-    /// Make fresh keys: edge-keys.json and transport-keys.json for edges, transport-keys.json and keyring.json for batchers,
-    /// keyring.json for compactors, control-keys.json and keyring.json for control planes.
-    Make {
-        /// The folder to write them to. Existing files are never overwritten.
-        #[arg(long)]
-        folder: PathBuf,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-enum WorkspaceCommand {
-    /// Make a workspace and its first API key, which is shown this once.
-    Create {
-        /// Its name.
-        #[arg(long)]
-        name: String,
-        /// Its plan: free, starter, growth or scale.
-        #[arg(long, default_value = "free")]
-        plan: String,
-        /// An origin that may record; can be given again.
-        #[arg(long = "origin")]
-        origins: Vec<String>,
-    },
+    Workspace(workspace::Command),
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
     match run(Arguments::parse().command).await {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
-            eprintln!("clairvio: {error:#}");
+            eprintln!("clairvio: {}", output::explain(&error));
             ExitCode::FAILURE
         }
     }
 }
 
-async fn run(command: Command) -> anyhow::Result<()> {
+async fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Keys(KeysCommand::Make { folder }) => make_keys(&folder),
+        Command::Keys(command) => keys::run(command).await.map(|()| ExitCode::SUCCESS),
+        Command::Object(command) => object::run(command).await,
         Command::Topics { partitions, replication, min_insync, retention_hours } => {
-            let config = load(KafkaConfig::load)?;
+            let config = settings::load(KafkaConfig::load)?;
             let spec = TopicSpec {
                 name: config.topic_events.clone(),
                 partitions,
@@ -103,41 +80,29 @@ async fn run(command: Command) -> anyhow::Result<()> {
             };
             let made = topics::ensure(&kafka::client(&config, "clairvio"), &spec).await?;
             println!("topic {} {}", spec.name, if made { "made" } else { "is as it should be" });
-            Ok(())
+            Ok(ExitCode::SUCCESS)
         }
-        Command::Workspace(WorkspaceCommand::Create { name, plan, origins }) => {
-            create_workspace(&name, &plan, &origins).await
+        Command::Workspace(command) => workspace::run(command).await.map(|()| ExitCode::SUCCESS),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_holds_together_and_every_argument_has_its_help() {
+        fn check(command: &clap::Command) {
+            for argument in command.get_arguments() {
+                assert!(argument.get_help().is_some(), "{} {}", command.get_name(), argument.get_id());
+            }
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+            command.get_subcommands().for_each(check);
         }
+        let command = Arguments::command();
+        command.clone().debug_assert();
+        check(&command);
     }
-}
-
-/// Settings that these commands need, all errors at once.
-fn load<T>(read: impl FnOnce(&mut Env<'_>) -> T) -> anyhow::Result<T> {
-    let lookup = |name: &str| std::env::var(name).ok();
-    let mut env = Env::new(&lookup);
-    let config = read(&mut env);
-    if env.errors().is_empty() { Ok(config) } else { bail!(env.errors().join("\n")) }
-}
-
-fn make_keys(folder: &std::path::Path) -> anyhow::Result<()> {
-    let (made, kept) = keys::make(folder)?;
-    for path in made {
-        println!("made {}", path.display());
-    }
-    for path in kept {
-        println!("kept {}", path.display());
-    }
-    Ok(())
-}
-
-async fn create_workspace(name: &str, plan: &str, origins: &[String]) -> anyhow::Result<()> {
-    let plan = Plan::parse(plan).with_context(|| format!("plan {plan} is none of free, starter, growth, scale"))?;
-    let index = Index::new(&load(PostgresConfig::load)?)?;
-    index.migrate().await?;
-    let workspace = WorkspaceId(Uuid::now_v7());
-    let key = keys::tokens::make_api_key()?;
-    index.create_workspace(workspace, name, plan, origins).await?;
-    index.add_api_key(workspace, &key).await?;
-    println!("workspace {workspace}\napi key   {key}");
-    Ok(())
 }

@@ -1,0 +1,46 @@
+//! `clairvio workspace`: making workspaces.
+
+use anyhow::Context as _;
+use clap::Subcommand;
+use schemas::WorkspaceId;
+use schemas::plan::Plan;
+use service_kit::config::postgres::PostgresConfig;
+use service_kit::keys;
+use storage::index::Index;
+use uuid::Uuid;
+
+use crate::settings::load;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make a workspace and its first API key, which is shown this once.
+    Create {
+        /// Its name.
+        #[arg(long)]
+        name: String,
+        /// Its plan: free, starter, growth or scale.
+        #[arg(long, default_value = "free")]
+        plan: String,
+        /// An origin that may record; can be given again.
+        #[arg(long = "origin")]
+        origins: Vec<String>,
+    },
+}
+
+pub(crate) async fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Create { name, plan, origins } => create(&name, &plan, &origins).await,
+    }
+}
+
+async fn create(name: &str, plan: &str, origins: &[String]) -> anyhow::Result<()> {
+    let plan = Plan::parse(plan).with_context(|| format!("plan {plan} is none of free, starter, growth, scale"))?;
+    let index = Index::new(&load(PostgresConfig::load)?)?;
+    index.migrate().await?;
+    let workspace = WorkspaceId(Uuid::now_v7());
+    let key = keys::tokens::make_api_key()?;
+    index.create_workspace(workspace, name, plan, origins).await?;
+    index.add_api_key(workspace, &key).await?;
+    println!("workspace {workspace}\napi key   {key}");
+    Ok(())
+}
