@@ -28,7 +28,16 @@ pub(crate) enum Content {
     /// A record of ours, opened: its header, and its payload as it came.
     Read(Header, Bytes),
     /// A record that cannot be read, whole, under whatever seal it has.
-    Unreadable(QuarantineReason, Bytes),
+    Unreadable(Unreadable),
+}
+
+/// What is kept of a record that cannot be read.
+#[derive(Debug, Clone)]
+pub(crate) struct Unreadable {
+    pub(crate) reason: QuarantineReason,
+    /// The record's key in the log.
+    pub(crate) record_key: Bytes,
+    pub(crate) value: Bytes,
 }
 
 /// An object that is ready for upload.
@@ -80,9 +89,9 @@ pub(crate) fn assemble(
                 body_len += payload.len() + TAG_BYTES;
             }
             Content::Read(..) => {}
-            Content::Unreadable(reason, bytes) => {
-                unreadable.push((*offset, *reason, bytes));
-                body_len += bytes.len();
+            Content::Unreadable(record) => {
+                unreadable.push((*offset, record));
+                body_len += record.value.len();
             }
         }
     }
@@ -101,9 +110,15 @@ pub(crate) fn assemble(
         let data_key = keys.sessions.get(&key).ok_or(AssembleError::KeyMissing(key.session))?;
         footer.chunks.push(chunk_of(data_key, key, stream, batches, &mut body)?);
     }
-    for (offset, reason, bytes) in unreadable {
-        footer.quarantined.push(Quarantined { offset, at: body.len() as u64, len: bytes.len() as u32, reason });
-        body.extend_from_slice(bytes);
+    for (offset, record) in unreadable {
+        footer.quarantined.push(Quarantined {
+            offset,
+            record_key: record.record_key.to_vec(),
+            at: body.len() as u64,
+            len: record.value.len() as u32,
+            reason: record.reason,
+        });
+        body.extend_from_slice(&record.value);
     }
     let mut sessions: Vec<SessionKey> = footer.chunks.iter().map(|chunk| chunk.key).collect();
     sessions.dedup();
@@ -166,7 +181,11 @@ mod tests {
     #[test]
     fn b11_chunks_hold_frames_by_seq_under_their_own_sessions_key_and_refused_sessions_are_left_out() {
         let unreadable = Held {
-            content: Content::Unreadable(QuarantineReason::Header, Bytes::from_static(b"junk")),
+            content: Content::Unreadable(Unreadable {
+                reason: QuarantineReason::Header,
+                record_key: Bytes::from_static(b"key"),
+                value: Bytes::from_static(b"junk"),
+            }),
             appended_ms: 0,
         };
         let records = [
@@ -195,8 +214,8 @@ mod tests {
         }
         let expected = [(key(1), 6, "one"), (key(2), 9, "two-a"), (key(2), 5, "two-b")];
         assert_eq!(found, expected.map(|(key, offset, text)| (key, offset, text.to_owned())));
-        let quarantined = footer.quarantined[0];
-        assert_eq!(quarantined.offset, 8);
+        let quarantined = &footer.quarantined[0];
+        assert_eq!((quarantined.offset, quarantined.record_key.as_slice()), (8, b"key".as_slice()));
         assert_eq!(&object.body[quarantined.at as usize..at], b"junk");
         let tail: &[u8; TRAILER_BYTES] = object.body.last_chunk().unwrap();
         let place = ObjectKind::Shared.footer_place(object.body.len() as u64, tail);

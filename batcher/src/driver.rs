@@ -11,6 +11,7 @@ use engine::batching::{
 };
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use schemas::control::Subject;
 use schemas::paths::ObjectKey;
 use schemas::record::Header;
 use schemas::{ObjectId, SessionKey};
@@ -28,7 +29,7 @@ use storage::session_keys::{DataKey, KeyError, SessionKeys};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
-use crate::assemble::{AssembleError, Assembled, Content, FlushKeys, Held, assemble};
+use crate::assemble::{AssembleError, Assembled, Content, FlushKeys, Held, Unreadable, assemble};
 use crate::kafka::{Consumer, Rebalance};
 use crate::opening::{Opened, Opening};
 use crate::{Config, metrics};
@@ -109,6 +110,13 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         keystore: stores.keys,
         s3: stores.s3,
     });
+    let forgetting = outside.keys.clone();
+    service_kit::kafka::control::follow(&config.control, "batcher", shutdown.clone(), move |entry| {
+        match entry.subject {
+            Subject::Deletion(key) => forgetting.forget([&key]),
+        }
+    })
+    .context("follow control entries")?;
     let watching = Arc::clone(&outside);
     tokio::spawn(service_kit::kafka::watch(config.kafka.clone(), kafka, shutdown.clone(), move |topic, timeout| {
         watching.consumer.stream().fetch_metadata(Some(topic), timeout)
@@ -258,7 +266,7 @@ impl Driver {
             Content::Read(Header::Acceptance { key, .. }, _) => RecordKind::Acceptance(*key),
             Content::Read(Header::Batch { key, place, .. }, _) => RecordKind::Batch(*key, *place),
             Content::Read(Header::Declines { .. }, _) => RecordKind::Declines,
-            Content::Unreadable(reason, _) => {
+            Content::Unreadable(Unreadable { reason, .. }) => {
                 tracing::error!(
                     partition,
                     offset,

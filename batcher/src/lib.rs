@@ -13,7 +13,7 @@ mod opening;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use service_kit::config::kafka::KafkaConfig;
+use service_kit::config::kafka::{ControlConfig, KafkaConfig};
 use service_kit::config::keys::{self, KeyStoreConfig, SessionKeysConfig};
 use service_kit::config::postgres::PostgresConfig;
 use service_kit::config::s3::S3Config;
@@ -27,6 +27,8 @@ pub use driver::run;
 pub struct Config {
     /// Kafka.
     pub kafka: KafkaConfig,
+    /// Where deletions are told.
+    pub control: ControlConfig,
     /// The consumer group.
     pub group: String,
     /// The index.
@@ -93,10 +95,12 @@ pub const DEFINITION: Definition<Config> = Definition {
 impl Config {
     fn load(env: &mut Env<'_>) -> Self {
         let kafka = KafkaConfig::load(env);
+        let control = ControlConfig::load_beside(&kafka, env);
         let group = env.text(&GROUP);
         let postgres = PostgresConfig::load(env);
         Self {
             kafka,
+            control,
             group,
             keystore: KeyStoreConfig::load(env, &postgres.url),
             keys: SessionKeysConfig::load(env),

@@ -1,6 +1,7 @@
 //! The batcher's metrics.
 
 use service_kit::telemetry::Described::{self, Counter, Gauge, Histogram};
+use storage::session_keys;
 
 pub(crate) const RECORDS: &str = "batcher_records_total";
 pub(crate) const IMBALANCE: &str = "batcher_conservation_imbalance_records";
@@ -26,4 +27,5 @@ pub(crate) const ALL: &[Described] = &[
     Counter(KEYS_LOST, "Sessions whose key the key store had lost while they were written. Alarm on any."),
     Counter(PAUSES, "Times that reading paused at the memory bound."),
     Counter(FAILURES, "Failed steps of flushes, by step. They are tried again."),
+    session_keys::CACHED_DESCRIBED,
 ];

@@ -9,6 +9,7 @@ use futures::stream::{FuturesOrdered, StreamExt as _};
 use rdkafka::Message as _;
 use rdkafka::message::BorrowedMessage;
 use schemas::codec::{self, FormatError};
+use schemas::limits;
 use schemas::record::Header;
 use schemas::shared_object::QuarantineReason;
 use sealing::transport::{EpochKeys, LogPlace, RecordError};
@@ -16,12 +17,12 @@ use service_kit::keys::Watched;
 use service_kit::keys::transport::TransportKeys;
 use service_kit::pool::{Panicked, Pool};
 
-use crate::assemble::{Content, Held};
+use crate::assemble::{Content, Held, Unreadable};
 
 /// Records that are being opened at most; more are not taken from Kafka's client.
 const RECORDS_MAX: usize = 256;
 /// Bytes of them at most, one record apart.
-const BYTES_MAX: u64 = 16 * schemas::limits::MIB as u64;
+const BYTES_MAX: u64 = 16 * limits::MIB as u64;
 
 /// A record that was opened, or found unreadable.
 pub(crate) struct Opened {
@@ -110,7 +111,8 @@ fn open(keys: &EpochKeys, topic: &str, key: &[u8], value: Bytes) -> Content {
         Err(RecordError::KeyMissing(_)) => QuarantineReason::Key,
         Err(RecordError::NotOpened(_)) => QuarantineReason::Seal,
     };
-    Content::Unreadable(reason, value)
+    let record_key = Bytes::copy_from_slice(&key[..key.len().min(limits::RECORD_KEY_BYTES_MAX)]);
+    Content::Unreadable(Unreadable { reason, record_key, value })
 }
 
 /// What is wrong with a record that opens; the edge makes none with such a fault.
@@ -168,9 +170,10 @@ mod tests {
                 assert_eq!((&found, found_payload.as_ref()), (header, payload));
                 None
             }
-            Content::Unreadable(reason, kept) => {
-                assert_eq!(kept, value, "an unreadable record is kept byte for byte");
-                Some(reason)
+            Content::Unreadable(kept) => {
+                assert_eq!(kept.value, value, "an unreadable record is kept byte for byte");
+                assert_eq!(kept.record_key, place.key);
+                Some(kept.reason)
             }
         }
     }

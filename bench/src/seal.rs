@@ -126,7 +126,8 @@ fn measure(frame_bytes: usize, time: Duration) -> anyhow::Result<Row> {
     // Sealed once for opening.
     let mut sealed = Vec::new();
     let (id, lens) = seal_chunk(&key, context(), vec![frame.as_slice(); CHUNK_FRAMES], &mut sealed)?;
-    let batch = |len: &usize| BatchEntry { seq: 0, end: false, offset: 0, len: *len as u32, facts: BatchFacts::default() };
+    let batch =
+        |len: &usize| BatchEntry { seq: 0, end: false, offset: 0, len: *len as u32, facts: BatchFacts::default() };
     let batches = lens.iter().map(batch).collect();
     let chunk = Chunk { key: session(), stream: 0, id: *id.as_bytes(), at: 0, batches };
     let mut body = Vec::with_capacity(ROUND_BYTES * 2);
@@ -233,7 +234,11 @@ fn overhead() -> anyhow::Result<Overhead> {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "MB/s on one core: median (min to max), and the ratio to bare AES-256-GCM in the same run")?;
-        writeln!(f, "{:>8}  {:>22}  {:>30}  {:>30}  {:>30}  {:>30}", "frame", "bare", "chunk", "record", "open chunk", "open record")?;
+        writeln!(
+            f,
+            "{:>8}  {:>22}  {:>30}  {:>30}  {:>30}  {:>30}",
+            "frame", "bare", "chunk", "record", "open chunk", "open record"
+        )?;
         for row in &self.rows {
             let bound = row.bare_seal.median;
             let ratio = |speed: &Speed| {

@@ -11,6 +11,7 @@ mod metrics;
 use std::time::Duration;
 
 use engine::compaction::RunConfig;
+use service_kit::config::kafka::ControlConfig;
 use service_kit::config::keys::{KeyStoreConfig, SessionKeysConfig};
 use service_kit::config::postgres::PostgresConfig;
 use service_kit::config::s3::S3Config;
@@ -24,6 +25,8 @@ pub use driver::run;
 pub struct Config {
     /// The topic whose objects are merged.
     pub topic: String,
+    /// Where deletions are told.
+    pub control: ControlConfig,
     /// The index.
     pub postgres: PostgresConfig,
     /// The key store.
@@ -90,9 +93,11 @@ pub const DEFINITION: Definition<Config> = Definition {
 impl Config {
     fn load(env: &mut Env<'_>) -> Self {
         let topic = kafka::topic_events(env);
+        let control = ControlConfig::load(env);
         let postgres = PostgresConfig::load(env);
         Self {
             topic,
+            control,
             keystore: KeyStoreConfig::load(env, &postgres.url),
             keys: SessionKeysConfig::load(env),
             postgres,

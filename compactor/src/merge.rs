@@ -221,7 +221,7 @@ impl Unreadable {
                 // A piece that begins before the preamble's end is no record, see `wholly_corrupt`.
                 found.of_anybody |= record.at == 0;
                 let bytes = loaded.body.slice(record.at as usize..(record.at + u64::from(record.len)) as usize);
-                found.records.push((*record, bytes));
+                found.records.push((record.clone(), bytes));
             }
         }
         found
@@ -273,7 +273,7 @@ impl Unreadable {
             body.extend_from_slice(bytes);
         }
         for (record, bytes) in &self.records {
-            footer.quarantined.push(Quarantined { at: body.len() as u64, ..*record });
+            footer.quarantined.push(Quarantined { at: body.len() as u64, ..record.clone() });
             body.extend_from_slice(bytes);
         }
         let region = seal_shared_footer(storage, &footer)?;
@@ -287,7 +287,7 @@ impl Unreadable {
 pub(crate) fn wholly_corrupt(id: ObjectId, body: Bytes) -> Option<Loaded> {
     let is_ours = ObjectKind::of(&body) == Ok(ObjectKind::Shared);
     let len = u32::try_from(body.len()).ok().filter(|_| is_ours)?;
-    let whole = Quarantined { offset: 0, at: 0, len, reason: QuarantineReason::Payload };
+    let whole = Quarantined { offset: 0, record_key: Vec::new(), at: 0, len, reason: QuarantineReason::Payload };
     let footer = SharedFooter {
         object: id,
         partition: 0,
@@ -327,7 +327,7 @@ mod tests {
         let found = Unreadable::records_of(&[wholly_corrupt(id, body.clone()).unwrap()]);
         assert!(found.filter().is_none(), "it may hold frames of any session");
         let object = found.object(id, 3, &storage()).unwrap();
-        let place = footer_of(&object).quarantined[0];
+        let place = &footer_of(&object).quarantined[0];
         assert_eq!(object.body.slice(place.at as usize..place.at as usize + place.len as usize), body);
         assert!(wholly_corrupt(id, Bytes::from_static(b"CLVS\x02newer")).is_none());
     }

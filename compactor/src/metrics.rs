@@ -1,6 +1,7 @@
 //! The compactor's metrics.
 
 use service_kit::telemetry::Described::{self, Counter, Gauge, Histogram};
+use storage::session_keys;
 
 pub(crate) const RUNS: &str = "compactor_runs_total";
 pub(crate) const RUN_BYTES: &str = "compactor_run_bytes_total";
@@ -24,4 +25,5 @@ pub(crate) const ALL: &[Described] = &[
     Counter(FAILURES, "Runs that failed; they are tried again when their lease is over."),
     Histogram(RUN_SECONDS, "From claiming a run until it was swapped."),
     Gauge(OLDEST, "C6: age of the oldest shared object that is still live."),
+    session_keys::CACHED_DESCRIBED,
 ];

@@ -8,13 +8,15 @@ use axum::extract::{MatchedPath, Request};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use engine::token::Signing;
+use schemas::control::Subject;
 use service_kit::http_server;
+use service_kit::kafka::{self, control::Publisher};
 use service_kit::keys;
 use service_kit::keys::tokens::ControlKeys;
 use service_kit::pool::Pool;
 use service_kit::service::Surroundings;
 use storage::Schema;
-use storage::index::Index;
+use storage::index::{Index, outbox};
 use storage::reading::Reader;
 use storage::session_keys::SessionKeys;
 
@@ -43,6 +45,13 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         storage::connect(&config.postgres, &config.keystore, &config.s3, Schema::Migrate, &health, &shutdown);
     let Some(stores) = connecting.await? else { return Ok(()) };
     let session_keys = SessionKeys::new(stores.keystore, keyring, config.keys.cache, &shutdown);
+    let forgetting = session_keys.clone();
+    kafka::control::follow(&config.control, "control-plane", shutdown.clone(), move |entry| match entry.subject {
+        Subject::Deletion(key) => forgetting.forget([&key]),
+    })
+    .context("follow control entries")?;
+    let publisher = Publisher::new(&config.control, "control-plane").context("make producer")?;
+    tokio::spawn(outbox::relay(stores.index.clone(), publisher, shutdown.clone()));
     let pool = Pool::new("control", None).context("start pool")?;
     let reader = Reader::new(stores.index.clone(), stores.objects, session_keys.clone(), pool);
     let state = State { index: stores.index, keys: session_keys, reader, signing, silence: config.silence };

@@ -12,6 +12,7 @@ mod routes;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use service_kit::config::kafka::ControlConfig;
 use service_kit::config::keys::{KeyStoreConfig, SessionKeysConfig};
 use service_kit::config::postgres::PostgresConfig;
 use service_kit::config::s3::S3Config;
@@ -24,6 +25,8 @@ pub use routes::CALLS;
 /// The control plane's settings.
 #[derive(Debug)]
 pub struct Config {
+    /// Where deletions are told.
+    pub control: ControlConfig,
     /// The index.
     pub postgres: PostgresConfig,
     /// The key store.
@@ -57,8 +60,10 @@ pub const DEFINITION: Definition<Config> = Definition {
 
 impl Config {
     fn load(env: &mut Env<'_>) -> Self {
+        let control = ControlConfig::load(env);
         let postgres = PostgresConfig::load(env);
         Self {
+            control,
             keystore: KeyStoreConfig::load(env, &postgres.url),
             keys: SessionKeysConfig::load(env),
             postgres,

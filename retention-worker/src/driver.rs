@@ -1,12 +1,14 @@
 //! The worker's loop.
 
+use anyhow::Context as _;
 use engine::retention::{Step, next_step};
 use schemas::paths::{self, ObjectKey};
 use schemas::{ObjectId, SessionKey};
+use service_kit::kafka::control::Publisher;
 use service_kit::passes;
 use service_kit::service::Surroundings;
-use storage::index::Index;
 use storage::index::deletions::{Leaving, Removable};
+use storage::index::{Index, outbox};
 use storage::keystore::KeyStore;
 use storage::objects::{DELETE_KEYS_MAX, Objects};
 use storage::{Schema, Stores};
@@ -38,6 +40,8 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
     let put_horizon = config.staged_stale + config.s3.request_timeout;
     let interval = config.pass_interval;
     let Stores { index, keystore, objects, postgres, .. } = stores;
+    let publisher = Publisher::new(&config.control, "retention-worker").context("make producer")?;
+    tokio::spawn(outbox::relay(index.clone(), publisher, shutdown.clone()));
     let mut worker = Worker { config, index, keystore, objects, put_horizon, led: None };
     passes::run(&shutdown, interval, &postgres, metrics::FAILURES, async || worker.pass().await).await;
     Ok(())

@@ -9,6 +9,7 @@ mod metrics;
 
 use std::time::Duration;
 
+use service_kit::config::kafka::ControlConfig;
 use service_kit::config::keys::KeyStoreConfig;
 use service_kit::config::postgres::PostgresConfig;
 use service_kit::config::s3::S3Config;
@@ -20,6 +21,8 @@ pub use driver::run;
 /// The worker's settings.
 #[derive(Debug)]
 pub struct Config {
+    /// Where deletions are told.
+    pub control: ControlConfig,
     /// The index.
     pub postgres: PostgresConfig,
     /// The key store.
@@ -60,8 +63,10 @@ pub const DEFINITION: Definition<Config> = Definition {
 
 impl Config {
     fn load(env: &mut Env<'_>) -> Self {
+        let control = ControlConfig::load(env);
         let postgres = PostgresConfig::load(env);
         Self {
+            control,
             keystore: KeyStoreConfig::load(env, &postgres.url),
             postgres,
             s3: S3Config::load(env),

@@ -1,6 +1,7 @@
 //! The retention worker's metrics.
 
 use service_kit::telemetry::Described::{self, Counter, Gauge};
+use storage::index::outbox;
 
 pub(crate) const EXPIRED: &str = "retention_expired_sessions_total";
 pub(crate) const SHREDDED: &str = "retention_shredded_sessions_total";
@@ -25,4 +26,6 @@ pub(crate) const ALL: &[Described] = &[
     Counter(STALE, "Staged objects given up."),
     Counter(RETURNED, "Deleted objects that were there again: late uploads. They are deleted once more."),
     Counter(FAILURES, "Passes that failed; what remains is done by the next."),
+    outbox::ROWS_DESCRIBED,
+    outbox::FAILURES_DESCRIBED,
 ];

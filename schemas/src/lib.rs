@@ -1,6 +1,6 @@
 //! The nouns of the system: everything that crosses a process boundary, and nothing that does I/O.
 //!
-//! HTTP bodies ([`http`]), token claims ([`token`]), Kafka records ([`record`]), object formats ([`object`],
+//! HTTP bodies ([`http`]), token claims ([`token`]), Kafka records ([`record`], [`control`]), object formats ([`object`],
 //! [`shared_object`], [`session_object`], [`journal`]), object keys ([`paths`]), bounds ([`limits`]), plans ([`plan`]) and the
 //! stable error codes ([`codes`]). The SQL migrations lie beside this crate, in `migrations/`.
 //!
@@ -8,6 +8,7 @@
 
 pub mod codec;
 pub mod codes;
+pub mod control;
 pub mod facts;
 pub mod http;
 pub mod ids;

@@ -60,6 +60,11 @@ pub const REDIRECT_URL_BYTES_MAX: usize = 2 * KIB;
 
 /// A session token is valid for this long after consent, in seconds.
 pub const SESSION_TOKEN_S: u64 = 8 * 3600;
+/// A deletion's entry on `control` counts for this long: longer than any token of the session, any kept key, and any process
+/// that could still have either. In seconds.
+pub const CONTROL_DELETION_KEPT_S: i64 = 48 * 3600;
+/// Entries that are taken out of the outbox in one transaction.
+pub const OUTBOX_ROWS_MAX: usize = 100;
 /// A link is valid for this long unless its maker says otherwise, in seconds.
 pub const LINK_EXPIRES_IN_DEFAULT_S: u64 = 7 * 86_400;
 /// The longest that a link can be valid, in seconds.
@@ -83,6 +88,8 @@ pub const FRAME_RAW_BYTES: usize = 256 * KIB;
 /// Raw bytes that a decoder of frames is ever asked for: a frame holds whole batches' events, and one event may be
 /// as large as a batch.
 pub const FRAME_RAW_BYTES_MAX: usize = DECODED_BYTES_MAX + FRAME_RAW_BYTES;
+/// A record's key in the log, as it is kept with a record that could not be read. Ours have 16 bytes.
+pub const RECORD_KEY_BYTES_MAX: usize = 256;
 /// The facts of one batch in a header or footer, later releases' fields included.
 pub const FACTS_BYTES_MAX: usize = 16 * KIB;
 /// A footer after decompression.
@@ -96,5 +103,6 @@ const _: () = {
     assert!(FLUSH_BYTES > RECORD_PAYLOAD_BYTES_MAX);
     assert!(TOKEN_BYTES_MAX < SMALL_BODY_BYTES_MAX);
     assert!(TOKEN_BYTES_MAX < HEAD_BYTES_MAX);
+    assert!(CONTROL_DELETION_KEPT_S > 2 * SESSION_TOKEN_S as i64);
     assert!(LINK_EXPIRES_IN_DEFAULT_S <= LINK_EXPIRES_IN_MAX_S);
 };

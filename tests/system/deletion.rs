@@ -213,7 +213,10 @@ fn p08_a_deleted_session_is_unreadable_at_once_and_then_gone() -> Result<()> {
             // The recording has gone on all the time.
             is_absent(system, &system.key(victim.id)).await?;
             let key_row = system.keystore.rows(&[system.key(victim.id)]).await?;
-            ensure!(key_row == [(system.key(victim.id), KeyRow::Shredded)], "the key of an erased session is {key_row:?}");
+            ensure!(
+                key_row == [(system.key(victim.id), KeyRow::Shredded)],
+                "the key of an erased session is {key_row:?}"
+            );
             over.store(true, Ordering::Release);
             Ok(())
         };

@@ -9,12 +9,14 @@
 mod bad_input;
 mod check;
 mod consent;
+mod control;
 mod crashes;
 mod deletion;
 mod harness;
 mod load;
 mod outages;
 mod reading;
+mod rotation;
 mod scanner;
 mod sealed;
 mod starting;

@@ -1,5 +1,6 @@
 //! Kafka: how clients are configured, and the topics.
 
+pub mod control;
 pub mod topics;
 
 use std::sync::Arc;
@@ -19,9 +20,13 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What all clients have in common.
 pub fn client(config: &KafkaConfig, client_id: &str) -> ClientConfig {
+    client_of(&config.brokers, client_id)
+}
+
+fn client_of(brokers: &str, client_id: &str) -> ClientConfig {
     let mut client = ClientConfig::new();
     client
-        .set("bootstrap.servers", &config.brokers)
+        .set("bootstrap.servers", brokers)
         .set("client.id", client_id)
         .set("message.max.bytes", KAFKA_MESSAGE_BYTES_MAX.to_string())
         .set("socket.keepalive.enable", "true")

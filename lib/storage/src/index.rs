@@ -6,9 +6,12 @@
 pub mod batches;
 pub mod deletions;
 pub mod links;
+pub mod outbox;
 pub mod runs;
 pub mod sessions;
 pub mod workspaces;
+
+use std::sync::Arc;
 
 use schemas::paths::ObjectKey;
 use schemas::{ObjectId, SessionId, SessionKey, WorkspaceId};
@@ -17,6 +20,7 @@ use service_kit::config::postgres::PostgresConfig;
 use sqlx::Row as _;
 use sqlx::postgres::PgPool;
 use thiserror::Error;
+use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::postgres;
@@ -66,13 +70,15 @@ pub(crate) fn failed(what: &'static str) -> impl FnOnce(sqlx::Error) -> IndexErr
 pub struct Index {
     pool: PgPool,
     address: String,
+    /// Told when rows were put into the outbox by this process.
+    outbox: Arc<Notify>,
 }
 
 impl Index {
     /// A pool of connections; none is made yet.
     pub fn new(config: &PostgresConfig) -> Result<Self, IndexError> {
         let (pool, address) = postgres::pool(&config.url, "DATABASE_URL", config.connections_max, None)?;
-        Ok(Self { pool, address })
+        Ok(Self { pool, address, outbox: Arc::default() })
     }
 
     /// Whether Postgres answers and has the schema.

@@ -6,6 +6,7 @@
 
 pub mod footers;
 pub mod index;
+pub mod inspect;
 pub mod keystore;
 pub mod objects;
 mod postgres;

@@ -14,6 +14,7 @@ use sealing::objects::StorageKey;
 use sealing::wrapping::{self, Wrapped};
 use sealing::{Key, SealError};
 use service_kit::shutdown::Shutdown;
+use service_kit::telemetry::Described;
 use thiserror::Error;
 
 use crate::index::IndexError;
@@ -21,6 +22,10 @@ use crate::keystore::{KeyRow, KeyStore};
 
 /// Unwrapped keys in memory, about 10 MB of them: beyond it those go first that were fetched first.
 const KEYS_CACHED_MAX: usize = 65_536;
+
+const CACHED: &str = "session_keys_cached";
+/// Unwrapped keys in memory, for the metrics of a service that has any.
+pub const CACHED_DESCRIBED: Described = Described::Gauge(CACHED, "Sessions whose unwrapped keys are in memory.");
 
 /// Why a key cannot be had.
 #[derive(Debug, Error)]
@@ -66,7 +71,9 @@ impl SessionKeys {
     /// Keys of this store and keyring; unwrapped ones are kept for `kept` after they were fetched, and dropped then whether
     /// anybody asks or not, until the shutdown.
     pub fn new(store: KeyStore, keyring: Arc<dyn Keyring>, kept: Duration, shutdown: &Shutdown) -> Self {
-        let cache = Arc::new(Mutex::new(KeyCache::new(kept, KEYS_CACHED_MAX)));
+        let cache = KeyCache::new(kept, KEYS_CACHED_MAX);
+        cache.show();
+        let cache = Arc::new(Mutex::new(cache));
         let (sweeping, until) = (Arc::downgrade(&cache), shutdown.clone());
         // Looking says nothing of a key that is past its time; sweeping wipes it.
         let interval = (kept / 4).clamp(Duration::from_millis(50), Duration::from_secs(5));
@@ -158,6 +165,11 @@ impl SessionKeys {
         }
     }
 
+    /// The version under which keys are wrapped now.
+    pub fn version(&self) -> KeyVersion {
+        self.keyring.current()
+    }
+
     /// The storage's key as it is used now.
     pub async fn storage(&self) -> Result<StorageKey, KeyError> {
         let version = self.keyring.current();
@@ -174,21 +186,39 @@ impl SessionKeys {
         wrapping::unwrap(&above, key, wrapped).map_err(|_| KeyError::NotUnwrapped(key.session))
     }
 
-    /// Wraps keys of other versions under the current one, behind `after`, `limit` at most. Gives the last that was looked
-    /// at, and how many were changed; `None` when there was nothing left. Nothing in S3 is touched, and a run that was cut
-    /// short is gone on with by the next.
-    pub async fn rewrap(&self, after: Option<&SessionKey>, limit: i64) -> Result<Option<(SessionKey, u64)>, KeyError> {
+    /// Wraps keys of other versions under the current one, behind `after`, `limit` at most; `None` when there is nothing left.
+    /// Nothing in S3 is touched, and a run that was cut short is gone on with by the next. A key that does not unwrap is passed
+    /// over and named: it must not keep all others under a version that has to go.
+    pub async fn rewrap(&self, after: Option<&SessionKey>, limit: i64) -> Result<Option<Rewrapped>, KeyError> {
         let version = self.keyring.current();
         let old = self.store.wrapped_otherwise(version, after, limit).await?;
         let Some((last, _)) = old.last().copied() else { return Ok(None) };
-        let mut changes = Vec::with_capacity(old.len());
+        let (mut changes, mut closed) = (Vec::with_capacity(old.len()), Vec::new());
         for (key, from) in old {
-            let data_key = self.unwrap(&key, &from).await?;
+            let data_key = match self.unwrap(&key, &from).await {
+                Ok(data_key) => data_key,
+                Err(KeyError::NotUnwrapped(_) | KeyError::Keyring(KeyringError::Missing(_))) => {
+                    closed.push(key);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             let above = self.keyring.key(Owner::Workspace(key.workspace), version).await?;
             changes.push((key, from, wrapping::wrap(version, &above, &key, &data_key)?));
         }
-        Ok(Some((last, self.store.rewrap(&changes).await?)))
+        Ok(Some(Rewrapped { last, changed: self.store.rewrap(&changes).await?, closed }))
     }
+}
+
+/// What came of wrapping some keys anew.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rewrapped {
+    /// The last that was looked at: the next call goes on behind it.
+    pub last: SessionKey,
+    /// How many are under the current version now.
+    pub changed: u64,
+    /// Those that do not unwrap, and stay as they are.
+    pub closed: Vec<SessionKey>,
 }
 
 /// Unwrapped keys by session. All are kept equally long, so the order in which they came is that in which they go.
@@ -217,17 +247,24 @@ impl KeyCache {
         while self.order.len() > self.max {
             self.drop_oldest();
         }
+        self.show();
     }
 
     fn remove(&mut self, key: &SessionKey) {
         // Its place in the order stays until its time: then there is nothing left to drop.
         self.keys.remove(key);
+        self.show();
     }
 
     fn sweep(&mut self, now: Instant) {
         while self.order.front().is_some_and(|(fetched, _)| now.saturating_duration_since(*fetched) >= self.kept) {
             self.drop_oldest();
         }
+        self.show();
+    }
+
+    fn show(&self) {
+        ::metrics::gauge!(CACHED).set(self.keys.len() as f64);
     }
 
     fn drop_oldest(&mut self) {

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use service_kit::config::kafka::KafkaConfig;
 use service_kit::config::keys::KeyStoreConfig;
 use service_kit::config::postgres::PostgresConfig;
-use service_kit::kafka::topics::{self, TopicSpec};
+use service_kit::kafka::topics::{self, CompactedTopicSpec, TopicSpec};
 use service_kit::{kafka, keys};
 use sqlx::{Connection, PgConnection};
 use storage::index::Index;
@@ -93,6 +93,8 @@ pub struct Deployment {
     endpoints: Arc<Mutex<Endpoints>>,
     /// The topic of events.
     pub topic: String,
+    /// The topic of control entries.
+    pub topic_control: String,
     /// The prefix of all its keys in the bucket.
     pub prefix: String,
     /// Where its key files are.
@@ -123,9 +125,10 @@ impl Deployment {
         };
         std::fs::create_dir_all(&folder).with_context(|| format!("make folder: {}", folder.display()))?;
         let topic = format!("session-events{suffix}");
+        let topic_control = format!("control{suffix}");
         let prefix = options.name.as_ref().map_or_else(String::new, |name| format!("{name}/"));
         let database_url = make_database(stack, &format!("clairvio{}", suffix.replace('-', "_"))).await?;
-        make_topic(stack, &topic, options.partitions).await?;
+        make_topics(stack, &topic, options.partitions, &topic_control).await?;
         keys::make(&folder)?;
         let identity = make_identity(&folder, &database_url, options.plan).await?;
         let parts = stack.parts();
@@ -140,7 +143,7 @@ impl Deployment {
             operator_key: identity.operator_key,
             services: Vec::new(),
         };
-        let specs = specs(options, &endpoints, &folder, &topic, &prefix, &suffix)?;
+        let specs = specs(options, &endpoints, &folder, (&topic, &topic_control), &prefix, &suffix)?;
         let endpoints = Endpoints {
             edge_url: public_url(&specs, "ingest-edge")?,
             api_url: public_url(&specs, "control-plane")?,
@@ -167,7 +170,7 @@ impl Deployment {
         let waits = names.iter().map(|name| supervisor.wait_ready(name, READY_WITHIN));
         futures::future::try_join_all(waits).await?;
         ready.store(true, std::sync::atomic::Ordering::Release);
-        let deployment = Deployment { supervisor, endpoints, topic, prefix, keys: folder };
+        let deployment = Deployment { supervisor, endpoints, topic, topic_control, prefix, keys: folder };
         if options.name.is_none() {
             deployment.endpoints().write(stack.home())?;
         }
@@ -243,7 +246,7 @@ async fn make_database(stack: &Stack, name: &str) -> anyhow::Result<String> {
     Ok(format!("{server}/{name}"))
 }
 
-async fn make_topic(stack: &Stack, topic: &str, partitions: i32) -> anyhow::Result<()> {
+async fn make_topics(stack: &Stack, topic: &str, partitions: i32, topic_control: &str) -> anyhow::Result<()> {
     let config = KafkaConfig {
         brokers: stack.parts().kafka_brokers.clone(),
         topic_events: topic.to_owned(),
@@ -257,7 +260,10 @@ async fn make_topic(stack: &Stack, topic: &str, partitions: i32) -> anyhow::Resu
         min_insync: 1,
         retention: Duration::from_secs(72 * 3600),
     };
-    topics::ensure(&kafka::client(&config, "devstack"), &spec).await?;
+    let client = kafka::client(&config, "devstack");
+    topics::ensure(&client, &spec).await?;
+    let spec = CompactedTopicSpec { name: topic_control.to_owned(), partitions: 1, replication: 1, min_insync: 1 };
+    topics::ensure_compacted(&client, &spec).await?;
     Ok(())
 }
 
@@ -292,13 +298,14 @@ fn specs(
     options: &DeploymentOptions,
     endpoints: &Endpoints,
     folder: &Path,
-    topic: &str,
+    (topic, topic_control): (&str, &str),
     prefix: &str,
     suffix: &str,
 ) -> anyhow::Result<Vec<Spec>> {
     let common = [
         ("KAFKA_BROKERS", endpoints.kafka_brokers.clone()),
         ("KAFKA_TOPIC_EVENTS", topic.to_owned()),
+        ("KAFKA_TOPIC_CONTROL", topic_control.to_owned()),
         ("KAFKA_GROUP", format!("batcher{suffix}")),
         ("KAFKA_DELIVERY_TIMEOUT_MS", "5000".into()),
         ("DATABASE_URL", endpoints.database_url.clone()),

@@ -15,6 +15,15 @@ pub struct KafkaConfig {
     pub delivery_timeout: Duration,
 }
 
+/// Settings of those who follow or write the topic of control entries.
+#[derive(Debug, Clone)]
+pub struct ControlConfig {
+    /// `host:port`, comma-separated.
+    pub brokers: String,
+    /// The topic.
+    pub topic: String,
+}
+
 const BROKERS: Knob = Knob {
     name: "KAFKA_BROKERS",
     doc: "Kafka's brokers.",
@@ -27,6 +36,13 @@ const TOPIC_EVENTS: Knob = Knob {
     doc: "The topic of events.",
     unit: "a topic's name",
     default: Some("session-events"),
+    secret: false,
+};
+const TOPIC_CONTROL: Knob = Knob {
+    name: "KAFKA_TOPIC_CONTROL",
+    doc: "The compacted topic by which deletions are told to all services.",
+    unit: "a topic's name",
+    default: Some("control"),
     secret: false,
 };
 const DELIVERY_TIMEOUT_MS: Knob = Knob {
@@ -50,5 +66,17 @@ impl KafkaConfig {
             topic_events: topic_events(env),
             delivery_timeout: env.millis(&DELIVERY_TIMEOUT_MS),
         }
+    }
+}
+
+impl ControlConfig {
+    /// Reads the settings.
+    pub fn load(env: &mut Env<'_>) -> Self {
+        Self { brokers: env.text(&BROKERS), topic: env.text(&TOPIC_CONTROL) }
+    }
+
+    /// Reads the settings of a service that has the others already.
+    pub fn load_beside(kafka: &KafkaConfig, env: &mut Env<'_>) -> Self {
+        Self { brokers: kafka.brokers.clone(), topic: env.text(&TOPIC_CONTROL) }
     }
 }

@@ -3,11 +3,14 @@
 use schemas::record::Consent;
 use schemas::shared_object::SessionFilter;
 use schemas::{ObjectId, SessionKey, WorkspaceId};
+use sealing::keyring::KeyVersion;
 use sqlx::{PgConnection, Row as _};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Index, IndexError, KIND_SHARED, Uploaded, failed, key_arrays, session_key, signed, unsigned};
+use super::{
+    Index, IndexError, KIND_QUARANTINE, KIND_SHARED, Uploaded, failed, key_arrays, session_key, signed, unsigned,
+};
 
 /// A partition that is owned under an epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -182,6 +185,30 @@ impl Index {
                 .map_err(failed("look up progress"))?;
         tx.rollback().await.map_err(failed("end look-up"))?;
         Ok(row.is_some_and(|row| unsigned(row.get("next_offset")) >= next))
+    }
+}
+
+impl Index {
+    /// How many shared and quarantine objects each version of the keyring opens, condemned ones too: their bytes are still
+    /// there. Under `None` those that are staged and may be sealed right now, under any version.
+    pub async fn sealed_under(&self) -> Result<Vec<(Option<KeyVersion>, u64)>, IndexError> {
+        let rows = sqlx::query(
+            "select key_version, count(*) as objects from object
+             where kind in ($1, $2) and (key_version is not null or state = 0)
+             group by key_version order by key_version",
+        )
+        .bind(KIND_SHARED)
+        .bind(KIND_QUARANTINE)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(failed("count objects by the keyring's version"))?;
+        rows.iter()
+            .map(|row| {
+                let version = row.get::<Option<i32>, _>("key_version").map(u32::try_from).transpose();
+                let version = version.map_err(|_| IndexError::Row("object"))?;
+                Ok((version.map(KeyVersion), unsigned(row.get("objects"))))
+            })
+            .collect()
     }
 }
 

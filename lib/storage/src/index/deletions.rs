@@ -10,7 +10,7 @@ use sqlx::{PgConnection, Row as _};
 use uuid::Uuid;
 
 use super::sessions::may_contain;
-use super::{Index, IndexError, failed, key_arrays, object_columns, object_key, session_key, unsigned};
+use super::{Index, IndexError, failed, key_arrays, object_columns, object_key, outbox, session_key, unsigned};
 
 /// A session that is on its way out.
 #[derive(Debug, Clone)]
@@ -62,6 +62,7 @@ impl Index {
         }
         let deletion = begin_deletion(&mut tx, key.workspace, "by_hand", &[*key]).await?;
         tx.commit().await.map_err(failed("commit deletion"))?;
+        self.outbox.notify_one();
         Ok(deletion)
     }
 
@@ -85,6 +86,7 @@ impl Index {
             }
         }
         tx.commit().await.map_err(failed("commit expiry"))?;
+        self.outbox.notify_one();
         Ok(keys.len() as u64)
     }
 
@@ -387,7 +389,7 @@ impl Index {
     }
 }
 
-/// Tombstones sessions whose rows are locked, and makes the rows of their deletion.
+/// Tombstones sessions whose rows are locked, and makes the rows of their deletion. Everybody is told of it by the outbox.
 async fn begin_deletion(
     tx: &mut PgConnection,
     workspace: WorkspaceId,
@@ -419,5 +421,6 @@ async fn begin_deletion(
         .execute(&mut *tx)
         .await
         .map_err(failed("tombstone sessions"))?;
+    outbox::insert_deletions(tx, keys).await?;
     Ok(deletion)
 }
