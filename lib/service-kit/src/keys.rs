@@ -4,6 +4,7 @@
 //! above the data keys of sessions. A file is made by `clairvio keys`, readable by its owner only, and replaced as a whole;
 //! a process that holds it [`Watched`] goes by the new one within seconds.
 
+pub mod cache;
 pub mod keyring;
 pub mod tokens;
 pub mod transport;
