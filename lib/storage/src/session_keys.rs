@@ -127,7 +127,7 @@ impl SessionKeys {
         if absent.is_empty() {
             return Ok((found, absent));
         }
-        let version = self.keyring.current();
+        let version = self.keyring.current()?;
         let mut fresh = Vec::with_capacity(absent.len());
         for key in &absent {
             let above = self.keyring.key(Owner::Workspace(key.workspace), version).await?;
@@ -161,7 +161,7 @@ impl SessionKeys {
 
     /// The storage's key as it is used now.
     pub async fn storage(&self) -> Result<StorageKey, KeyError> {
-        let version = self.keyring.current();
+        let version = self.keyring.current()?;
         Ok(StorageKey { version, key: self.storage_of(version).await? })
     }
 
@@ -179,7 +179,7 @@ impl SessionKeys {
     /// at, and how many were changed; `None` when there was nothing left. Nothing in S3 is touched, and a run that was cut
     /// short is gone on with by the next.
     pub async fn rewrap(&self, after: Option<&SessionKey>, limit: i64) -> Result<Option<(SessionKey, u64)>, KeyError> {
-        let version = self.keyring.current();
+        let version = self.keyring.current()?;
         let old = self.store.wrapped_otherwise(version, after, limit).await?;
         let Some((last, _)) = old.last().copied() else { return Ok(None) };
         let mut changes = Vec::with_capacity(old.len());

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use sealing::Key;
-use sealing::keyring::{KeyFuture, KeyVersion, Keyring, Owner, Roots};
+use sealing::keyring::{KeyFuture, KeyVersion, Keyring, KeyringError, Owner, Roots};
 use serde::{Deserialize, Serialize};
 
 use super::{KeysError, Watched, key_text};
@@ -74,7 +74,7 @@ impl KeyringFile {
 
     /// All versions, oldest first.
     pub fn versions(&self) -> Vec<KeyVersion> {
-        self.derived.versions()
+        self.roots.iter().map(|root| KeyVersion(root.version)).collect()
     }
 
     /// Adds a version. It is not used before [`KeyringFile::set_current`]: until all processes have it, none could open what
@@ -122,12 +122,12 @@ pub fn open(source: &KeyringSource, shutdown: &Shutdown) -> Result<Arc<dyn Keyri
 struct InFile(Arc<Watched<KeyringFile>>);
 
 impl Keyring for InFile {
-    fn current(&self) -> KeyVersion {
-        self.0.get().current()
+    fn current(&self) -> Result<KeyVersion, KeyringError> {
+        Ok(self.0.get().current())
     }
 
-    fn versions(&self) -> Vec<KeyVersion> {
-        self.0.get().versions()
+    fn versions(&self) -> Result<Vec<KeyVersion>, KeyringError> {
+        Ok(self.0.get().versions())
     }
 
     fn key(&self, owner: Owner, version: KeyVersion) -> KeyFuture<'_> {
