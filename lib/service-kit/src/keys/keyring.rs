@@ -1,4 +1,4 @@
-//! The keyring in a file, or in the environment.
+//! The keyring in a file, in the environment, or behind a program.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,6 +7,7 @@ use sealing::Key;
 use sealing::keyring::{KeyFuture, KeyVersion, Keyring, KeyringError, Owner, Roots};
 use serde::{Deserialize, Serialize};
 
+use super::program::ProgramKeyring;
 use super::{KeysError, Watched, key_text};
 use crate::config::keys::KeyringSource;
 use crate::shutdown::Shutdown;
@@ -114,6 +115,7 @@ pub fn open(source: &KeyringSource, shutdown: &Shutdown) -> Result<Arc<dyn Keyri
                 serde_json::from_str(text).map_err(|_| KeysError::Parse("in CLAIRVIO_KEYRING".into()))?;
             Ok(Arc::new(file.derived))
         }
+        KeyringSource::Program(path) => Ok(Arc::new(ProgramKeyring::start(path)?)),
     }
 }
 
