@@ -3,8 +3,8 @@
 //! This process starts the program that its configuration names and asks it over its standard input and output, in the
 //! lines of [`protocol`]; `keyring-kms` is such a program. One task, the [`keeper`], has the program: it starts it, matches
 //! answers to questions, asks for the versions every minute, and replaces a program that has ended, does not answer in time
-//! or answers nonsense. A program that is out of reach is an error of each question, never of the start, and its answers are
-//! kept for minutes, so that a short failure is seen by new workspaces only.
+//! or answers nonsense. A program that is out of reach is an error of each question, never of the start. Its answers are kept for
+//! minutes, so that it is asked once for many sessions.
 //!
 //! Keys are wiped when they go and never logged; nothing that the program said instead of an answer is logged either.
 
