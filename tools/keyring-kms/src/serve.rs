@@ -56,7 +56,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use sealing::Key;
-    use sealing::keyring::{Owner, Roots};
+    use sealing::keyring::{KeyFuture, Owner, Roots};
 
     use super::*;
 
@@ -93,6 +93,49 @@ mod tests {
             r#"{"id":4,"error":"unavailable","reason":"the program does not know this question"}"#,
         ];
         assert_eq!(answers, expected);
+    }
+
+    /// A keyring that has version 1 once it was asked for version 2.
+    #[derive(Debug, Default)]
+    struct Entangled(tokio::sync::Notify);
+
+    impl Keyring for Entangled {
+        fn current(&self) -> Result<KeyVersion, KeyringError> {
+            Err(KeyringError::Unavailable("not yet".into()))
+        }
+
+        fn versions(&self) -> Result<Vec<KeyVersion>, KeyringError> {
+            self.current().map(|version| vec![version])
+        }
+
+        fn key(&self, _: Owner, version: KeyVersion) -> KeyFuture<'_> {
+            Box::pin(async move {
+                if version == KeyVersion(1) {
+                    self.0.notified().await;
+                } else {
+                    self.0.notify_one();
+                }
+                Err(KeyringError::Missing(version))
+            })
+        }
+    }
+
+    #[tokio::test]
+    async fn no_question_waits_for_another() {
+        let storage = format!("02{}", "0".repeat(32));
+        let question = |id| format!(r#"{{"id":{id},"ask":"key","owner":"{storage}","version":{id}}}"#);
+        let questions = [question(1), question(2), r#"{"id":3,"ask":"versions"}"#.into(), String::new()].join("\n");
+        let mut answers = Vec::new();
+        let serving = serve(Arc::new(Entangled::default()), questions.as_bytes(), &mut answers);
+        tokio::time::timeout(std::time::Duration::from_secs(60), serving).await.unwrap().unwrap();
+        let answers = String::from_utf8(answers).unwrap();
+        for expected in [
+            r#"{"id":1,"error":"missing"}"#,
+            r#"{"id":2,"error":"missing"}"#,
+            r#"{"id":3,"error":"unavailable","reason":"not yet"}"#,
+        ] {
+            assert!(answers.lines().any(|line| line == expected), "{answers}");
+        }
     }
 
     #[tokio::test]

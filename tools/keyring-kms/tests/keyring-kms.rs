@@ -1,5 +1,7 @@
 //! The program against a server that speaks KMS's `GenerateMac`, alone and behind a service's keyring.
 
+#![expect(clippy::unwrap_used, reason = "what cannot be done here fails the test that wants it")]
+
 mod fake_kms;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -304,7 +306,7 @@ async fn wrong_settings_are_told_all_at_once_and_secrets_never() {
     assert_eq!(run(&["--serve"], Vec::new(), "").await.status.code(), Some(64));
 }
 
-/// Many owners at once, as when a batcher starts: none waits for another.
+/// Many owners at once, as when a batcher starts.
 #[tokio::test]
 async fn many_keys_are_had_at_once() {
     let kms = FakeKms::start().await;
