@@ -3,9 +3,11 @@
 //! A script's parts are the commands for each question; it notes in a file what happened to it. A test repairs its script by
 //! a file that the script looks for, and waits for conditions.
 
+use std::cell::RefCell;
 use std::fs;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
+use std::sync::Once;
 
 use schemas::WorkspaceId;
 use uuid::Uuid;
@@ -13,7 +15,7 @@ use uuid::Uuid;
 use super::*;
 
 const PATIENT: Times = Times {
-    answer: Duration::from_secs(20),
+    answer: Duration::from_secs(60),
     look: Duration::from_secs(60),
     kept: Duration::from_secs(60),
     restart_min: Duration::from_millis(2),
@@ -37,10 +39,11 @@ impl Script {
             r#"#!/bin/sh
 cd "{folder}"
 note() {{ echo "$1" >> notes; }}
-field() {{ echo "$line" | sed -n "s/.*\"$1\":\"\{{0,1\}}\([0-9a-f]*\).*/\1/p"; }}
 note "started $$"
 while read -r line; do
-    id=$(field id) owner=$(field owner) version=$(field version)
+    id=${{line#*'"id":'}}; id=${{id%%[!0-9]*}}
+    owner=${{line#*'"owner":"'}}; owner=${{owner%%'"'*}}
+    version=${{line#*'"version":'}}; version=${{version%%[!0-9]*}}
     case "$line" in
     *'"ask":"versions"'*) note versions
         {on_versions} ;;
@@ -229,8 +232,7 @@ async fn a_program_that_misbehaves_is_replaced() {
         ("head -c 20000 /dev/zero | tr '\\0' a", "read from the program: a line is longer than 16384 bytes"),
     ];
     for (on_key, expected) in ways {
-        let log = Log::default();
-        let listening = log.listen();
+        listen();
         let script = Script::new(VERSIONS, &format!("if [ -e repaired ]; then {KEY}; else {on_key}; fi"));
         let keyring = open(&script, PATIENT);
         until("known", async || keyring.current().is_ok()).await;
@@ -242,8 +244,7 @@ async fn a_program_that_misbehaves_is_replaced() {
         until("repaired", async || key_of(&keyring, 2).await.is_ok()).await;
         until("started anew", async || script.noted("started") >= 2).await;
         assert_eq!(keyring.current(), Ok(KeyVersion(2)), "what was known stays known");
-        drop(listening);
-        let told = log.text();
+        let told = logged();
         assert!(told.contains("ask the keyring: ") && told.contains("keyring program started"), "{told}");
         assert!(!told.contains(secret), "what was said instead of an answer may be a key: {told}");
     }
@@ -293,6 +294,20 @@ async fn a_program_that_cannot_be_started_is_an_error_of_each_question_and_tried
 }
 
 #[tokio::test]
+async fn versions_that_are_known_stay_known_while_the_program_fails() {
+    let script = Script::new(&format!("[ -e broken ] && exit 1\n{VERSIONS}"), KEY);
+    let keyring = open(&script, Times { look: Duration::from_millis(20), ..PATIENT });
+    until("known", async || keyring.current().is_ok()).await;
+    script.touch("broken");
+    let before = script.noted("started");
+    until("failed again and again", async || {
+        assert_eq!(keyring.current(), Ok(KeyVersion(2)));
+        script.noted("started") > before + 2
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_path_where_no_program_can_be_is_an_error_at_the_start() {
     let script = Script::new(VERSIONS, KEY);
     script.touch("data");
@@ -317,26 +332,31 @@ async fn the_program_ends_with_its_keyring() {
     until("ended", async || !is_there()).await;
 }
 
-/// What this thread logs meanwhile.
-#[derive(Debug, Default, Clone)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Log {
-    fn listen(&self) -> tracing::subscriber::DefaultGuard {
-        let log = self.clone();
-        let subscriber =
-            tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(move || log.clone());
-        tracing::subscriber::set_default(subscriber.with_ansi(false).finish())
-    }
-
-    fn text(&self) -> String {
-        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
-    }
+thread_local! {
+    static LOG: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
+
+/// What this thread logs from now on. By a subscriber of the whole process: with one for this thread, a place in the code
+/// that another thread comes by first would be taken for one that nobody listens to.
+fn listen() {
+    static LISTENING: Once = Once::new();
+    LISTENING.call_once(|| {
+        let subscriber = tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(|| Log);
+        tracing::subscriber::set_global_default(subscriber.with_ansi(false).finish()).unwrap();
+        tracing::callsite::rebuild_interest_cache();
+    });
+    LOG.take();
+}
+
+fn logged() -> String {
+    String::from_utf8(LOG.take()).unwrap()
+}
+
+struct Log;
 
 impl std::io::Write for Log {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
+        LOG.with_borrow_mut(|log| log.extend_from_slice(bytes));
         Ok(bytes.len())
     }
 
