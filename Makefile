@@ -50,8 +50,8 @@ test: test-unit test-fuzz test-system ## All tests
 
 # The whole workspace in each of them, also where less would do: with another selection of crates their dependencies get other
 # features, and all of them would be built once more.
-test-unit: setup ## Tests of seconds: no network, no services
-	$(CARGO) test --locked --workspace --no-fail-fast --lib --bins --test tidy $(ARGS)
+test-unit: setup ## Tests of seconds: no network but the own machine, no services
+	$(CARGO) test --locked --workspace --no-fail-fast --lib --bins --test tidy --test keyring-kms $(ARGS)
 
 test-fuzz: setup ## Each fuzz target for 3 seconds, from what earlier runs found
 	@CARGO='$(CARGO)' fuzz/run 3

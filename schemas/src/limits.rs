@@ -95,6 +95,13 @@ pub const FACTS_BYTES_MAX: usize = 16 * KIB;
 /// A footer after decompression.
 pub const FOOTER_RAW_BYTES_MAX: usize = 64 * MIB;
 
+/// A line between a service and its keyring program, without its end.
+pub const KEYRING_LINE_BYTES_MAX: usize = 16 * KIB;
+/// Questions that a service has open at its keyring program, beside the one for its versions.
+pub const KEYRING_QUESTIONS_MAX: usize = 64;
+/// A keyring program that has not answered a question for this long, in milliseconds, is replaced.
+pub const KEYRING_ANSWER_MS_MAX: u64 = 5_000;
+
 const _: () = {
     assert!(BODY_BYTES_MAX <= DECODED_BYTES_MAX);
     assert!(SDK_BATCH_BYTES < BODY_BYTES_MAX);

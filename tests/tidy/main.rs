@@ -41,6 +41,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("retention-worker", SERVICE),
         ("control-plane", SERVICE),
         ("admin", &["schemas", "sealing", "service-kit", "storage"]),
+        ("keyring-kms", &["schemas", "sealing", "service-kit"]),
         ("virtual-sdk", &["schemas"]),
         ("devstack", &["schemas", "service-kit", "storage", "virtual-sdk"]),
         ("bench", &["schemas", "sealing", "devstack", "virtual-sdk"]),
@@ -79,6 +80,14 @@ fn the_edge_knows_neither_postgres_nor_s3() {
     for heavy in ["sqlx", "aws-", "storage"] {
         assert!(!manifest.contains(heavy), "ingest-edge/Cargo.toml names {heavy}");
     }
+}
+
+/// A key service stands behind a program: its client's weight is in that program alone.
+#[test]
+fn only_the_keyring_program_knows_a_key_service() {
+    let manifests = files().into_iter().filter(|path| path.ends_with("/Cargo.toml"));
+    let knowing: Vec<String> = manifests.filter(|path| read(path).contains("aws-sdk-kms")).collect();
+    assert_eq!(knowing, ["tools/keyring-kms/Cargo.toml"]);
 }
 
 #[test]

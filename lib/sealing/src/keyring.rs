@@ -2,13 +2,15 @@
 //!
 //! A [`Keyring`] has versions of a root, and gives for each owner and version one key: a workspace's, which wraps its
 //! sessions' data keys, or the storage's, which seals what belongs to no session. [`Roots`] derives them from secrets that
-//! a file or the environment holds; a key service does the same behind its walls.
+//! a file or the environment holds; a key service does the same behind its walls, and may be out of reach at times: that is
+//! an error of each question.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::pin::Pin;
 
 use schemas::WorkspaceId;
+use uuid::Uuid;
 
 use crate::Key;
 
@@ -44,6 +46,16 @@ impl Owner {
         }
         bytes
     }
+
+    /// The owner with these bytes; `None` when nobody has them.
+    pub fn from_bytes(bytes: [u8; 17]) -> Option<Self> {
+        let [kind, id @ ..] = bytes;
+        match kind {
+            1 => Some(Self::Workspace(WorkspaceId(Uuid::from_bytes(id)))),
+            2 if id == [0; 16] => Some(Self::Storage),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for Owner {
@@ -73,10 +85,10 @@ pub type KeyFuture<'a> = Pin<Box<dyn Future<Output = Result<Key, KeyringError>> 
 pub trait Keyring: Send + Sync + fmt::Debug {
     /// The version under which new keys are wrapped. The greatest is not always the current one: a version is spread
     /// before it is used.
-    fn current(&self) -> KeyVersion;
+    fn current(&self) -> Result<KeyVersion, KeyringError>;
 
     /// All versions that can open.
-    fn versions(&self) -> Vec<KeyVersion>;
+    fn versions(&self) -> Result<Vec<KeyVersion>, KeyringError>;
 
     /// An owner's key of this version. The same question always has the same answer.
     fn key(&self, owner: Owner, version: KeyVersion) -> KeyFuture<'_>;
@@ -103,12 +115,12 @@ impl Roots {
 }
 
 impl Keyring for Roots {
-    fn current(&self) -> KeyVersion {
-        self.current
+    fn current(&self) -> Result<KeyVersion, KeyringError> {
+        Ok(self.current)
     }
 
-    fn versions(&self) -> Vec<KeyVersion> {
-        self.roots.keys().copied().collect()
+    fn versions(&self) -> Result<Vec<KeyVersion>, KeyringError> {
+        Ok(self.roots.keys().copied().collect())
     }
 
     fn key(&self, owner: Owner, version: KeyVersion) -> KeyFuture<'_> {
@@ -119,8 +131,6 @@ impl Keyring for Roots {
 
 #[cfg(test)]
 mod tests {
-    use uuid::Uuid;
-
     use super::*;
 
     #[test]
@@ -134,7 +144,7 @@ mod tests {
         ];
         let mut seen = std::collections::BTreeSet::new();
         for owner in owners {
-            for version in roots.versions() {
+            for version in roots.versions().unwrap() {
                 let key = *roots.derive(owner, version).unwrap().expose();
                 assert_eq!(key, *roots.derive(owner, version).unwrap().expose());
                 assert!(seen.insert(key), "{owner} {version}");
@@ -142,5 +152,17 @@ mod tests {
             assert_eq!(roots.derive(owner, KeyVersion(3)).unwrap_err(), KeyringError::Missing(KeyVersion(3)));
         }
         assert!(Roots::new(KeyVersion(1), BTreeMap::new()).is_none());
+    }
+
+    #[test]
+    fn an_owner_is_its_bytes_and_other_bytes_are_nobodys() {
+        for owner in [Owner::Storage, Owner::Workspace(WorkspaceId(Uuid::from_u128(7)))] {
+            assert_eq!(Owner::from_bytes(owner.to_bytes()), Some(owner));
+        }
+        let mut longer_storage = Owner::Storage.to_bytes();
+        longer_storage[16] = 1;
+        for bytes in [[0; 17], [3; 17], longer_storage] {
+            assert_eq!(Owner::from_bytes(bytes), None, "{bytes:?}");
+        }
     }
 }

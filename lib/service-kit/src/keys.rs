@@ -1,10 +1,12 @@
 //! Key files: where a process finds its keys, and how it hears of new ones.
 //!
 //! [`tokens`] sign and verify links and sessions, [`transport`] seals records on their way through the log, [`keyring`] is
-//! above the data keys of sessions. A file is made by `clairvio keys`, readable by its owner only, and replaced as a whole;
+//! above the data keys of sessions, or a [`program`] stands in for it. A file is made by `clairvio keys`, readable by its owner only, and replaced as a whole;
 //! a process that holds it [`Watched`] goes by the new one within seconds.
 
+pub mod cache;
 pub mod keyring;
+pub mod program;
 pub mod tokens;
 pub mod transport;
 mod watched;
@@ -47,6 +49,16 @@ pub enum KeysError {
     /// The machine gives no randomness.
     #[error("draw random bytes")]
     Random,
+    /// There is no such program, or nobody may start it.
+    #[error(
+        "find keyring program {path}\n  hint: CLAIRVIO_KEYRING_PROGRAM is the path of an executable file, without arguments"
+    )]
+    Program {
+        /// Where it was looked for.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
 }
 
 /// What edges need to check links and to sign sessions.

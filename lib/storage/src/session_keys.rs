@@ -4,7 +4,7 @@
 //! that goes by this module opens anything of its session after that time, and a process that hears of the deletion drops the
 //! key at once. A missing key is an error, and so is a shredded one: there is no way on in clear.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use sealing::keyring::{KeyVersion, Keyring, KeyringError, Owner};
 use sealing::objects::StorageKey;
 use sealing::wrapping::{self, Wrapped};
 use sealing::{Key, SealError};
+use service_kit::keys::cache::KeyCache;
 use service_kit::shutdown::Shutdown;
 use service_kit::telemetry::Described;
 use thiserror::Error;
@@ -64,7 +65,7 @@ pub enum DataKey {
 pub struct SessionKeys {
     store: KeyStore,
     keyring: Arc<dyn Keyring>,
-    cache: Arc<Mutex<KeyCache>>,
+    cache: Arc<Mutex<KeyCache<SessionKey>>>,
 }
 
 impl SessionKeys {
@@ -72,7 +73,7 @@ impl SessionKeys {
     /// anybody asks or not, until the shutdown.
     pub fn new(store: KeyStore, keyring: Arc<dyn Keyring>, kept: Duration, shutdown: &Shutdown) -> Self {
         let cache = KeyCache::new(kept, KEYS_CACHED_MAX);
-        cache.show();
+        show(&cache);
         let cache = Arc::new(Mutex::new(cache));
         let (sweeping, until) = (Arc::downgrade(&cache), shutdown.clone());
         // Looking says nothing of a key that is past its time; sweeping wipes it.
@@ -80,13 +81,15 @@ impl SessionKeys {
         tokio::spawn(async move {
             while until.sleep(interval).await {
                 let Some(cache) = sweeping.upgrade() else { return };
-                cache.lock().unwrap_or_else(PoisonError::into_inner).sweep(Instant::now());
+                let mut cache = cache.lock().unwrap_or_else(PoisonError::into_inner);
+                cache.sweep(Instant::now());
+                show(&cache);
             }
         });
         Self { store, keyring, cache }
     }
 
-    fn cache(&self) -> std::sync::MutexGuard<'_, KeyCache> {
+    fn cache(&self) -> std::sync::MutexGuard<'_, KeyCache<SessionKey>> {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -112,7 +115,9 @@ impl SessionKeys {
             let data_key = match row {
                 KeyRow::Wrapped(wrapped) => {
                     let data_key = self.unwrap(&key, &wrapped).await?;
-                    self.cache().insert(key, data_key.clone(), fetched);
+                    let mut cache = self.cache();
+                    cache.insert(key, data_key.clone(), fetched);
+                    show(&cache);
                     DataKey::Known(data_key)
                 }
                 KeyRow::Shredded => DataKey::Shredded,
@@ -133,7 +138,7 @@ impl SessionKeys {
         if absent.is_empty() {
             return Ok((found, absent));
         }
-        let version = self.keyring.current();
+        let version = self.keyring.current()?;
         let mut fresh = Vec::with_capacity(absent.len());
         for key in &absent {
             let above = self.keyring.key(Owner::Workspace(key.workspace), version).await?;
@@ -163,16 +168,17 @@ impl SessionKeys {
         for key in keys {
             cache.remove(key);
         }
+        show(&cache);
     }
 
     /// The version under which keys are wrapped now.
-    pub fn version(&self) -> KeyVersion {
-        self.keyring.current()
+    pub fn version(&self) -> Result<KeyVersion, KeyError> {
+        Ok(self.keyring.current()?)
     }
 
     /// The storage's key as it is used now.
     pub async fn storage(&self) -> Result<StorageKey, KeyError> {
-        let version = self.keyring.current();
+        let version = self.keyring.current()?;
         Ok(StorageKey { version, key: self.storage_of(version).await? })
     }
 
@@ -190,7 +196,7 @@ impl SessionKeys {
     /// Nothing in S3 is touched, and a run that was cut short is gone on with by the next. A key that does not unwrap is passed
     /// over and named: it must not keep all others under a version that has to go.
     pub async fn rewrap(&self, after: Option<&SessionKey>, limit: i64) -> Result<Option<Rewrapped>, KeyError> {
-        let version = self.keyring.current();
+        let version = self.keyring.current()?;
         let old = self.store.wrapped_otherwise(version, after, limit).await?;
         let Some((last, _)) = old.last().copied() else { return Ok(None) };
         let (mut changes, mut closed) = (Vec::with_capacity(old.len()), Vec::new());
@@ -210,6 +216,10 @@ impl SessionKeys {
     }
 }
 
+fn show(cache: &KeyCache<SessionKey>) {
+    ::metrics::gauge!(CACHED).set(cache.len() as f64);
+}
+
 /// What came of wrapping some keys anew.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rewrapped {
@@ -219,114 +229,4 @@ pub struct Rewrapped {
     pub changed: u64,
     /// Those that do not unwrap, and stay as they are.
     pub closed: Vec<SessionKey>,
-}
-
-/// Unwrapped keys by session. All are kept equally long, so the order in which they came is that in which they go.
-#[derive(Debug)]
-struct KeyCache {
-    kept: Duration,
-    max: usize,
-    keys: BTreeMap<SessionKey, (Key, Instant)>,
-    order: VecDeque<(Instant, SessionKey)>,
-}
-
-impl KeyCache {
-    fn new(kept: Duration, max: usize) -> Self {
-        Self { kept, max, keys: BTreeMap::new(), order: VecDeque::new() }
-    }
-
-    fn get(&self, key: &SessionKey, now: Instant) -> Option<Key> {
-        let (data_key, fetched) = self.keys.get(key)?;
-        (now.saturating_duration_since(*fetched) < self.kept).then(|| data_key.clone())
-    }
-
-    fn insert(&mut self, key: SessionKey, data_key: Key, fetched: Instant) {
-        self.sweep(fetched);
-        self.keys.insert(key, (data_key, fetched));
-        self.order.push_back((fetched, key));
-        while self.order.len() > self.max {
-            self.drop_oldest();
-        }
-        self.show();
-    }
-
-    fn remove(&mut self, key: &SessionKey) {
-        // Its place in the order stays until its time: then there is nothing left to drop.
-        self.keys.remove(key);
-        self.show();
-    }
-
-    fn sweep(&mut self, now: Instant) {
-        while self.order.front().is_some_and(|(fetched, _)| now.saturating_duration_since(*fetched) >= self.kept) {
-            self.drop_oldest();
-        }
-        self.show();
-    }
-
-    fn show(&self) {
-        ::metrics::gauge!(CACHED).set(self.keys.len() as f64);
-    }
-
-    fn drop_oldest(&mut self) {
-        if let Some((fetched, key)) = self.order.pop_front()
-            // Fetched again since, it has another place in the order.
-            && self.keys.get(&key).is_some_and(|(_, known)| *known == fetched)
-        {
-            self.keys.remove(&key);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use schemas::WorkspaceId;
-    use uuid::Uuid;
-
-    use super::*;
-
-    const KEPT: Duration = Duration::from_secs(60);
-
-    fn session(n: u128) -> SessionKey {
-        SessionKey { workspace: WorkspaceId(Uuid::nil()), session: SessionId(Uuid::from_u128(n)) }
-    }
-
-    fn key() -> Key {
-        Key::random().unwrap()
-    }
-
-    #[test]
-    fn r02_a_key_goes_when_its_time_is_over_used_or_not() {
-        let (mut cache, start) = (KeyCache::new(KEPT, 10), Instant::now());
-        cache.insert(session(1), key(), start);
-        let just_before = start + KEPT - Duration::from_millis(1);
-        // Being used does not prolong its time.
-        assert!(cache.get(&session(1), just_before).is_some());
-        assert!(cache.get(&session(1), start + KEPT).is_none());
-        cache.sweep(just_before);
-        assert_eq!(cache.keys.len(), 1);
-        cache.sweep(start + KEPT);
-        assert!(cache.keys.is_empty() && cache.order.is_empty(), "an unused key is wiped too");
-    }
-
-    #[test]
-    fn r02_a_key_that_was_fetched_again_has_a_time_of_its_own_and_one_that_was_dropped_has_none() {
-        let (mut cache, start) = (KeyCache::new(KEPT, 10), Instant::now());
-        cache.insert(session(1), key(), start);
-        cache.insert(session(1), key(), start + KEPT / 2);
-        cache.sweep(start + KEPT);
-        assert!(cache.get(&session(1), start + KEPT).is_some());
-        cache.remove(&session(1));
-        assert!(cache.get(&session(1), start + KEPT).is_none());
-        cache.sweep(start + KEPT * 2);
-        assert!(cache.order.is_empty());
-    }
-
-    #[test]
-    fn the_cache_is_bounded_and_the_oldest_go_first() {
-        let (mut cache, start) = (KeyCache::new(KEPT, 3), Instant::now());
-        for n in 0..10 {
-            cache.insert(session(n), key(), start);
-        }
-        assert_eq!(cache.keys.keys().map(|key| key.session.0.as_u128()).collect::<Vec<_>>(), [7, 8, 9]);
-    }
 }

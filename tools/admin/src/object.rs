@@ -30,7 +30,7 @@ use storage::session_keys::SessionKeys;
 use uuid::Uuid;
 
 use crate::output::say;
-use crate::settings::{self, KEYRING, KEYRING_FILE, TRANSPORT_FILE, load, variable};
+use crate::settings::{self, KEYRING, KEYRING_FILE, KEYRING_PROGRAM, TRANSPORT_FILE, load, variable};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -187,7 +187,7 @@ async fn describe_object(key: ObjectKey, body: Bytes) -> anyhow::Result<serde_js
 
 /// What there is of a key with the settings that are given. That a setting is missing is no error here.
 async fn held(needed: Needed) -> anyhow::Result<Held> {
-    if variable(KEYRING_FILE).or_else(|| variable(KEYRING)).is_none() {
+    if [KEYRING_FILE, KEYRING, KEYRING_PROGRAM].into_iter().all(|name| variable(name).is_none()) {
         return Ok(Held::Unavailable(format!("no keyring is given\n  hint: set {KEYRING_FILE}")));
     }
     let source = settings::keyring(None)?;

@@ -25,6 +25,8 @@ pub(crate) const TRANSPORT_FILE: &str = "CLAIRVIO_TRANSPORT_KEYS_FILE";
 pub(crate) const KEYRING_FILE: &str = "CLAIRVIO_KEYRING_FILE";
 /// The keyring itself.
 pub(crate) const KEYRING: &str = "CLAIRVIO_KEYRING";
+/// A program that gives the keyring's keys.
+pub(crate) const KEYRING_PROGRAM: &str = "CLAIRVIO_KEYRING_PROGRAM";
 /// The file of an edge's keys of tokens.
 pub(crate) const EDGE_FILE: &str = "CLAIRVIO_EDGE_KEYS_FILE";
 /// The file of a control plane's keys of tokens.

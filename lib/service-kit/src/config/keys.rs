@@ -12,6 +12,8 @@ pub enum KeyringSource {
     File(PathBuf),
     /// In the environment, as the same text.
     Inline(String),
+    /// Behind a program that this process starts and asks.
+    Program(PathBuf),
 }
 
 impl std::fmt::Debug for KeyringSource {
@@ -19,6 +21,7 @@ impl std::fmt::Debug for KeyringSource {
         match self {
             Self::File(path) => f.debug_tuple("File").field(path).finish(),
             Self::Inline(_) => f.write_str("Inline(secret)"),
+            Self::Program(path) => f.debug_tuple("Program").field(path).finish(),
         }
     }
 }
@@ -57,17 +60,27 @@ const KEYSTORE_CONNECTIONS_MAX: Knob = Knob {
 };
 const KEYRING_FILE: Knob = Knob {
     name: "CLAIRVIO_KEYRING_FILE",
-    doc: "The keyring, made by `clairvio keys make`. Read again when it changes. This or CLAIRVIO_KEYRING is given.",
+    doc: "The keyring, made by `clairvio keys make`. Read again when it changes. Exactly one of this, CLAIRVIO_KEYRING and \
+          CLAIRVIO_KEYRING_PROGRAM is given.",
     unit: "a path",
     default: None,
     secret: false,
 };
 const KEYRING: Knob = Knob {
     name: "CLAIRVIO_KEYRING",
-    doc: "The keyring itself: the text of such a file. This or CLAIRVIO_KEYRING_FILE is given.",
+    doc: "The keyring itself: the text of such a file. Exactly one of this, CLAIRVIO_KEYRING_FILE and \
+          CLAIRVIO_KEYRING_PROGRAM is given.",
     unit: "JSON",
     default: None,
     secret: true,
+};
+const KEYRING_PROGRAM: Knob = Knob {
+    name: "CLAIRVIO_KEYRING_PROGRAM",
+    doc: "The program that has the keyring, `keyring-kms` for one (docs/keyring-program.md). It is started without arguments, \
+          with this process's environment. Exactly one of this, CLAIRVIO_KEYRING_FILE and CLAIRVIO_KEYRING is given.",
+    unit: "a path",
+    default: None,
+    secret: false,
 };
 const KEY_CACHE_MS: Knob = Knob {
     name: "CLAIRVIO_KEY_CACHE_MS",
@@ -104,11 +117,14 @@ impl SessionKeysConfig {
 
 /// Where the keyring is: exactly one of its settings is given.
 pub fn keyring_source(env: &mut Env<'_>) -> KeyringSource {
-    match (env.optional_text(&KEYRING_FILE), env.optional_text(&KEYRING)) {
-        (Some(path), None) => KeyringSource::File(path.into()),
-        (None, Some(text)) => KeyringSource::Inline(text),
+    let file = env.optional_text(&KEYRING_FILE).map(|path| KeyringSource::File(path.into()));
+    let inline = env.optional_text(&KEYRING).map(KeyringSource::Inline);
+    let program = env.optional_text(&KEYRING_PROGRAM).map(|path| KeyringSource::Program(path.into()));
+    match (file, inline, program) {
+        (Some(source), None, None) | (None, Some(source), None) | (None, None, Some(source)) => source,
         _ => {
-            env.error("give one of CLAIRVIO_KEYRING_FILE and CLAIRVIO_KEYRING: where the keyring is".into());
+            let names = [KEYRING_FILE.name, KEYRING.name, KEYRING_PROGRAM.name].join(", ");
+            env.error(format!("give exactly one of {names}: where the keyring is"));
             KeyringSource::Inline(String::new())
         }
     }
@@ -117,4 +133,26 @@ pub fn keyring_source(env: &mut Env<'_>) -> KeyringSource {
 /// The file with the keys of the transport.
 pub fn transport_keys_file(env: &mut Env<'_>) -> PathBuf {
     env.path(&TRANSPORT_KEYS_FILE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_keyring_is_in_exactly_one_place() {
+        let given = |names: &[&str]| {
+            let lookup = |name: &str| names.contains(&name).then(|| "there".to_owned());
+            let mut env = Env::new(&lookup);
+            let source = keyring_source(&mut env);
+            env.errors().is_empty().then_some(source)
+        };
+        let (file, inline, program) = ("CLAIRVIO_KEYRING_FILE", "CLAIRVIO_KEYRING", "CLAIRVIO_KEYRING_PROGRAM");
+        assert_eq!(given(&[file]), Some(KeyringSource::File("there".into())));
+        assert_eq!(given(&[inline]), Some(KeyringSource::Inline("there".into())));
+        assert_eq!(given(&[program]), Some(KeyringSource::Program("there".into())));
+        for wrong in [[].as_slice(), &[file, inline], &[file, program], &[inline, program], &[file, inline, program]] {
+            assert_eq!(given(wrong), None, "{wrong:?}");
+        }
+    }
 }

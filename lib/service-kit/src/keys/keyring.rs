@@ -1,12 +1,13 @@
-//! The keyring in a file, or in the environment.
+//! The keyring in a file, in the environment, or behind a program.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use sealing::Key;
-use sealing::keyring::{KeyFuture, KeyVersion, Keyring, Owner, Roots};
+use sealing::keyring::{KeyFuture, KeyVersion, Keyring, KeyringError, Owner, Roots};
 use serde::{Deserialize, Serialize};
 
+use super::program::ProgramKeyring;
 use super::{KeysError, Watched, key_text};
 use crate::config::keys::KeyringSource;
 use crate::shutdown::Shutdown;
@@ -74,7 +75,7 @@ impl KeyringFile {
 
     /// All versions, oldest first.
     pub fn versions(&self) -> Vec<KeyVersion> {
-        self.derived.versions()
+        self.roots.iter().map(|root| KeyVersion(root.version)).collect()
     }
 
     /// Adds a version. It is not used before [`KeyringFile::set_current`]: until all processes have it, none could open what
@@ -114,6 +115,7 @@ pub fn open(source: &KeyringSource, shutdown: &Shutdown) -> Result<Arc<dyn Keyri
                 serde_json::from_str(text).map_err(|_| KeysError::Parse("in CLAIRVIO_KEYRING".into()))?;
             Ok(Arc::new(file.derived))
         }
+        KeyringSource::Program(path) => Ok(Arc::new(ProgramKeyring::start(path)?)),
     }
 }
 
@@ -122,12 +124,12 @@ pub fn open(source: &KeyringSource, shutdown: &Shutdown) -> Result<Arc<dyn Keyri
 struct InFile(Arc<Watched<KeyringFile>>);
 
 impl Keyring for InFile {
-    fn current(&self) -> KeyVersion {
-        self.0.get().current()
+    fn current(&self) -> Result<KeyVersion, KeyringError> {
+        Ok(self.0.get().current())
     }
 
-    fn versions(&self) -> Vec<KeyVersion> {
-        self.0.get().versions()
+    fn versions(&self) -> Result<Vec<KeyVersion>, KeyringError> {
+        Ok(self.0.get().versions())
     }
 
     fn key(&self, owner: Owner, version: KeyVersion) -> KeyFuture<'_> {

@@ -111,7 +111,7 @@ pub(super) async fn rewrap(file: KeyringFile) -> anyhow::Result<()> {
 
 async fn rewrap_under(source: &KeyringSource, store: KeyStore) -> anyhow::Result<()> {
     let keys = settings::session_keys(source, store.clone())?;
-    let current = keys.version();
+    let current = keys.version()?;
     let all = under_others(&store.versions().await?, current);
     let (changed, closed) = rewrap_batches(&keys, all)
         .await
