@@ -53,6 +53,8 @@ fn keys_are_rotated_retired_and_destroyed_under_load() -> Result<()> {
         let early = load::begin(system, &sdk, &link).await?;
         load::send(system, &sdk, &early, &small_batch(early.id, 0, 0, true, 100)?, Form::Lines, Encoding::Zstd).await?;
         load::wait_stored(&system.api, early.id, StoredAs::Object, LATER).await?;
+        let checked = does(system, &["topics", "--partitions", "4", "--replication", "1", "--min-insync", "1"])?;
+        ensure!(checked.matches("is as it should be").count() == 2, "the tool does not find the topics: {checked}");
         let listed = does(system, &["keys", "list"])?;
         ensure!(listed.contains("epoch"), "keys list tells nothing of epochs: {listed}");
 

@@ -14,9 +14,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use service_kit::config::kafka::KafkaConfig;
+use service_kit::config::kafka::{ControlConfig, KafkaConfig};
 use service_kit::kafka;
-use service_kit::kafka::topics::{self, TopicSpec};
+use service_kit::kafka::topics::{self, CompactedTopicSpec, TopicSpec};
+
+/// Partitions of the control topic: it holds little, and every follower reads all of it.
+const CONTROL_PARTITIONS: i32 = 3;
 
 /// The operator's tool. Settings come from the same environment variables as the services'.
 #[derive(Debug, Parser)]
@@ -34,9 +37,11 @@ enum Command {
     /// Objects in the bucket and records of the log: what they are, whether they are whole, what is in them.
     #[command(subcommand)]
     Object(object::Command),
-    /// Make the topic of events, or check that it is as durability needs it.
+    /// Make the topics, of events and of control, or check that they are as durability needs them.
+    ///
+    /// Before the first start, and before the start of a release that brings a new topic.
     Topics {
-        /// Partitions, when it is made.
+        /// Partitions of the topic of events, when it is made.
         #[arg(long, default_value_t = 12)]
         partitions: i32,
         /// Copies of each record.
@@ -45,7 +50,7 @@ enum Command {
         /// Copies that must exist before a record is acknowledged.
         #[arg(long, default_value_t = 2)]
         min_insync: u32,
-        /// Hours that records are kept.
+        /// Hours that records of events are kept.
         #[arg(long, default_value_t = 72)]
         retention_hours: u64,
     },
@@ -70,7 +75,11 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Keys(command) => keys::run(command).await.map(|()| ExitCode::SUCCESS),
         Command::Object(command) => object::run(command).await,
         Command::Topics { partitions, replication, min_insync, retention_hours } => {
-            let config = settings::load(KafkaConfig::load)?;
+            let (config, control) = settings::load(|env| {
+                let config = KafkaConfig::load(env);
+                let control = ControlConfig::load_beside(&config, env);
+                (config, control)
+            })?;
             let spec = TopicSpec {
                 name: config.topic_events.clone(),
                 partitions,
@@ -79,6 +88,10 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
                 retention: Duration::from_secs(retention_hours * 3600),
             };
             let made = topics::ensure(&kafka::client(&config, "clairvio"), &spec).await?;
+            println!("topic {} {}", spec.name, if made { "made" } else { "is as it should be" });
+            let name = control.topic;
+            let spec = CompactedTopicSpec { name, partitions: CONTROL_PARTITIONS, replication, min_insync };
+            let made = topics::ensure_compacted(&kafka::client(&config, "clairvio"), &spec).await?;
             println!("topic {} {}", spec.name, if made { "made" } else { "is as it should be" });
             Ok(ExitCode::SUCCESS)
         }
