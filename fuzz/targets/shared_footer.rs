@@ -12,7 +12,8 @@ use uuid::Uuid;
 fn seeds() -> impl Iterator<Item = Vec<u8>> {
     let batches = (0..2).map(|seq| BatchEntry { seq, end: seq == 1, offset: 11, len: 40, facts: facts() }).collect();
     let chunks = vec![Chunk { key: session(), stream: 9, id: [6; 16], at: 5, batches }];
-    let quarantined = vec![Quarantined { offset: 12, record_key: vec![9; 16], at: 85, len: 5, reason: QuarantineReason::Header }];
+    let quarantined =
+        vec![Quarantined { offset: 12, record_key: vec![9; 16], at: 85, len: 5, reason: QuarantineReason::Header }];
     let footer = Footer {
         object: ObjectId(Uuid::from_u128(5)),
         partition: 3,
