@@ -144,6 +144,7 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
             () = shutdown.begun(), if !stopping => {
                 stopping = true;
                 grace.as_mut().reset(tokio::time::Instant::now() + shutdown.grace);
+                driver.opening.clear();
                 driver.input(Input::Shutdown);
             }
             () = &mut grace, if stopping => {
@@ -569,6 +570,10 @@ impl Outside {
                  opened any more"
             );
         }
+        // It waits: the keyring may get the version that it lacks, and nothing of the session is given up meanwhile.
+        if let Some((key, _)) = found.iter().find(|(_, found)| matches!(found, DataKey::Closed(_))) {
+            return Err(KeyError::NotUnwrapped(key.session));
+        }
         let is_shredded = |(key, found): (SessionKey, DataKey)| matches!(found, DataKey::Shredded).then_some(key);
         Ok(found.into_iter().filter_map(is_shredded).collect())
     }
@@ -617,7 +622,7 @@ impl Outside {
         let sessions: Vec<SessionKey> = sessions.into_iter().collect();
         let known = |(key, found)| match found {
             DataKey::Known(data_key) => Some((key, data_key)),
-            DataKey::Shredded => None,
+            DataKey::Shredded | DataKey::Closed(_) => None,
         };
         let sessions = self.keys.find(&sessions).await?.into_iter().filter_map(known).collect();
         Ok(FlushKeys { sessions, storage: self.keys.storage().await? })

@@ -78,6 +78,12 @@ impl Opening {
         }));
     }
 
+    /// Forgets all records: nothing more is read. They would keep their places at the pool from those who flush.
+    pub(crate) fn clear(&mut self) {
+        self.pending = FuturesOrdered::new();
+        self.bytes = 0;
+    }
+
     /// The reading of a partition begins or ends: what was taken in before is not wanted any more.
     pub(crate) fn turn(&mut self, partition: i32) {
         *self.readings.entry(partition).or_default() += 1;

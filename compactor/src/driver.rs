@@ -12,6 +12,7 @@ use schemas::control::Subject;
 use schemas::paths::ObjectKey;
 use schemas::{ObjectId, SessionKey};
 use sealing::Key;
+use sealing::keyring::KeyringError;
 use service_kit::kafka;
 use service_kit::keys;
 use service_kit::passes;
@@ -22,7 +23,7 @@ use storage::footers::{self, Footer, FooterError};
 use storage::index::runs::{OpenSession, SessionResult, SharedRow};
 use storage::index::{Index, LiveObject};
 use storage::objects::{Objects, sha256};
-use storage::session_keys::{KeyError, SessionKeys};
+use storage::session_keys::{DataKey, KeyError, SessionKeys};
 use uuid::Uuid;
 
 use crate::merge::{self, Loaded, MergeError, Merged, Unreadable};
@@ -130,10 +131,9 @@ impl Compactor {
         let is_wanted = |key: &SessionKey| deleted.binary_search(key).is_err();
         let wanted: Vec<(SessionKey, ObjectId)> =
             keys.into_iter().filter(is_wanted).map(|key| (key, ObjectId(Uuid::now_v7()))).collect();
-        let live = self.index.stage_session_objects(&wanted).await?;
         self.keys.forget(&deleted);
-        // All keys at once; each merge asks again, and finds them kept.
-        self.keys.find(&live).await?;
+        self.check_keys(&wanted).await?;
+        let live = self.index.stage_session_objects(&wanted).await?;
         let wanted = wanted.into_iter().filter(|(key, _)| live.binary_search(key).is_ok());
         let outcomes: Vec<Outcome> = stream::iter(wanted)
             .map(|(key, id)| {
@@ -170,13 +170,33 @@ impl Compactor {
         Ok(self.index.publish_run(run, self.owner, &results, quarantine).await?)
     }
 
+    /// Asks for all keys of a run at once; each merge asks again, and finds them kept. A session that has none goes into
+    /// quarantine, alone. Where most of a run's have none, it is not the keys that are wrong: the run waits, and says so, for
+    /// what is in quarantine nobody reads.
+    async fn check_keys(&self, wanted: &[(SessionKey, ObjectId)]) -> anyhow::Result<()> {
+        let sessions: Vec<SessionKey> = wanted.iter().map(|(key, _)| *key).collect();
+        let found = self.keys.find(&sessions).await?;
+        let is_usable = |found: &DataKey| !matches!(found, DataKey::Closed(_));
+        let without = sessions.len() - found.values().filter(|found| is_usable(found)).count();
+        anyhow::ensure!(
+            without < 2 || without * 2 <= sessions.len(),
+            "{without} of {} sessions of a run have no key that opens\n  hint: is this the key store that they were written \
+             with, and the keyring that wrapped their keys?",
+            sessions.len()
+        );
+        Ok(())
+    }
+
     /// The key of a session that is to be merged.
     async fn key(&self, key: &SessionKey) -> anyhow::Result<Result<Key, Outcome>> {
         match self.keys.key(key).await {
             Ok(data_key) => Ok(Ok(data_key)),
             // It is on its way out.
             Err(KeyError::Shredded(_)) => Ok(Err(Outcome::Deleted)),
-            Err(error @ (KeyError::Missing(_) | KeyError::NotUnwrapped(_))) => {
+            Err(
+                error
+                @ (KeyError::Missing(_) | KeyError::NotUnwrapped(_) | KeyError::Keyring(KeyringError::Missing(_))),
+            ) => {
                 tracing::error!(session = %key.session, %error, "session's chunks cannot be opened; they go into quarantine");
                 Ok(Err(Outcome::Unreadable(*key)))
             }

@@ -283,10 +283,11 @@ impl Unreadable {
 }
 
 /// A shared object whose footer cannot be read: nobody knows what lies where in it, so all of it is one unreadable piece.
-/// `None` when it is not of this format at all: a newer release may read it.
+/// `None` when it is of another version: a newer release may read it.
 pub(crate) fn wholly_corrupt(id: ObjectId, body: Bytes) -> Option<Loaded> {
-    let is_ours = ObjectKind::of(&body) == Ok(ObjectKind::Shared);
-    let len = u32::try_from(body.len()).ok().filter(|_| is_ours)?;
+    // Only a version tells of a newer release: a beginning that is zeroed or cut off is damage like any other.
+    let is_newer = matches!(ObjectKind::of(&body), Err(FormatError::Version(_)));
+    let len = u32::try_from(body.len()).ok().filter(|_| !is_newer)?;
     let whole = Quarantined { offset: 0, record_key: Vec::new(), at: 0, len, reason: QuarantineReason::Payload };
     let footer = SharedFooter {
         object: id,
@@ -330,6 +331,12 @@ mod tests {
         let place = &footer_of(&object).quarantined[0];
         assert_eq!(object.body.slice(place.at as usize..place.at as usize + place.len as usize), body);
         assert!(wholly_corrupt(id, Bytes::from_static(b"CLVS\x02newer")).is_none());
+        for damaged in [b"".as_slice(), b"CLV", b"\0\0\0\0\0\0\0"] {
+            assert!(
+                wholly_corrupt(id, Bytes::from_static(damaged)).is_some(),
+                "it would hold up its partition for ever"
+            );
+        }
     }
 
     #[test]

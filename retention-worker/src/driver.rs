@@ -50,14 +50,15 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
 impl Worker {
     /// One pass; whether a bound cut it short.
     async fn pass(&mut self) -> anyhow::Result<bool> {
+        // Before all else, and whatever else fails: nothing of a deletion is more urgent.
+        let shredded = self.shred().await;
         let expired = self.index.expire(BATCH).await?;
         ::metrics::counter!(metrics::EXPIRED).increment(expired);
         let stale = self.index.condemn_stale(self.config.staged_stale).await?;
         ::metrics::counter!(metrics::STALE).increment(stale);
         // One part of a round through all of them. A part that fails is taken up again.
-        let mut leaving = self.index.leaving(self.led.as_ref(), BATCH).await?;
+        let leaving = self.index.leaving(self.led.as_ref(), BATCH).await?;
         ::metrics::gauge!(metrics::LEAVING).set(leaving.len() as f64);
-        self.shred(&mut leaving).await?;
         for session in &leaving {
             self.lead_on(session).await?;
         }
@@ -67,30 +68,28 @@ impl Worker {
         self.delete(&removable).await?;
         let verifiable = self.index.verifiable(self.put_horizon, BATCH).await?;
         self.verify(&verifiable).await?;
-        Ok(expired == BATCH as u64 || removable.len() == DELETE_KEYS_MAX || round_goes_on)
+        let shredding_goes_on = shredded? == DELETE_KEYS_MAX;
+        Ok(shredding_goes_on || expired == BATCH as u64 || removable.len() == DELETE_KEYS_MAX || round_goes_on)
     }
 
-    /// Destroys keys of sessions that are new here, all in one go: nothing of a deletion is more urgent.
-    async fn shred(&self, leaving: &mut [Leaving]) -> anyhow::Result<()> {
-        let due = || leaving.iter().filter(|session| next_step(&session.facts) == Step::Shred);
-        let keys: Vec<SessionKey> = due().map(|session| session.key).collect();
-        if keys.is_empty() {
-            return Ok(());
+    /// Destroys keys of sessions that are new among the deleted, in one go; how many.
+    async fn shred(&self) -> anyhow::Result<usize> {
+        let due = self.index.unshredded(BATCH).await?;
+        if due.is_empty() {
+            return Ok(0);
         }
+        let keys: Vec<SessionKey> = due.iter().map(|(_, key)| *key).collect();
         self.keystore.shred(&keys).await?;
-        self.index.mark_shredded(&due().collect::<Vec<_>>()).await?;
-        ::metrics::counter!(metrics::SHREDDED).increment(keys.len() as u64);
-        for session in leaving {
-            session.facts.shredded = true;
-        }
-        Ok(())
+        self.index.mark_shredded(&due).await?;
+        ::metrics::counter!(metrics::SHREDDED).increment(due.len() as u64);
+        Ok(due.len())
     }
 
     async fn lead_on(&self, session: &Leaving) -> anyhow::Result<()> {
         match next_step(&session.facts) {
             Step::SetBarrier => self.index.set_barrier(session).await?,
             Step::NoteBlockers => self.index.note_blockers(session).await?,
-            // All of them were shredded before.
+            // Keys are destroyed at the beginning of a pass.
             Step::Shred | Step::AwaitBarrier | Step::AwaitRemoval => {}
             Step::VerifyAbsent if self.index.may_be_quarantined(&session.key).await? => {
                 ::metrics::counter!(metrics::HELD).increment(1);

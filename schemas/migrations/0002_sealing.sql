@@ -7,3 +7,5 @@ alter table object
 alter table deletion_session
     -- When the session's key was destroyed in the key store.
     add column shredded_at timestamptz;
+
+create index deletion_session_unshredded on deletion_session (deletion_id, session_id) where shredded_at is null;

@@ -368,6 +368,12 @@ impl From<DataKey> for Held {
         match key {
             DataKey::Known(key) => Self::Known(key),
             DataKey::Shredded => Self::Shredded,
+            DataKey::Closed(None) => {
+                Self::Unavailable("the keyring is not the one that wrapped the session's key".into())
+            }
+            DataKey::Closed(Some(version)) => {
+                Self::Unavailable(format!("the keyring has no version {version}, which wrapped the session's key"))
+            }
         }
     }
 }

@@ -58,6 +58,8 @@ pub enum DataKey {
     Known(Key),
     /// Gone for ever.
     Shredded,
+    /// There, and the keyring does not open it: it lacks the version, or is not the one that wrapped.
+    Closed(Option<KeyVersion>),
 }
 
 /// Data keys of sessions, and the storage's own key.
@@ -114,7 +116,19 @@ impl SessionKeys {
         for (key, row) in self.store.rows(&wanted).await? {
             let data_key = match row {
                 KeyRow::Wrapped(wrapped) => {
-                    let data_key = self.unwrap(&key, &wrapped).await?;
+                    // What is wrong with one key is said of that one: it must not hold up all others.
+                    let data_key = match self.unwrap(&key, &wrapped).await {
+                        Ok(data_key) => data_key,
+                        Err(KeyError::NotUnwrapped(_)) => {
+                            found.insert(key, DataKey::Closed(None));
+                            continue;
+                        }
+                        Err(KeyError::Keyring(KeyringError::Missing(version))) => {
+                            found.insert(key, DataKey::Closed(Some(version)));
+                            continue;
+                        }
+                        Err(error) => return Err(error),
+                    };
                     let mut cache = self.cache();
                     cache.insert(key, data_key.clone(), fetched);
                     show(&cache);
@@ -158,6 +172,7 @@ impl SessionKeys {
         match self.find(std::slice::from_ref(key)).await?.remove(key) {
             Some(DataKey::Known(data_key)) => Ok(data_key),
             Some(DataKey::Shredded) => Err(KeyError::Shredded(key.session)),
+            Some(DataKey::Closed(closed)) => Err(closed_error(key, closed)),
             None => Err(KeyError::Missing(key.session)),
         }
     }
@@ -213,6 +228,14 @@ impl SessionKeys {
             changes.push((key, from, wrapping::wrap(version, &above, &key, &data_key)?));
         }
         Ok(Some(Rewrapped { last, changed: self.store.rewrap(&changes).await?, closed }))
+    }
+}
+
+/// Why a closed key cannot be had.
+fn closed_error(key: &SessionKey, closed: Option<KeyVersion>) -> KeyError {
+    match closed {
+        None => KeyError::NotUnwrapped(key.session),
+        Some(version) => KeyringError::Missing(version).into(),
     }
 }
 

@@ -27,12 +27,19 @@ impl std::fmt::Debug for KeyringSource {
 }
 
 /// Settings of the key store's connections.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct KeyStoreConfig {
     /// `postgres://user:password@host:port/database`; the index's database where none is given.
     pub url: String,
     /// Connections of this process.
     pub connections_max: u32,
+}
+
+impl std::fmt::Debug for KeyStoreConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The address holds a password.
+        f.debug_struct("KeyStoreConfig").field("connections_max", &self.connections_max).finish_non_exhaustive()
+    }
 }
 
 /// Settings of whoever opens or seals sessions.

@@ -3,12 +3,19 @@
 use super::{Env, Knob};
 
 /// Settings of the index's connections.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct PostgresConfig {
     /// `postgres://user:password@host:port/database`.
     pub url: String,
     /// Connections of this process.
     pub connections_max: u32,
+}
+
+impl std::fmt::Debug for PostgresConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The address holds a password.
+        f.debug_struct("PostgresConfig").field("connections_max", &self.connections_max).finish_non_exhaustive()
+    }
 }
 
 const URL: Knob = Knob {

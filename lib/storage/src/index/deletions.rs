@@ -160,10 +160,23 @@ impl Index {
             .collect())
     }
 
+    /// Deleted sessions whose keys are still there, oldest deletions first.
+    pub async fn unshredded(&self, limit: i64) -> Result<Vec<(DeletionId, SessionKey)>, IndexError> {
+        let rows = sqlx::query(
+            "select deletion_id, workspace_id, session_id from deletion_session where shredded_at is null
+             order by deletion_id, session_id limit $1",
+        )
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(failed("list keys to destroy"))?;
+        Ok(rows.iter().map(|row| (DeletionId(row.get("deletion_id")), session_key(row))).collect())
+    }
+
     /// Their keys were destroyed.
-    pub async fn mark_shredded(&self, leaving: &[&Leaving]) -> Result<(), IndexError> {
-        let (workspaces, sessions) = key_arrays(leaving.iter().map(|leaving| &leaving.key));
-        let deletions: Vec<Uuid> = leaving.iter().map(|leaving| leaving.deletion.0).collect();
+    pub async fn mark_shredded(&self, shredded: &[(DeletionId, SessionKey)]) -> Result<(), IndexError> {
+        let (workspaces, sessions) = key_arrays(shredded.iter().map(|(_, key)| key));
+        let deletions: Vec<Uuid> = shredded.iter().map(|(deletion, _)| deletion.0).collect();
         let mut tx = self.pool.begin().await.map_err(failed("begin shredding"))?;
         sqlx::query(
             "with leaving as (
