@@ -20,8 +20,10 @@ const DRAINED_WITHIN: Duration = Duration::from_secs(9);
 const LOST_PARTITIONS: &[&str] = &["give back partitions", "stop reading partition", "read partition"];
 
 /// One that was stopped within a transaction holds its locks until Postgres ends it: the other one waits, and says so, and
-/// the one that wakes up finds its connection closed.
+/// the one that wakes up finds its connection closed. One that was stopped within an upload or a question finds that its time
+/// is over.
 const STOPPED: &[&str] = &[
+    "part is down",
     "give back partitions",
     "stop reading partition",
     "read partition",
