@@ -1,15 +1,19 @@
 //! The bytes of a shared object. CPU work, done on the pool.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
+use engine::batching::{Fate, RecordMeta, Staged};
 use schemas::object::ObjectKind;
 use schemas::record::Header;
 use schemas::shared_object::{BatchEntry, Chunk, Footer, QuarantineReason, Quarantined, SessionFilter};
 use schemas::{ObjectId, SessionId, SessionKey};
 use sealing::frames::{ChunkContext, ChunkKind, seal_chunk};
 use sealing::objects::{StorageKey, seal_shared_footer};
+use sealing::transport::{LogPlace, RecordSealer};
 use sealing::{Key, SealError, TAG_BYTES};
+use service_kit::keys::transport::TransportKeys;
 use storage::index::Uploaded;
 use storage::objects;
 use thiserror::Error;
@@ -63,36 +67,45 @@ pub(crate) enum AssembleError {
 pub(crate) struct FlushKeys {
     pub(crate) sessions: BTreeMap<SessionKey, Key>,
     pub(crate) storage: StorageKey,
+    pub(crate) transport: Arc<TransportKeys>,
 }
 
-/// Lays the records of one flush into an object, without those of refused sessions. Frames are laid down as they came and
-/// sealed with their session's key (B11): what the edge compressed is not compressed again. `refused` comes in id order.
+/// Where a flush comes from, and what becomes of it.
+pub(crate) struct FlushPlace {
+    pub(crate) object: ObjectId,
+    pub(crate) topic: String,
+    pub(crate) partition: i32,
+    pub(crate) offsets: (u64, u64),
+}
+
+/// Lays the records of one flush into an object, each as [`Staged::fate`] says. Frames are laid down as they came and
+/// sealed with their session's key (B11): what the edge compressed is not compressed again. A copy is a frame of nothing.
 pub(crate) fn assemble(
-    id: ObjectId,
-    partition: i32,
-    offsets: (u64, u64),
-    records: &[(u64, Held)],
-    refused: &[SessionKey],
+    flush: &FlushPlace,
+    records: &[(RecordMeta, Held)],
+    staged: &Staged,
     keys: &FlushKeys,
 ) -> Result<Assembled, AssembleError> {
-    let mut by_stream: BTreeMap<(SessionKey, u32), Vec<(BatchEntry, &Bytes)>> = BTreeMap::new();
+    let (id, partition, offsets) = (flush.object, flush.partition, flush.offsets);
+    let mut by_stream: BTreeMap<(SessionKey, u32), Vec<(BatchEntry, &[u8])>> = BTreeMap::new();
     let mut unreadable = Vec::new();
     let preamble = ObjectKind::Shared.preamble();
     let mut body_len = preamble.len();
-    for (offset, held) in records {
-        match &held.content {
-            Content::Read(Header::Batch { key, place, end, facts, .. }, payload)
-                if refused.binary_search(key).is_err() =>
-            {
-                let entry = BatchEntry { seq: place.seq(), end: *end, offset: *offset, len: 0, facts: *facts };
+    for (record, held) in records {
+        match (staged.fate(&record.kind), &held.content) {
+            (fate @ (Fate::Chunked | Fate::Copy), Content::Read(header, payload)) => {
+                let Header::Batch { key, place, end, facts, .. } = header else { continue };
+                let payload = if fate == Fate::Copy { [].as_slice() } else { payload };
+                let entry = BatchEntry { seq: place.seq(), end: *end, offset: record.offset, len: 0, facts: *facts };
                 by_stream.entry((*key, place.stream())).or_default().push((entry, payload));
                 body_len += payload.len() + TAG_BYTES;
             }
-            Content::Read(..) => {}
-            Content::Unreadable(record) => {
-                unreadable.push((*offset, record));
-                body_len += record.value.len();
+            (Fate::Quarantined(reason), content) => {
+                let (record_key, value) = under_seal(content, &flush.topic, &keys.transport)?;
+                body_len += value.len();
+                unreadable.push((record.offset, reason, record_key, value));
             }
+            (Fate::Indexed | Fate::Deleted | Fate::Chunked | Fate::Copy, _) => {}
         }
     }
     let mut body = Vec::with_capacity(body_len);
@@ -110,15 +123,10 @@ pub(crate) fn assemble(
         let data_key = keys.sessions.get(&key).ok_or(AssembleError::KeyMissing(key.session))?;
         footer.chunks.push(chunk_of(data_key, key, stream, batches, &mut body)?);
     }
-    for (offset, record) in unreadable {
-        footer.quarantined.push(Quarantined {
-            offset,
-            record_key: record.record_key.to_vec(),
-            at: body.len() as u64,
-            len: record.value.len() as u32,
-            reason: record.reason,
-        });
-        body.extend_from_slice(&record.value);
+    for (offset, reason, record_key, value) in unreadable {
+        let (at, len) = (body.len() as u64, value.len() as u32);
+        footer.quarantined.push(Quarantined { offset, record_key: record_key.to_vec(), at, len, reason });
+        body.extend_from_slice(&value);
     }
     let mut sessions: Vec<SessionKey> = footer.chunks.iter().map(|chunk| chunk.key).collect();
     sessions.dedup();
@@ -127,23 +135,41 @@ pub(crate) fn assemble(
     Ok(Assembled { body, row, filter: SessionFilter::build(sessions.iter()) })
 }
 
+/// A record as it lies in quarantine: its key in the log, and its value under a seal of records. One that was opened is
+/// sealed again, under the epoch that is current: it can be replayed for as long as that one's key is kept.
+fn under_seal(content: &Content, topic: &str, transport: &TransportKeys) -> Result<(Bytes, Bytes), SealError> {
+    let (header, payload) = match content {
+        Content::Unreadable(record) => return Ok((record.record_key.clone(), record.value.clone())),
+        Content::Read(header, payload) => (header, payload),
+    };
+    let record_key = match header {
+        Header::Acceptance { key, .. } | Header::Batch { key, .. } => key.session.as_bytes().as_slice(),
+        Header::Declines { .. } => &[],
+    };
+    let (epoch, key) = transport.current();
+    let place = LogPlace { topic, key: record_key };
+    let value = RecordSealer::new(key, epoch)?.seal(&place, header, payload)?;
+    Ok((Bytes::copy_from_slice(record_key), value.into()))
+}
+
 /// Seals one stream's frames at the end of `body`.
 fn chunk_of(
     data_key: &Key,
     key: SessionKey,
     stream: u32,
-    batches: Vec<(BatchEntry, &Bytes)>,
+    batches: Vec<(BatchEntry, &[u8])>,
     body: &mut Vec<u8>,
 ) -> Result<Chunk, SealError> {
     let (context, at) = (ChunkContext { session: key, kind: ChunkKind::Shared }, body.len() as u64);
-    let (id, lens) = seal_chunk(data_key, context, batches.iter().map(|(_, payload)| payload.as_ref()), body)?;
-    let sealed = |((entry, _), len): ((BatchEntry, _), usize)| BatchEntry { len: len as u32, ..entry };
+    let (id, lens) = seal_chunk(data_key, context, batches.iter().map(|(_, payload)| *payload), body)?;
+    let sealed = |((entry, _), len): ((BatchEntry, &[u8]), usize)| BatchEntry { len: len as u32, ..entry };
     let batches = batches.into_iter().zip(lens).map(sealed).collect();
     Ok(Chunk { key, stream, id: *id.as_bytes(), at, batches })
 }
 
 #[cfg(test)]
 mod tests {
+    use engine::batching::RecordKind;
     use schemas::object::TRAILER_BYTES;
     use schemas::record::Consent;
     use schemas::{BatchFacts, LinkId, ReceiptId, SessionId, StreamSeq, WorkspaceId};
@@ -168,14 +194,40 @@ mod tests {
             },
             place: StreamSeq::new(stream, seq).unwrap(),
             end: false,
-            facts: BatchFacts::default(),
+            facts: BatchFacts { raw_bytes: 9, ..BatchFacts::default() },
         };
         Held { content: Content::Read(header, Bytes::from_static(payload)), appended_ms: 0 }
     }
 
     fn keys(sessions: impl IntoIterator<Item = u128>) -> FlushKeys {
         let sessions = sessions.into_iter().map(|n| (key(n), Key::new([n as u8; 32]))).collect();
-        FlushKeys { sessions, storage: StorageKey { version: KeyVersion(3), key: Key::new([99; 32]) } }
+        let storage = StorageKey { version: KeyVersion(3), key: Key::new([99; 32]) };
+        FlushKeys { sessions, storage, transport: Arc::new(TransportKeys::make().unwrap()) }
+    }
+
+    /// Records as the machine has them, without what it does not look at here.
+    fn with_meta(records: Vec<(u64, Held)>) -> Vec<(RecordMeta, Held)> {
+        let kind = |held: &Held| match &held.content {
+            Content::Read(Header::Batch { key, place, .. }, _) => {
+                RecordKind::Batch { key: *key, place: *place, content: 0 }
+            }
+            Content::Read(..) => RecordKind::Declines,
+            Content::Unreadable(record) => RecordKind::Unreadable(record.reason),
+        };
+        let meta =
+            |(offset, held): (u64, Held)| (RecordMeta { offset, bytes: 0, fingerprint: 0, kind: kind(&held) }, held);
+        records.into_iter().map(meta).collect()
+    }
+
+    fn flush(id: u128, offsets: (u64, u64)) -> FlushPlace {
+        FlushPlace { object: ObjectId(Uuid::from_u128(id)), topic: "events".into(), partition: 4, offsets }
+    }
+
+    fn footer_of(object: &Assembled, keys: &FlushKeys) -> Footer {
+        let (at, len) = (object.row.footer.at as usize, object.row.footer.len as usize);
+        let region = &object.body[at..at + len];
+        assert_eq!(shared_footer_version(region), Ok(KeyVersion(3)));
+        open_shared_footer(&keys.storage.key, object.row.id, region, at as u64).unwrap()
     }
 
     #[test]
@@ -188,19 +240,17 @@ mod tests {
             }),
             appended_ms: 0,
         };
-        let records = [
+        let records = with_meta(vec![
             (5, batch(2, 1, 1, b"two-b")),
             (6, batch(1, 9, 0, b"one")),
             (7, batch(3, 1, 0, b"gone")),
             (8, unreadable),
             (9, batch(2, 1, 0, b"two-a")),
-        ];
-        let (id, keys) = (ObjectId(Uuid::from_u128(7)), keys([1, 2]));
-        let object = assemble(id, 4, (5, 10), &records, &[key(3)], &keys).unwrap();
-        let (at, len) = (object.row.footer.at as usize, object.row.footer.len as usize);
-        let region = &object.body[at..at + len];
-        assert_eq!(shared_footer_version(region), Ok(KeyVersion(3)));
-        let footer = open_shared_footer(&keys.storage.key, id, region, at as u64).unwrap();
+        ]);
+        let keys = keys([1, 2]);
+        let staged = Staged { refused: vec![key(3)], ..Staged::default() };
+        let object = assemble(&flush(7, (5, 10)), &records, &staged, &keys).unwrap();
+        let (at, footer) = (object.row.footer.at as usize, footer_of(&object, &keys));
         let mut found = Vec::new();
         for chunk in &footer.chunks {
             let opener = chunk_opener(&keys.sessions[&chunk.key], chunk);
@@ -226,8 +276,38 @@ mod tests {
 
     #[test]
     fn b11_a_missing_key_is_an_error_and_nothing_is_written_in_clear() {
-        let records = [(5, batch(2, 1, 0, b"secret"))];
-        let made = assemble(ObjectId(Uuid::nil()), 4, (5, 6), &records, &[], &keys([1]));
+        let records = with_meta(vec![(5, batch(2, 1, 0, b"secret"))]);
+        let made = assemble(&flush(7, (5, 6)), &records, &Staged::default(), &keys([1]));
         assert!(matches!(made, Err(AssembleError::KeyMissing(session)) if session == key(2).session));
+    }
+
+    #[test]
+    fn a_copy_has_an_entry_and_no_bytes() {
+        let mut records = with_meta(vec![(5, batch(1, 1, 0, b"events")), (6, batch(1, 1, 0, b"events"))]);
+        records[1].0.kind = RecordKind::Copy(key(1));
+        let keys = keys([1]);
+        let object = assemble(&flush(7, (5, 7)), &records, &Staged::default(), &keys).unwrap();
+        let footer = footer_of(&object, &keys);
+        let [chunk] = footer.chunks.as_slice() else { panic!("{footer:?}") };
+        let copies = chunk.batches.iter().map(|entry| (entry.offset, entry.is_copy()));
+        assert_eq!(copies.collect::<Vec<_>>(), [(5, false), (6, true)]);
+        let sealed = &object.body[(chunk.at + u64::from(chunk.batches[0].len)) as usize..][..TAG_BYTES];
+        assert_eq!(chunk_opener(&keys.sessions[&key(1)], chunk).open(frame_at(1, 2), sealed).unwrap(), b"");
+    }
+
+    #[test]
+    fn a_batch_of_a_session_set_aside_lies_under_a_record_s_seal_and_can_be_replayed() {
+        let records = with_meta(vec![(5, batch(2, 1, 0, b"two")), (6, batch(1, 1, 0, b"one"))]);
+        let keys = keys([1]);
+        let staged = Staged { aside: vec![key(2)], ..Staged::default() };
+        let object = assemble(&flush(7, (5, 7)), &records, &staged, &keys).unwrap();
+        let footer = footer_of(&object, &keys);
+        assert_eq!(footer.chunks.iter().map(|chunk| chunk.key).collect::<Vec<_>>(), [key(1)]);
+        let [record] = footer.quarantined.as_slice() else { panic!("{footer:?}") };
+        assert_eq!((record.offset, record.reason), (5, QuarantineReason::SessionKey));
+        let value = &object.body[record.at as usize..][..record.len as usize];
+        let opened = keys.transport.keys().open(&LogPlace { topic: "events", key: &record.record_key }, value).unwrap();
+        let Content::Read(header, _) = &records[0].1.content else { panic!("it was read") };
+        assert_eq!((&opened.header, &opened.bytes[opened.payload_at..]), (header, b"two".as_slice()));
     }
 }

@@ -7,7 +7,8 @@ use std::time::Instant;
 use anyhow::Context as _;
 use bytes::Bytes;
 use engine::batching::{
-    Config as MachineConfig, Effect, Flush, FlushId, Input, Machine, Published, RecordKind, RecordMeta,
+    Config as MachineConfig, Effect, Fate, Flush, FlushId, Input, LastRecord, LogSpan, Machine, Published, RecordKind,
+    RecordMeta, Staged,
 };
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -16,6 +17,7 @@ use schemas::paths::ObjectKey;
 use schemas::record::Header;
 use schemas::{ObjectId, SessionKey};
 use service_kit::health::Part;
+use service_kit::keys::transport::TransportKeys;
 use service_kit::keys::{self, Watched};
 use service_kit::pool::Pool;
 use service_kit::service::Surroundings;
@@ -29,7 +31,7 @@ use storage::session_keys::{DataKey, KeyError, SessionKeys};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
-use crate::assemble::{AssembleError, Assembled, Content, FlushKeys, Held, Unreadable, assemble};
+use crate::assemble::{AssembleError, Assembled, Content, FlushKeys, FlushPlace, Held, Unreadable, assemble};
 use crate::kafka::{Consumer, Rebalance};
 use crate::opening::{Opened, Opening};
 use crate::{Config, metrics};
@@ -37,6 +39,8 @@ use crate::{Config, metrics};
 const RETRY_MIN_MS: u64 = 100;
 const RETRY_MAX_MS: u64 = 5_000;
 const SESSIONS_KNOWN_MAX: usize = 100_000;
+/// Of each partition: some minutes of a busy one, in about 2 MiB.
+const BATCHES_KNOWN_MAX: usize = 16_384;
 /// What a record costs in memory beside its bytes: header, places in maps, copies of both while it is in flight. Without
 /// it the bound of memory would not hold for small records.
 const RECORD_COST_BYTES: u64 = 1_024;
@@ -46,6 +50,7 @@ struct Outside {
     index: Index,
     objects: Objects,
     keys: SessionKeys,
+    transport: Arc<Watched<TransportKeys>>,
     pool: Pool,
     consumer: Consumer,
     topic: String,
@@ -58,7 +63,7 @@ struct Outside {
 struct Work {
     flush: Flush,
     object: Option<ObjectId>,
-    records: Arc<Vec<(u64, Held)>>,
+    records: Arc<Vec<(RecordMeta, Held)>>,
     assembled: Option<Arc<Assembled>>,
     begun: Instant,
 }
@@ -103,6 +108,7 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         index: stores.index,
         objects: stores.objects,
         keys: SessionKeys::new(stores.keystore, keyring, config.keys.cache, &shutdown),
+        transport: Arc::clone(&transport),
         pool: pool.clone(),
         consumer,
         topic: config.kafka.topic_events.clone(),
@@ -180,6 +186,7 @@ fn machine_config(config: &Config) -> MachineConfig {
         retry_min_ms: RETRY_MIN_MS,
         retry_max_ms: RETRY_MAX_MS,
         sessions_known_max: SESSIONS_KNOWN_MAX,
+        batches_known_max: BATCHES_KNOWN_MAX,
     }
 }
 
@@ -211,6 +218,7 @@ impl Driver {
             ("quarantined", count.quarantined),
             ("indexed", count.indexed),
             ("dropped_deleted", count.dropped_deleted),
+            ("dropped_copies", count.dropped_copies),
             ("returned", count.returned),
             ("buffered", count.buffered),
         ] {
@@ -235,13 +243,12 @@ impl Driver {
             }
             Rebalance::Revoked(partitions) => {
                 tracing::info!(?partitions, "partitions revoked");
+                // All of them first: those that are left are answered once, and may have waited for these alone.
                 let was_waiting = !self.wave.is_empty();
+                self.wave.retain(|partition, _| !partitions.contains(partition));
                 for partition in partitions {
-                    self.opening.turn(partition);
-                    self.wave.remove(&partition);
                     self.input(Input::Revoked(partition));
                 }
-                // Those that are left may have waited for the revoked ones alone.
                 if was_waiting {
                     self.answer_wave();
                 }
@@ -262,10 +269,12 @@ impl Driver {
     }
 
     fn record(&mut self, opened: Opened) {
-        let Opened { partition, offset, bytes, held } = opened;
+        let Opened { partition, offset, bytes, fingerprint, held } = opened;
         let kind = match &held.content {
             Content::Read(Header::Acceptance { key, .. }, _) => RecordKind::Acceptance(*key),
-            Content::Read(Header::Batch { key, place, .. }, _) => RecordKind::Batch(*key, *place),
+            Content::Read(Header::Batch { key, place, facts, .. }, _) => {
+                RecordKind::Batch { key: *key, place: *place, content: facts.content_hash }
+            }
             Content::Read(Header::Declines { .. }, _) => RecordKind::Declines,
             Content::Unreadable(Unreadable { reason, .. }) => {
                 tracing::error!(
@@ -279,7 +288,7 @@ impl Driver {
         };
         self.held.insert((partition, offset), held);
         let bytes = bytes + RECORD_COST_BYTES;
-        self.input(Input::Record { partition, record: RecordMeta { offset, bytes, kind } });
+        self.input(Input::Record { partition, record: RecordMeta { offset, bytes, fingerprint, kind } });
     }
 
     fn consume_error(&mut self, error: &KafkaError) {
@@ -289,48 +298,37 @@ impl Driver {
             return;
         }
         tracing::error!(%error, "offset out of range");
-        for partition in self.outside.consumer.partitions() {
-            self.check_log(partition);
-        }
+        self.input(Input::OutOfRange);
     }
 
-    /// Compares the log's ends with where the index is. Which partition was out of range the error does not say, and
-    /// Kafka's client does not read it any more: whatever is found, it has to be read anew.
-    fn check_log(&self, partition: i32) {
+    fn ask_log(&self, partition: i32, epoch: u64) {
         let (outside, tell) = (Arc::clone(&self.outside), self.tell.clone());
-        let topic = outside.topic.clone();
         tokio::spawn(async move {
-            // The index first: what is published was in the log before, so a log that ends earlier is another one.
-            let published = outside.index.published(&topic, partition).await;
             let asking = Arc::clone(&outside);
-            let watermarks = tokio::task::spawn_blocking(move || asking.consumer.watermarks(partition)).await;
-            let input = match (published, watermarks) {
-                (Ok(published), Ok(Ok((_, high)))) if high < published => Input::LogForeign(partition),
-                (Ok(published), Ok(Ok((low, _)))) if low > published => Input::LogBegins { partition, offset: low },
-                (Ok(_), Ok(Ok(_))) => Input::ReadingStopped(partition),
-                (published, watermarks) => {
-                    tracing::error!(partition, ?published, ?watermarks, "compare log with index; it is tried again");
-                    Input::ReadingStopped(partition)
+            let span = match tokio::task::spawn_blocking(move || asking.consumer.watermarks(partition)).await {
+                Ok(Ok((first, next))) => Some(LogSpan { first, next }),
+                Ok(Err(error)) => {
+                    ::metrics::counter!(metrics::FAILURES, "step" => "ask_log").increment(1);
+                    tracing::warn!(partition, %error, "ask where the log begins and ends; it is tried again");
+                    None
+                }
+                Err(error) => {
+                    tracing::error!(partition, %error, "ask where the log begins and ends; it is tried again");
+                    None
                 }
             };
-            let _ = tell.send(Told::Input(input));
+            let _ = tell.send(Told::Input(Input::LogAsked { partition, epoch, span }));
         });
     }
 
     fn carry_out(&mut self, effect: Effect) {
         match effect {
             Effect::TakeEpoch(partition) => self.take_epoch(partition),
+            Effect::AskLog { partition, epoch } => self.ask_log(partition, epoch),
             Effect::Assign { partition, offset } => self.assign(partition, offset),
-            Effect::Drop(partition) => {
-                self.opening.turn(partition);
-                self.forget(partition, u64::MAX);
-                self.works.retain(|_, work| work.flush.partition != partition);
-                if let Err(error) = self.outside.consumer.unassign([partition]) {
-                    tracing::warn!(%error, partition, "stop reading partition");
-                }
-            }
+            Effect::Drop(partition) => self.drop_partition(partition),
             Effect::Stage(flush) => self.stage(flush),
-            Effect::Upload { flush, refused } => self.upload(flush, refused),
+            Effect::Upload { flush, staged } => self.upload(flush, staged),
             Effect::Publish { flush, with_object, activity } => self.publish(flush, with_object, &activity),
             Effect::LookUp(flush) => self.look_up(flush),
             Effect::Release { partition, next } => self.release(partition, next),
@@ -351,11 +349,24 @@ impl Driver {
             Effect::AlarmForeign(partition) => {
                 tracing::error!(
                     partition,
-                    "the log ends before what is stored of it: the topic was made anew; this partition is not read \
-                     until an operator has looked"
+                    "the log is not the one that was stored from: the topic was made anew; this partition is not read\n  \
+                     hint: a new topic needs a new name, set KAFKA_TOPIC_EVENTS of edges and batchers to it"
                 );
             }
             Effect::Stopped => self.stopped = true,
+        }
+    }
+
+    /// Stops reading a partition. The others of its assignment do not wait for it.
+    fn drop_partition(&mut self, partition: i32) {
+        self.opening.turn(partition);
+        self.forget(partition, u64::MAX);
+        self.works.retain(|_, work| work.flush.partition != partition);
+        if let Err(error) = self.outside.consumer.unassign([partition]) {
+            tracing::warn!(%error, partition, "stop reading partition");
+        }
+        if self.wave.remove(&partition).is_some() {
+            self.answer_wave();
         }
     }
 
@@ -376,7 +387,8 @@ impl Driver {
             let input = match outside.index.take_epoch(&outside.topic, partition).await {
                 Ok(owned) => {
                     outside.postgres.up();
-                    Input::EpochTaken { partition, epoch: owned.epoch, next_offset: owned.next_offset }
+                    let last = owned.last.map(|(offset, fingerprint)| LastRecord { offset, fingerprint });
+                    Input::EpochTaken { partition, epoch: owned.epoch, next_offset: owned.next_offset, last }
                 }
                 Err(error) => {
                     failed("take_epoch", &outside.postgres, &error);
@@ -419,9 +431,11 @@ impl Driver {
     }
 
     fn stage(&mut self, flush: Flush) {
-        let range = (flush.partition, flush.first)..(flush.partition, flush.next);
-        let records: Arc<Vec<(u64, Held)>> =
-            Arc::new(self.held.range(range).map(|((_, offset), held)| (*offset, held.clone())).collect());
+        let held = |record: &RecordMeta| {
+            let held = self.held.get(&(flush.partition, record.offset));
+            (*record, held.expect("a record is forgotten only when the machine has let go of it").clone())
+        };
+        let records: Arc<Vec<(RecordMeta, Held)>> = Arc::new(flush.records.iter().map(held).collect());
         // The number of a flush that is staged anew changes; what its old number held is not wanted any more.
         self.works.retain(|_, work| work.flush.partition != flush.partition);
         let object = flush.has_object().then(|| ObjectId(Uuid::now_v7()));
@@ -438,13 +452,13 @@ impl Driver {
                 first_seen: &first_seen,
                 sessions: &staged.sessions,
             };
-            let refused = match outside.obtain_keys(&staged).await {
-                Ok(shredded) => match outside.index.stage(&staging).await {
-                    Ok(mut refused) => {
+            let staged = match outside.obtain_keys(&staged).await {
+                Ok(mut found) => match outside.index.stage(&staging).await {
+                    Ok(deleted) => {
                         outside.postgres.up();
-                        outside.keys.forget(&refused);
-                        refused.extend(shredded);
-                        Some(refused)
+                        outside.keys.forget(&deleted);
+                        found.refused.extend(deleted);
+                        Some(found)
                     }
                     Err(error) => {
                         failed("stage", &outside.postgres, &error);
@@ -456,18 +470,18 @@ impl Driver {
                     None
                 }
             };
-            let _ = tell.send(Told::Input(Input::Staged { flush: id, refused }));
+            let _ = tell.send(Told::Input(Input::Staged { flush: id, staged }));
         });
     }
 
-    fn upload(&mut self, flush: FlushId, refused: Vec<SessionKey>) {
+    fn upload(&mut self, flush: FlushId, staged: Staged) {
         let Some(work) = self.works.get(&flush) else { return };
         let Some(object) = work.object else { return };
         let (partition, offsets) = (work.flush.partition, (work.flush.first, work.flush.next));
         let records = Arc::clone(&work.records);
         let (outside, tell) = (Arc::clone(&self.outside), self.tell.clone());
         tokio::spawn(async move {
-            let told = match outside.upload(object, partition, offsets, records, refused).await {
+            let told = match outside.upload(object, partition, offsets, records, staged).await {
                 Ok(assembled) => Told::Assembled(flush, Arc::new(assembled)),
                 Err(NotUploaded { step, part, error }) => {
                     failed(step, part, error.as_ref());
@@ -492,6 +506,7 @@ impl Driver {
                 partition: flush.partition,
                 epoch: flush.epoch,
                 offsets: (flush.first, flush.next),
+                last: flush.last.map(|last| (last.offset, last.fingerprint)),
                 gaps: &gaps,
                 object: assembled.as_ref().map(|assembled| (&assembled.row, &assembled.filter)),
                 activity: &activity,
@@ -557,8 +572,9 @@ struct NotUploaded<'a> {
 }
 
 impl Outside {
-    /// Gives every session of a flush its key before anything of it is stored; those whose key is gone for ever come back.
-    async fn obtain_keys(&self, flush: &Flush) -> Result<Vec<SessionKey>, KeyError> {
+    /// Gives every session of a flush its key before anything of it is stored; those come back whose key is gone for ever,
+    /// and those whose key does not open.
+    async fn obtain_keys(&self, flush: &Flush) -> Result<Staged, KeyError> {
         let (found, absent) = self.keys.obtain(&flush.sessions).await?;
         self.keystore.up();
         for key in absent.iter().filter(|key| flush.first_seen.binary_search(key).is_err()) {
@@ -570,12 +586,25 @@ impl Outside {
                  opened any more"
             );
         }
-        // It waits: the keyring may get the version that it lacks, and nothing of the session is given up meanwhile.
-        if let Some((key, _)) = found.iter().find(|(_, found)| matches!(found, DataKey::Closed(_))) {
-            return Err(KeyError::NotUnwrapped(key.session));
+        let mut staged = Staged::default();
+        for (key, found) in found {
+            match found {
+                DataKey::Known(_) => {}
+                DataKey::Shredded => staged.refused.push(key),
+                DataKey::Closed(version) => {
+                    ::metrics::counter!(metrics::KEYS_CLOSED).increment(1);
+                    tracing::error!(
+                        workspace = %key.workspace,
+                        session = %key.session,
+                        version = version.map(|version| version.0),
+                        "the key of a session does not open; what comes of it is quarantined\n  hint: give the keyring the \
+                         version that it lacks, then `clairvio quarantine replay`"
+                    );
+                    staged.aside.push(key);
+                }
+            }
         }
-        let is_shredded = |(key, found): (SessionKey, DataKey)| matches!(found, DataKey::Shredded).then_some(key);
-        Ok(found.into_iter().filter_map(is_shredded).collect())
+        Ok(staged)
     }
 
     async fn upload(
@@ -583,17 +612,18 @@ impl Outside {
         object: ObjectId,
         partition: i32,
         offsets: (u64, u64),
-        records: Arc<Vec<(u64, Held)>>,
-        refused: Vec<SessionKey>,
+        records: Arc<Vec<(RecordMeta, Held)>>,
+        staged: Staged,
     ) -> Result<Assembled, NotUploaded<'_>> {
-        let keys = self.flush_keys(&records, &refused).await.map_err(|error| NotUploaded {
+        let keys = self.flush_keys(&records, &staged).await.map_err(|error| NotUploaded {
             step: "keys",
             part: &self.keystore,
             error: error.into(),
         })?;
         self.keystore.up();
         let at_s3 = |step, error| NotUploaded { step, part: &self.s3, error };
-        let assembling = move || assemble(object, partition, offsets, &records, &refused, &keys);
+        let place = FlushPlace { object, topic: self.topic.clone(), partition, offsets };
+        let assembling = move || assemble(&place, &records, &staged, &keys);
         let assembled = self.pool.run(assembling).await.map_err(|error| at_s3("assemble", error.into()))?;
         let mut assembled = assembled.map_err(|error| match error {
             // Its key went while it was on its way: the flush is staged anew, without it.
@@ -610,14 +640,13 @@ impl Outside {
     }
 
     /// The keys that an object is sealed with, as they are now: an upload that is tried for long asks again.
-    async fn flush_keys(&self, records: &[(u64, Held)], refused: &[SessionKey]) -> Result<FlushKeys, KeyError> {
+    async fn flush_keys(&self, records: &[(RecordMeta, Held)], staged: &Staged) -> Result<FlushKeys, KeyError> {
         let sessions: BTreeSet<SessionKey> = records
             .iter()
-            .filter_map(|(_, held)| match &held.content {
-                Content::Read(Header::Batch { key, .. }, _) => Some(*key),
+            .filter_map(|(record, held)| match (staged.fate(&record.kind), &held.content) {
+                (Fate::Chunked | Fate::Copy, Content::Read(Header::Batch { key, .. }, _)) => Some(*key),
                 _ => None,
             })
-            .filter(|key| refused.binary_search(key).is_err())
             .collect();
         let sessions: Vec<SessionKey> = sessions.into_iter().collect();
         let known = |(key, found)| match found {
@@ -625,7 +654,7 @@ impl Outside {
             DataKey::Shredded | DataKey::Closed(_) => None,
         };
         let sessions = self.keys.find(&sessions).await?.into_iter().filter_map(known).collect();
-        Ok(FlushKeys { sessions, storage: self.keys.storage().await? })
+        Ok(FlushKeys { sessions, storage: self.keys.storage().await?, transport: self.transport.get() })
     }
 }
 
@@ -635,7 +664,7 @@ fn failed(step: &'static str, part: &Part, error: &(dyn std::error::Error + 'sta
 }
 
 /// The first rows of sessions: the consent of any of their records, the append time of the first.
-fn first_sights(flush: &Flush, records: &[(u64, Held)]) -> Vec<FirstSight> {
+fn first_sights(flush: &Flush, records: &[(RecordMeta, Held)]) -> Vec<FirstSight> {
     let mut sights: BTreeMap<SessionKey, FirstSight> = BTreeMap::new();
     for (_, held) in records {
         let Content::Read(Header::Acceptance { key, consent } | Header::Batch { key, consent, .. }, _) = &held.content
@@ -652,7 +681,7 @@ fn first_sights(flush: &Flush, records: &[(u64, Held)]) -> Vec<FirstSight> {
     sights.into_values().collect()
 }
 
-fn last_activity(due: &[SessionKey], records: &[(u64, Held)]) -> Vec<(SessionKey, u64)> {
+fn last_activity(due: &[SessionKey], records: &[(RecordMeta, Held)]) -> Vec<(SessionKey, u64)> {
     let mut last: BTreeMap<SessionKey, u64> = due.iter().map(|key| (*key, 0)).collect();
     for (_, held) in records {
         if let Content::Read(Header::Acceptance { key, .. } | Header::Batch { key, .. }, _) = &held.content
@@ -664,7 +693,7 @@ fn last_activity(due: &[SessionKey], records: &[(u64, Held)]) -> Vec<(SessionKey
     last.into_iter().collect()
 }
 
-fn declines(records: &[(u64, Held)]) -> Vec<Declines> {
+fn declines(records: &[(RecordMeta, Held)]) -> Vec<Declines> {
     let sum = |held: &Held| match held.content {
         Content::Read(Header::Declines { workspace, hour_ms, count }, _) => {
             Some(Declines { workspace, hour_ms, count })

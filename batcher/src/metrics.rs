@@ -12,6 +12,7 @@ pub(crate) const FLUSH_SECONDS: &str = "batcher_flush_seconds";
 pub(crate) const LOST_SWAPS: &str = "batcher_lost_swaps_total";
 pub(crate) const GAPS: &str = "batcher_gap_offsets_total";
 pub(crate) const KEYS_LOST: &str = "batcher_keys_lost_total";
+pub(crate) const KEYS_CLOSED: &str = "batcher_keys_closed_total";
 pub(crate) const PAUSES: &str = "batcher_pauses_total";
 pub(crate) const FAILURES: &str = "batcher_failures_total";
 
@@ -25,6 +26,7 @@ pub(crate) const ALL: &[Described] = &[
     Counter(LOST_SWAPS, "Publishings that changed no row: another batcher owns the partition, or did."),
     Counter(GAPS, "Offsets that were gone from the log before they could be stored. Alarm on any."),
     Counter(KEYS_LOST, "Sessions whose key the key store had lost while they were written. Alarm on any."),
+    Counter(KEYS_CLOSED, "Flushes of sessions whose key does not open: they are quarantined. Alarm on any."),
     Counter(PAUSES, "Times that reading paused at the memory bound."),
     Counter(FAILURES, "Failed steps of flushes, by step. They are tried again."),
     session_keys::CACHED_DESCRIBED,

@@ -10,7 +10,7 @@ use rdkafka::Message as _;
 use rdkafka::message::BorrowedMessage;
 use schemas::codec::{self, FormatError};
 use schemas::limits;
-use schemas::record::Header;
+use schemas::record::{self, Header};
 use schemas::shared_object::QuarantineReason;
 use sealing::transport::{EpochKeys, LogPlace, RecordError};
 use service_kit::keys::Watched;
@@ -30,6 +30,8 @@ pub(crate) struct Opened {
     pub(crate) offset: u64,
     /// Bytes of the record's value.
     pub(crate) bytes: u64,
+    /// Of the record as the log has it.
+    pub(crate) fingerprint: u64,
     pub(crate) held: Held,
 }
 
@@ -72,9 +74,13 @@ impl Opening {
         let reading = self.readings.get(&partition).copied().unwrap_or_default();
         self.bytes += bytes;
         self.pending.push_back(Box::pin(async move {
-            let open = move || open(keys.keys(), &topic, &key, value);
-            let held = Held { content: pool.run(open).await?, appended_ms };
-            Ok(Pending { opened: Opened { partition, offset, bytes, held }, reading })
+            let open = move || {
+                let fingerprint = record::fingerprint(&key, &value);
+                (fingerprint, open(keys.keys(), &topic, &key, value))
+            };
+            let (fingerprint, content) = pool.run(open).await?;
+            let held = Held { content, appended_ms };
+            Ok(Pending { opened: Opened { partition, offset, bytes, fingerprint, held }, reading })
         }));
     }
 

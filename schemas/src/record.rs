@@ -137,6 +137,16 @@ fn read_session(reader: &mut Reader<'_>) -> Result<(SessionKey, Consent), Format
     Ok((key, Consent { link, consented_at_ms, notice_version, receipt }))
 }
 
+/// XXH3 of a record as the log has it, its key included: tells a log from one that was made anew under its name. No secret
+/// and no proof against forgery; whoever can write to the topic could write records that pass.
+pub fn fingerprint(record_key: &[u8], value: &[u8]) -> u64 {
+    let mut hash = xxhash_rust::xxh3::Xxh3::new();
+    hash.update(&(record_key.len() as u64).to_le_bytes());
+    hash.update(record_key);
+    hash.update(value);
+    hash.digest()
+}
+
 /// The bytes of a header; its payload follows them.
 pub fn encode(header: &Header) -> Vec<u8> {
     let mut writer = Writer::new();

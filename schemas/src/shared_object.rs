@@ -2,7 +2,8 @@
 //!
 //! Layout, version 1: the preamble (magic `CLVS`, version); the chunks; the footer's region; the trailer, see
 //! [`crate::object`]. A chunk is one stream's frames, as the edge made them, each sealed with the session's data key. Records
-//! that could not be read lie between the chunks byte for byte and are listed in the footer with their reason.
+//! that could not be read lie between the chunks byte for byte and are listed in the footer with their reason. A batch that
+//! came again shortly after has an entry and a frame that holds nothing, see [`BatchEntry::is_copy`].
 //!
 //! The footer's region: the keyring's version (4 bytes), the id of the footer's own chunk (16 bytes), and the footer, one zstd
 //! frame with a checksum, sealed with the storage key. An object of kind quarantine has the same layout; its chunks are those
@@ -26,6 +27,17 @@ pub struct BatchEntry {
     pub len: u32,
     /// What the edge found in it.
     pub facts: BatchFacts,
+}
+
+/// Bytes of a sealed frame that holds nothing: its tag alone.
+pub const EMPTY_FRAME_BYTES: u32 = 16;
+
+impl BatchEntry {
+    /// Whether only that the batch came again is noted: its frame holds nothing, an earlier one of the same partition has the
+    /// events. A batch without events is stored as no bytes, and is no copy of anything.
+    pub fn is_copy(&self) -> bool {
+        self.len == EMPTY_FRAME_BYTES && self.facts.raw_bytes > 0
+    }
 }
 
 /// One stream's frames in this object.
@@ -69,6 +81,8 @@ pub enum QuarantineReason {
     Key = 4,
     /// It was sealed as another record, or changed since.
     Seal = 5,
+    /// The key of its session does not open. It was opened and is kept under the seal of a record again.
+    SessionKey = 6,
 }
 
 impl QuarantineReason {
@@ -79,6 +93,7 @@ impl QuarantineReason {
             3 => Ok(Self::Payload),
             4 => Ok(Self::Key),
             5 => Ok(Self::Seal),
+            6 => Ok(Self::SessionKey),
             _ => Err(FormatError::Field("reason")),
         }
     }
@@ -91,6 +106,7 @@ impl QuarantineReason {
             Self::Payload => "payload",
             Self::Key => "key",
             Self::Seal => "seal",
+            Self::SessionKey => "session_key",
         }
     }
 }

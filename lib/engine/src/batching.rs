@@ -3,11 +3,17 @@
 //! One machine per batcher process. A driver tells it what happened ([`Input`]) and carries out what it wants
 //! ([`Effect`]); it never waits. It sees ids, sizes and offsets; the driver holds the bytes.
 //!
-//! A partition's life: `Assigned` → take an epoch → read from the index's next offset → collect → flush, again and
-//! again → `Revoked`. A flush is **stage, upload, publish**, one at a time per partition: staging writes the object's
-//! row under a name that is never used twice (B10) and tells which sessions are deleted; publishing moves the progress
-//! by compare-and-swap on (next offset, epoch) and makes the object live, in one transaction (B1, B2, B5).
+//! A partition's life: `Assigned` → take an epoch → ask where the log begins and ends → read → collect → flush, again
+//! and again → `Revoked`. A flush is **stage, upload, publish**, one at a time per partition: staging writes the
+//! object's row under a name that is never used twice (B10) and tells which sessions are deleted; publishing moves the
+//! progress by compare-and-swap on (next offset, epoch) and makes the object live, in one transaction (B1, B2, B5).
 //!
+//! - The log must be the one that the index knows. One that ends before the next offset, or whose record at the last
+//!   published offset has another fingerprint, was made anew: the partition halts. One that begins behind the next
+//!   offset has lost records: a gap, and an alarm. Nothing is ever passed over in silence.
+//! - A batch that was published lately, or stands in the same flush already, is a copy: its place is noted, its bytes
+//!   are not stored again. Copies that this bounded memory misses are found when a session is read or merged.
+//! - A session whose key does not open is set aside: its batches go into quarantine, and hold up nobody.
 //! - An upload that fails is staged anew under another name; the collector removes the old row.
 //! - A swap that changed nothing means that somebody else owns the partition or did: the buffer is dropped (nothing is
 //!   lost, the log has it) and, while still assigned, a new epoch is taken after a backoff.
@@ -16,6 +22,7 @@
 //! After every [`Machine::handle`], call [`Machine::poll_effect`] until it gives `None`, then wait until
 //! [`Machine::poll_timeout`] at the longest and hand over [`Input::Tick`].
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 
 use schemas::shared_object::QuarantineReason;
@@ -38,6 +45,8 @@ pub struct Config {
     pub retry_max_ms: u64,
     /// Sessions remembered per partition; one that was forgotten is upserted again, which changes nothing.
     pub sessions_known_max: usize,
+    /// Batches remembered per partition; a copy of one that was forgotten is stored, and dropped by readers.
+    pub batches_known_max: usize,
 }
 
 /// What a record is, as far as deciding goes.
@@ -46,7 +55,17 @@ pub enum RecordKind {
     /// A session begins.
     Acceptance(SessionKey),
     /// A batch of events.
-    Batch(SessionKey, StreamSeq),
+    Batch {
+        /// Its session.
+        key: SessionKey,
+        /// Its place there.
+        place: StreamSeq,
+        /// The hash of its events.
+        content: u64,
+    },
+    /// A batch with the same content again: only that it came is stored. The machine makes it of a
+    /// [`RecordKind::Batch`].
+    Copy(SessionKey),
     /// A sum of declines.
     Declines,
     /// It cannot be read: it goes into quarantine as it is.
@@ -56,13 +75,13 @@ pub enum RecordKind {
 impl RecordKind {
     fn session(&self) -> Option<SessionKey> {
         match self {
-            Self::Acceptance(key) | Self::Batch(key, _) => Some(*key),
+            Self::Acceptance(key) | Self::Batch { key, .. } | Self::Copy(key) => Some(*key),
             Self::Declines | Self::Unreadable(_) => None,
         }
     }
 
     fn is_stored(&self) -> bool {
-        matches!(self, Self::Batch(..) | Self::Unreadable(_))
+        matches!(self, Self::Batch { .. } | Self::Copy(_) | Self::Unreadable(_))
     }
 }
 
@@ -73,8 +92,28 @@ pub struct RecordMeta {
     pub offset: u64,
     /// Bytes that it holds in memory.
     pub bytes: u64,
+    /// Its fingerprint: records of one log that differ have different ones.
+    pub fingerprint: u64,
     /// What it is.
     pub kind: RecordKind,
+}
+
+/// The last record that was published of a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LastRecord {
+    /// Its offset.
+    pub offset: u64,
+    /// Its fingerprint.
+    pub fingerprint: u64,
+}
+
+/// What a partition's log holds right now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogSpan {
+    /// The first offset.
+    pub first: u64,
+    /// The offset behind the last.
+    pub next: u64,
 }
 
 /// Offsets that hold no record.
@@ -103,6 +142,10 @@ pub struct Flush {
     pub first: u64,
     /// The offset behind the last.
     pub next: u64,
+    /// The last record that is published once this flush is.
+    pub last: Option<LastRecord>,
+    /// When the first of its records came.
+    pub since_ms: u64,
     /// Its records, by offset.
     pub records: Vec<RecordMeta>,
     /// Holes among them.
@@ -121,6 +164,49 @@ impl Flush {
 
     fn bytes(&self) -> u64 {
         self.records.iter().map(|record| record.bytes).sum()
+    }
+}
+
+/// What staging found out about a flush's sessions. Both in any order, and apart from each other.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Staged {
+    /// Deleted: nothing of them is stored.
+    pub refused: Vec<SessionKey>,
+    /// Their key does not open: their batches go into quarantine.
+    pub aside: Vec<SessionKey>,
+}
+
+/// What becomes of a record, once staging has said what is known of its session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// Its frame is stored in a chunk.
+    Chunked,
+    /// It is noted in a chunk, without its bytes.
+    Copy,
+    /// It goes into quarantine.
+    Quarantined(QuarantineReason),
+    /// It becomes a row.
+    Indexed,
+    /// Its session is deleted: nothing of it stays.
+    Deleted,
+}
+
+impl Staged {
+    /// What becomes of a record of the flush. Both lists are in id order by now.
+    pub fn fate(&self, kind: &RecordKind) -> Fate {
+        if kind.session().is_some_and(|key| self.refused.binary_search(&key).is_ok()) {
+            return Fate::Deleted;
+        }
+        match kind {
+            RecordKind::Acceptance(_) | RecordKind::Declines => Fate::Indexed,
+            RecordKind::Unreadable(reason) => Fate::Quarantined(*reason),
+            // Also a copy: nobody knows whether the batch that it repeats can be read again.
+            RecordKind::Batch { key, .. } | RecordKind::Copy(key) if self.aside.binary_search(key).is_ok() => {
+                Fate::Quarantined(QuarantineReason::SessionKey)
+            }
+            RecordKind::Batch { .. } => Fate::Chunked,
+            RecordKind::Copy(_) => Fate::Copy,
+        }
     }
 }
 
@@ -152,9 +238,20 @@ pub enum Input {
         epoch: u64,
         /// Where to go on.
         next_offset: u64,
+        /// The last record that was published, when one was.
+        last: Option<LastRecord>,
     },
     /// The index did not answer.
     EpochFailed(i32),
+    /// Kafka said what the log holds.
+    LogAsked {
+        /// The partition.
+        partition: i32,
+        /// The epoch under which it was asked.
+        epoch: u64,
+        /// The answer, or `None` when there was none.
+        span: Option<LogSpan>,
+    },
     /// A record came.
     Record {
         /// The partition.
@@ -162,24 +259,16 @@ pub enum Input {
         /// The record.
         record: RecordMeta,
     },
-    /// The log begins only here: what was before is gone.
-    LogBegins {
-        /// The partition.
-        partition: i32,
-        /// Its first offset.
-        offset: u64,
-    },
-    /// The log ends before the offset that we are at: it is not the log that we knew.
-    LogForeign(i32),
-    /// Kafka's client stopped reading the partition, or could not begin to, and nothing says that its log is another
-    /// one: it is read anew from the index's offset.
+    /// Kafka's client met an offset that a log does not have; it does not say which partition's.
+    OutOfRange,
+    /// Kafka's client stopped reading the partition, or could not begin to: it is read anew from the index's offset.
     ReadingStopped(i32),
-    /// Staging ended; on success with the sessions that are deleted.
+    /// Staging ended.
     Staged {
         /// The flush.
         flush: FlushId,
-        /// Deleted sessions among the flush's, or `None` on failure.
-        refused: Option<Vec<SessionKey>>,
+        /// What it found out, or `None` on failure.
+        staged: Option<Staged>,
     },
     /// The upload ended.
     Uploaded {
@@ -213,7 +302,14 @@ pub enum Input {
 pub enum Effect {
     /// Take a new epoch of the partition and read its next offset.
     TakeEpoch(i32),
-    /// Read the partition from this offset on.
+    /// Ask what the partition's log holds.
+    AskLog {
+        /// The partition.
+        partition: i32,
+        /// The epoch, which the answer names.
+        epoch: u64,
+    },
+    /// Read the partition from this offset on; when it is read already, from here on anew, and what is held stays.
     Assign {
         /// The partition.
         partition: i32,
@@ -224,12 +320,12 @@ pub enum Effect {
     Drop(i32),
     /// Write the object's row and the first rows of sessions.
     Stage(Flush),
-    /// Assemble without the refused sessions and upload.
+    /// Assemble and upload.
     Upload {
         /// The flush.
         flush: FlushId,
-        /// Sessions that are deleted, in id order.
-        refused: Vec<SessionKey>,
+        /// Sessions that are left out or set aside, in id order.
+        staged: Staged,
     },
     /// Publish.
     Publish {
@@ -279,6 +375,8 @@ pub struct Conservation {
     pub indexed: u64,
     /// Left out since their session is deleted.
     pub dropped_deleted: u64,
+    /// Noted as copies: the batch was stored before.
+    pub dropped_copies: u64,
     /// Given back to the log: lost swaps, revoked partitions.
     pub returned: u64,
     /// In memory.
@@ -288,7 +386,13 @@ pub struct Conservation {
 impl Conservation {
     /// Zero, or something was lost or made up.
     pub fn imbalance(&self) -> i64 {
-        let out = self.chunked + self.quarantined + self.indexed + self.dropped_deleted + self.returned + self.buffered;
+        let out = self.chunked
+            + self.quarantined
+            + self.indexed
+            + self.dropped_deleted
+            + self.dropped_copies
+            + self.returned
+            + self.buffered;
         self.records_in as i64 - out as i64
     }
 }
@@ -320,8 +424,8 @@ enum Retry {
 #[derive(Debug)]
 struct InFlight {
     flush: Flush,
-    /// Deleted sessions, in id order.
-    refused: Vec<SessionKey>,
+    /// Sessions that are left out or set aside, in id order.
+    staged: Staged,
     /// Sessions whose activity the publishing notes.
     activity: Vec<SessionKey>,
     phase: Phase,
@@ -332,6 +436,12 @@ struct InFlight {
 enum State {
     /// An epoch was asked for.
     TakingEpoch,
+    /// Kafka was asked what the log holds.
+    AskingLog {
+        epoch: u64,
+        next_offset: u64,
+        last: Option<LastRecord>,
+    },
     /// Asking failed, or a swap was lost.
     Backoff {
         until_ms: u64,
@@ -346,6 +456,10 @@ struct Active {
     epoch: u64,
     /// The next offset by the index.
     published: u64,
+    /// The last record that is published.
+    last: Option<LastRecord>,
+    /// The published record that has to come first, as a proof that the log is the same.
+    proof: Option<LastRecord>,
     /// The next offset to come from the log.
     expected: u64,
     buffer: Vec<RecordMeta>,
@@ -355,6 +469,7 @@ struct Active {
     gaps: Vec<Gap>,
     in_flight: Option<InFlight>,
     known: KnownSessions,
+    batches: KnownBatches,
 }
 
 /// Sessions that have a row, and when their activity was noted: bounded, the longest known go first.
@@ -371,6 +486,46 @@ impl KnownSessions {
             while self.order.len() > max {
                 if let Some(oldest) = self.order.pop_front() {
                     self.noted_ms.remove(&oldest);
+                }
+            }
+        }
+    }
+}
+
+/// Batches that were published lately, with the hash of their content: bounded, the longest known go first.
+#[derive(Debug, Default)]
+struct KnownBatches {
+    content: BTreeMap<(SessionKey, StreamSeq), u64>,
+    order: VecDeque<(SessionKey, StreamSeq)>,
+}
+
+impl KnownBatches {
+    fn insert(&mut self, kind: &RecordKind, max: usize) {
+        let RecordKind::Batch { key, place, content } = *kind else { return };
+        // The first stays, as it does for readers.
+        if let Entry::Vacant(vacant) = self.content.entry((key, place)) {
+            vacant.insert(content);
+            self.order.push_back((key, place));
+        }
+        while self.order.len() > max {
+            if let Some(oldest) = self.order.pop_front() {
+                self.content.remove(&oldest);
+            }
+        }
+    }
+
+    /// Turns batches into copies that are known, or come a second time. One of another content is none: readers count it
+    /// as a conflict.
+    fn mark_copies(&self, records: &mut [RecordMeta]) {
+        let mut here = BTreeMap::new();
+        for record in records {
+            let RecordKind::Batch { key, place, content } = record.kind else { continue };
+            let first = self.content.get(&(key, place)).or_else(|| here.get(&(key, place)));
+            match first {
+                Some(first) if *first == content => record.kind = RecordKind::Copy(key),
+                Some(_) => {}
+                None => {
+                    here.insert((key, place), content);
                 }
             }
         }
@@ -418,13 +573,15 @@ impl Machine {
         match input {
             Input::Assigned(partition) => self.assigned(partition),
             Input::Revoked(partition) => self.revoked(partition),
-            Input::EpochTaken { partition, epoch, next_offset } => self.epoch_taken(partition, epoch, next_offset),
+            Input::EpochTaken { partition, epoch, next_offset, last } => {
+                self.epoch_taken(partition, epoch, next_offset, last);
+            }
             Input::EpochFailed(partition) => self.epoch_failed(now_ms, partition),
+            Input::LogAsked { partition, epoch, span } => self.log_asked(now_ms, partition, epoch, span),
             Input::Record { partition, record } => self.record(now_ms, partition, record),
-            Input::LogBegins { partition, offset } => self.log_begins(now_ms, partition, offset),
-            Input::LogForeign(partition) => self.log_foreign(partition),
+            Input::OutOfRange => self.out_of_range(),
             Input::ReadingStopped(partition) => self.reading_stopped(now_ms, partition),
-            Input::Staged { flush, refused } => self.staged(now_ms, flush, refused),
+            Input::Staged { flush, staged } => self.staged(now_ms, flush, staged),
             Input::Uploaded { flush, ok } => self.uploaded(now_ms, flush, ok),
             Input::Published { flush, outcome } => self.published(now_ms, flush, outcome),
             Input::LookedUp { flush, committed } => self.looked_up(now_ms, flush, committed),
@@ -452,7 +609,7 @@ impl Machine {
                     Some(_) => None,
                     None => active.has_work().then(|| active.since_ms + self.config.flush_age_ms),
                 },
-                State::TakingEpoch | State::Halted => None,
+                State::TakingEpoch | State::AskingLog { .. } | State::Halted => None,
             })
             .min()
     }
@@ -493,15 +650,56 @@ impl Machine {
         self.buffered_bytes -= bytes;
     }
 
-    fn epoch_taken(&mut self, partition: i32, epoch: u64, next_offset: u64) {
+    fn epoch_taken(&mut self, partition: i32, epoch: u64, next_offset: u64, last: Option<LastRecord>) {
         let Some(entry) = self.partitions.get_mut(&partition) else { return };
-        if !matches!(entry.state, State::TakingEpoch) {
-            return;
+        if matches!(entry.state, State::TakingEpoch) {
+            entry.state = State::AskingLog { epoch, next_offset, last };
+            self.effects.push_back(Effect::AskLog { partition, epoch });
         }
+    }
+
+    fn epoch_failed(&mut self, now_ms: u64, partition: i32) {
+        // The answer to a question of an assignment before this one must not throw away what this one holds.
+        if matches!(self.partitions.get(&partition), Some(Partition { state: State::TakingEpoch, .. })) {
+            self.begin_anew(now_ms, partition);
+        }
+    }
+
+    fn log_asked(&mut self, now_ms: u64, partition: i32, epoch: u64, span: Option<LogSpan>) {
+        match self.partitions.get(&partition).map(|entry| &entry.state) {
+            Some(State::AskingLog { epoch: asked, next_offset, last }) if *asked == epoch => {
+                let (next_offset, last) = (*next_offset, *last);
+                match span {
+                    Some(span) => self.begin_reading(now_ms, partition, epoch, next_offset, last, span),
+                    None => self.begin_anew(now_ms, partition),
+                }
+            }
+            Some(State::Active(active)) if active.epoch == epoch => match span {
+                Some(span) => self.go_on_reading(now_ms, partition, span),
+                None => self.begin_anew(now_ms, partition),
+            },
+            // An answer of an assignment before this one.
+            _ => {}
+        }
+    }
+
+    fn begin_reading(
+        &mut self,
+        now_ms: u64,
+        partition: i32,
+        epoch: u64,
+        next_offset: u64,
+        last: Option<LastRecord>,
+        span: LogSpan,
+    ) {
+        let Some(entry) = self.partitions.get_mut(&partition) else { return };
         entry.failures = 0;
         entry.state = State::Active(Box::new(Active {
             epoch,
             published: next_offset,
+            last,
+            // Without it, what the log held before is gone, and there is nothing that could be compared.
+            proof: last.filter(|last| last.offset >= span.first),
             expected: next_offset,
             buffer: Vec::new(),
             buffer_bytes: 0,
@@ -509,14 +707,48 @@ impl Machine {
             gaps: Vec::new(),
             in_flight: None,
             known: KnownSessions::default(),
+            batches: KnownBatches::default(),
         }));
-        self.effects.push_back(Effect::Assign { partition, offset: next_offset });
+        self.go_on_reading(now_ms, partition, span);
     }
 
-    fn epoch_failed(&mut self, now_ms: u64, partition: i32) {
-        // The answer to a question of an assignment before this one must not throw away what this one holds.
-        if matches!(self.partitions.get(&partition), Some(Partition { state: State::TakingEpoch, .. })) {
-            self.back_off(now_ms, partition);
+    /// Reads on as the log allows it: from where it begins when that is behind what is expected, and not at all when it
+    /// ends before.
+    fn go_on_reading(&mut self, now_ms: u64, partition: i32, span: LogSpan) {
+        let Some(active) = self.active(partition) else { return };
+        if span.next < active.expected {
+            return self.halt(partition);
+        }
+        let gap = (span.first > active.expected).then_some(Gap { first: active.expected, next: span.first });
+        if let Some(gap) = gap {
+            if !active.has_work() {
+                active.since_ms = now_ms;
+            }
+            active.expected = gap.next;
+            active.gaps.push(gap);
+        }
+        active.proof = active.proof.filter(|proof| proof.offset >= span.first);
+        let offset = active.proof.map_or(active.expected, |proof| proof.offset);
+        self.effects.extend(gap.map(|gap| Effect::AlarmGap { partition, gap }));
+        self.effects.push_back(Effect::Assign { partition, offset });
+    }
+
+    /// The log is another one: reading it would store strangers' records as ours, or ours a second time.
+    fn halt(&mut self, partition: i32) {
+        let Some(entry) = self.partitions.get_mut(&partition) else { return };
+        if let State::Active(active) = std::mem::replace(&mut entry.state, State::Halted) {
+            self.give_back(&active);
+        }
+        self.effects.push_back(Effect::Drop(partition));
+        self.effects.push_back(Effect::AlarmForeign(partition));
+    }
+
+    /// Any partition may be the one. Those that are in order are read on from where they are.
+    fn out_of_range(&mut self) {
+        for (partition, entry) in &self.partitions {
+            if let State::Active(active) = &entry.state {
+                self.effects.push_back(Effect::AskLog { partition: *partition, epoch: active.epoch });
+            }
         }
     }
 
@@ -532,8 +764,16 @@ impl Machine {
 
     fn record(&mut self, now_ms: u64, partition: i32, record: RecordMeta) {
         let Some(active) = self.active(partition) else { return };
+        if let Some(proof) = active.proof
+            && record.offset >= proof.offset
+        {
+            active.proof = None;
+            if record.offset == proof.offset && record.fingerprint != proof.fingerprint {
+                return self.halt(partition);
+            }
+        }
         if record.offset < active.expected {
-            // Fetched before a seek: the index already covers it, or it will come again.
+            // The proof, or fetched before a seek: the index already covers it, or it will come again.
             return;
         }
         let hole = (record.offset > active.expected).then_some(Gap { first: active.expected, next: record.offset });
@@ -550,53 +790,30 @@ impl Machine {
         self.effects.extend(hole.map(|gap| Effect::AlarmGap { partition, gap }));
     }
 
-    fn log_begins(&mut self, now_ms: u64, partition: i32, offset: u64) {
-        let Some(active) = self.active(partition) else { return };
-        if offset <= active.expected {
-            return;
-        }
-        let gap = Gap { first: active.expected, next: offset };
-        if !active.has_work() {
-            active.since_ms = now_ms;
-        }
-        active.expected = offset;
-        active.gaps.push(gap);
-        self.effects.push_back(Effect::AlarmGap { partition, gap });
-        self.effects.push_back(Effect::Assign { partition, offset });
-    }
-
-    fn log_foreign(&mut self, partition: i32) {
-        let Some(entry) = self.partitions.get_mut(&partition) else { return };
-        if let State::Active(active) = std::mem::replace(&mut entry.state, State::Halted) {
-            self.give_back(&active);
-        }
-        self.effects.push_back(Effect::Drop(partition));
-        self.effects.push_back(Effect::AlarmForeign(partition));
-    }
-
     fn reading_stopped(&mut self, now_ms: u64, partition: i32) {
         if self.active(partition).is_some() {
             self.begin_anew(now_ms, partition);
         }
     }
 
-    fn staged(&mut self, now_ms: u64, flush: FlushId, refused: Option<Vec<SessionKey>>) {
+    fn staged(&mut self, now_ms: u64, flush: FlushId, staged: Option<Staged>) {
         let config = self.config;
         let Some(flight) = self.in_flight(flush) else { return };
         if !matches!(flight.phase, Phase::Staging) {
             return;
         }
-        let Some(mut refused) = refused else {
+        let Some(mut staged) = staged else {
             flight.wait(&config, now_ms, Retry::Stage);
             return;
         };
         // Looked up once per record.
-        refused.sort_unstable();
+        staged.refused.sort_unstable();
+        staged.aside.sort_unstable();
         flight.failures = 0;
-        flight.refused = refused.clone();
+        flight.staged = staged.clone();
         if flight.stores_something() {
             flight.phase = Phase::Uploading;
-            self.effects.push_back(Effect::Upload { flush, refused });
+            self.effects.push_back(Effect::Upload { flush, staged });
         } else {
             self.publish(now_ms, flush, false);
         }
@@ -659,11 +876,13 @@ impl Machine {
     }
 
     fn committed(&mut self, now_ms: u64, flush: FlushId) {
-        let known_max = self.config.sessions_known_max;
-        let Some(active) = self.active_of(flush) else { return };
+        let (known_max, batches_max) = (self.config.sessions_known_max, self.config.batches_known_max);
+        let Some(partition) = self.partition_of(flush) else { return };
+        let Some(Partition { state: State::Active(active), .. }) = self.partitions.get_mut(&partition) else { return };
         let Some(flight) = active.in_flight.take() else { return };
         debug_assert!(flight.flush.next >= active.published, "B1");
         active.published = flight.flush.next;
+        active.last = flight.flush.last;
         // Those that were noted, which are not those that would be due by now.
         for key in &flight.activity {
             active.known.insert(*key, now_ms, known_max);
@@ -671,17 +890,17 @@ impl Machine {
         let count = &mut self.conservation;
         for record in &flight.flush.records {
             count.buffered -= 1;
-            match record.kind {
-                RecordKind::Unreadable(_) => count.quarantined += 1,
-                RecordKind::Declines => count.indexed += 1,
-                RecordKind::Acceptance(key) | RecordKind::Batch(key, _)
-                    if flight.refused.binary_search(&key).is_ok() =>
-                {
-                    count.dropped_deleted += 1;
+            let counted = match flight.staged.fate(&record.kind) {
+                Fate::Chunked => {
+                    active.batches.insert(&record.kind, batches_max);
+                    &mut count.chunked
                 }
-                RecordKind::Acceptance(_) => count.indexed += 1,
-                RecordKind::Batch(..) => count.chunked += 1,
-            }
+                Fate::Copy => &mut count.dropped_copies,
+                Fate::Quarantined(_) => &mut count.quarantined,
+                Fate::Indexed => &mut count.indexed,
+                Fate::Deleted => &mut count.dropped_deleted,
+            };
+            *counted += 1;
         }
         self.buffered_bytes -= flight.flush.bytes();
         self.effects.push_back(Effect::Release { partition: flight.flush.partition, next: flight.flush.next });
@@ -763,7 +982,10 @@ impl Machine {
         let id = FlushId(self.next_flush);
         let flush_bytes = self.config.flush_bytes;
         let Some(active) = self.active(partition) else { return };
-        let Cut { records, gaps, next } = active.cut(flush_bytes);
+        let since_ms = active.since_ms;
+        let Cut { mut records, gaps, next } = active.cut(flush_bytes);
+        active.batches.mark_copies(&mut records);
+        let last = records.last().map(|record| LastRecord { offset: record.offset, fingerprint: record.fingerprint });
         let mut sessions: Vec<SessionKey> = records.iter().filter_map(|record| record.kind.session()).collect();
         sessions.sort_unstable();
         sessions.dedup();
@@ -774,6 +996,8 @@ impl Machine {
             epoch: active.epoch,
             first: active.published,
             next,
+            last: last.or(active.last),
+            since_ms,
             records,
             gaps,
             sessions,
@@ -781,7 +1005,7 @@ impl Machine {
         };
         active.in_flight = Some(InFlight {
             flush: flush.clone(),
-            refused: Vec::new(),
+            staged: Staged::default(),
             activity: Vec::new(),
             phase: Phase::Staging,
             failures: 0,
@@ -864,11 +1088,11 @@ struct Cut {
 
 impl InFlight {
     fn stores_something(&self) -> bool {
-        self.flush.records.iter().any(|record| match record.kind {
-            RecordKind::Batch(key, _) => self.refused.binary_search(&key).is_err(),
-            RecordKind::Unreadable(_) => true,
-            RecordKind::Acceptance(_) | RecordKind::Declines => false,
-        })
+        self.flush
+            .records
+            .iter()
+            .map(|record| self.staged.fate(&record.kind))
+            .any(|fate| matches!(fate, Fate::Chunked | Fate::Copy | Fate::Quarantined(_)))
     }
 
     fn wait(&mut self, config: &Config, now_ms: u64, next: Retry) {
@@ -881,7 +1105,7 @@ impl Partition {
     fn is_idle(&self) -> bool {
         match &self.state {
             State::Active(active) => active.in_flight.is_none() && !active.has_work(),
-            State::TakingEpoch | State::Backoff { .. } | State::Halted => true,
+            State::TakingEpoch | State::AskingLog { .. } | State::Backoff { .. } | State::Halted => true,
         }
     }
 }

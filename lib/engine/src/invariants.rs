@@ -26,7 +26,9 @@ invariants! {
     B6 "revoking one partition leaves the buffers of the others as they were";
     B7 "buffered bytes stay within their bound, but for what one poll already fetched";
     B8 "a tombstoned session never becomes readable again, whatever is written late";
+    B9 "a replay from any commit gives the same batches at the same places";
     B10 "object names are never used twice";
+    B11 "a chunk is sealed with the key of its own session, quarantine apart";
     B12 "index rows written per flush do not grow with the sessions in it, first sight apart";
     C1 "merging is idempotent and independent of order; the order read is (seq, position) in each stream";
     C2 "the swap of a run for its results is atomic to readers";

@@ -131,6 +131,10 @@ impl Plan {
                 let location =
                     Location::Shared { object: source.object, chunk: source.number, frame, at, len: entry.len };
                 at += u64::from(entry.len);
+                if entry.is_copy() {
+                    plan.duplicates += 1;
+                    continue;
+                }
                 let batch = Batch { seq: entry.seq, end: entry.end, facts: entry.facts, location };
                 copies.push((source.partition, entry.offset, source.chunk.stream, batch));
             }

@@ -49,3 +49,4 @@ pub enum SealError {
 
 /// Bytes that the cipher adds to each frame.
 pub const TAG_BYTES: usize = 16;
+const _: () = assert!(TAG_BYTES == schemas::shared_object::EMPTY_FRAME_BYTES as usize);

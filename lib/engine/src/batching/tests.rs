@@ -13,6 +13,7 @@ const CONFIG: Config = Config {
     retry_min_ms: 100,
     retry_max_ms: 1_000,
     sessions_known_max: 100,
+    batches_known_max: 100,
 };
 
 fn key(n: u128) -> SessionKey {
@@ -20,8 +21,21 @@ fn key(n: u128) -> SessionKey {
 }
 
 fn batch(offset: u64, session: u128, bytes: u64) -> RecordMeta {
-    let place = StreamSeq::new(1, offset as u32).unwrap();
-    RecordMeta { offset, bytes, kind: RecordKind::Batch(key(session), place) }
+    batch_at(offset, session, offset as u32, 0, bytes)
+}
+
+fn batch_at(offset: u64, session: u128, seq: u32, content: u64, bytes: u64) -> RecordMeta {
+    let place = StreamSeq::new(1, seq).unwrap();
+    RecordMeta { offset, bytes, fingerprint: offset, kind: RecordKind::Batch { key: key(session), place, content } }
+}
+
+fn staged(flush: &Flush) -> Input {
+    Input::Staged { flush: flush.id, staged: Some(Staged::default()) }
+}
+
+fn refusing(flush: &Flush, session: u128) -> Staged {
+    assert!(flush.sessions.contains(&key(session)));
+    Staged { refused: vec![key(session)], ..Staged::default() }
 }
 
 struct Run {
@@ -53,8 +67,22 @@ impl Run {
 
     fn own(&mut self, partition: i32, offset: u64, epoch: u64) {
         assert_eq!(self.give(Input::Assigned(partition)), [Effect::TakeEpoch(partition)]);
-        let effects = self.give(Input::EpochTaken { partition, epoch, next_offset: offset });
-        assert_eq!(effects, [Effect::Assign { partition, offset }]);
+        self.begin(partition, offset, epoch);
+    }
+
+    /// Gives an epoch, and a log that holds all from `offset` on, and nothing before.
+    fn begin(&mut self, partition: i32, offset: u64, epoch: u64) {
+        let effects = self.give(Input::EpochTaken { partition, epoch, next_offset: offset, last: None });
+        assert_eq!(effects, [Effect::AskLog { partition, epoch }]);
+        let span = Some(LogSpan { first: offset, next: offset + 100 });
+        assert_eq!(self.give(Input::LogAsked { partition, epoch, span }), [Effect::Assign { partition, offset }]);
+    }
+
+    /// What follows when the index says this, and the log that.
+    fn begin_with(&mut self, next_offset: u64, last: Option<LastRecord>, span: LogSpan) -> Vec<Effect> {
+        self.give(Input::Assigned(0));
+        self.give(Input::EpochTaken { partition: 0, epoch: 1, next_offset, last });
+        self.give(Input::LogAsked { partition: 0, epoch: 1, span: Some(span) })
     }
 
     fn record(&mut self, partition: i32, record: RecordMeta) -> Vec<Effect> {
@@ -70,7 +98,7 @@ impl Run {
 
     /// Takes a flush through to its commit.
     fn commit(&mut self, flush: &Flush) {
-        self.give(Input::Staged { flush: flush.id, refused: Some(vec![]) });
+        self.give(staged(flush));
         self.give(Input::Uploaded { flush: flush.id, ok: true });
         let effects = self.give(Input::Published { flush: flush.id, outcome: Published::Committed });
         assert!(effects.contains(&Effect::Release { partition: flush.partition, next: flush.next }));
@@ -88,8 +116,9 @@ fn a_flush_is_staged_uploaded_and_published_in_this_order() {
     assert_eq!((flush.first, flush.next, flush.epoch), (10, 12, 1));
     assert_eq!(flush.sessions, [key(1), key(2)]);
     assert_eq!(flush.first_seen, [key(1), key(2)]);
-    let effects = run.give(Input::Staged { flush: flush.id, refused: Some(vec![key(2)]) });
-    assert_eq!(effects, [Effect::Upload { flush: flush.id, refused: vec![key(2)] }]);
+    let answer = refusing(&flush, 2);
+    let effects = run.give(Input::Staged { flush: flush.id, staged: Some(answer.clone()) });
+    assert_eq!(effects, [Effect::Upload { flush: flush.id, staged: answer }]);
     let effects = run.give(Input::Uploaded { flush: flush.id, ok: true });
     assert_eq!(effects, [Effect::Publish { flush: flush.id, with_object: true, activity: vec![key(1), key(2)] }]);
     let effects = run.give(Input::Published { flush: flush.id, outcome: Published::Committed });
@@ -118,13 +147,13 @@ fn known_sessions_are_not_first_seen_again_and_activity_is_throttled() {
     run.now_ms += 4_999;
     let flush = Run::stage_of(&run.record(0, batch(1, 1, 1_000)));
     assert_eq!(flush.first_seen, []);
-    run.give(Input::Staged { flush: flush.id, refused: Some(vec![]) });
+    run.give(staged(&flush));
     let effects = run.give(Input::Uploaded { flush: flush.id, ok: true });
     assert_eq!(effects, [Effect::Publish { flush: flush.id, with_object: true, activity: vec![] }]);
     run.give(Input::Published { flush: flush.id, outcome: Published::Committed });
     run.now_ms += 1;
     let flush = Run::stage_of(&run.record(0, batch(2, 1, 1_000)));
-    run.give(Input::Staged { flush: flush.id, refused: Some(vec![]) });
+    run.give(staged(&flush));
     let effects = run.give(Input::Uploaded { flush: flush.id, ok: true });
     assert_eq!(effects, [Effect::Publish { flush: flush.id, with_object: true, activity: vec![key(1)] }]);
 }
@@ -133,7 +162,7 @@ fn known_sessions_are_not_first_seen_again_and_activity_is_throttled() {
 fn b10_a_failed_upload_is_staged_under_another_number() {
     let mut run = Run::owning(0, 0);
     let flush = Run::stage_of(&run.record(0, batch(0, 1, 1_000)));
-    run.give(Input::Staged { flush: flush.id, refused: Some(vec![]) });
+    run.give(staged(&flush));
     assert_eq!(run.give(Input::Uploaded { flush: flush.id, ok: false }), []);
     assert_eq!(run.machine.poll_timeout(), Some(100));
     let again = Run::stage_of(&run.wait(100));
@@ -149,7 +178,7 @@ fn b5_a_lost_swap_drops_the_buffer_and_takes_a_new_epoch_after_a_wait() {
     let mut run = Run::owning(0, 0);
     let flush = Run::stage_of(&run.record(0, batch(0, 1, 1_000)));
     run.record(0, batch(1, 1, 10));
-    run.give(Input::Staged { flush: flush.id, refused: Some(vec![]) });
+    run.give(staged(&flush));
     run.give(Input::Uploaded { flush: flush.id, ok: true });
     let effects = run.give(Input::Published { flush: flush.id, outcome: Published::Lost });
     assert_eq!(effects, [Effect::Drop(0)]);
@@ -157,8 +186,7 @@ fn b5_a_lost_swap_drops_the_buffer_and_takes_a_new_epoch_after_a_wait() {
     // Records that were still on their way are not taken under no epoch.
     assert_eq!(run.record(0, batch(2, 1, 10)), []);
     assert_eq!(run.wait(100), [Effect::TakeEpoch(0)]);
-    let effects = run.give(Input::EpochTaken { partition: 0, epoch: 3, next_offset: 1 });
-    assert_eq!(effects, [Effect::Assign { partition: 0, offset: 1 }]);
+    run.begin(0, 1, 3);
 }
 
 #[test]
@@ -166,7 +194,7 @@ fn a_lost_answer_is_looked_up_and_then_decided() {
     for committed in [true, false] {
         let mut run = Run::owning(0, 0);
         let flush = Run::stage_of(&run.record(0, batch(0, 1, 1_000)));
-        run.give(Input::Staged { flush: flush.id, refused: Some(vec![]) });
+        run.give(staged(&flush));
         run.give(Input::Uploaded { flush: flush.id, ok: true });
         let effects = run.give(Input::Published { flush: flush.id, outcome: Published::Unknown });
         assert_eq!(effects, [Effect::LookUp(flush.id)]);
@@ -200,12 +228,12 @@ fn b7_reading_pauses_at_the_bound_and_resumes_below_half_of_it() {
     let first = Run::stage_of(&run.record(0, batch(0, 1, 1_400)));
     let second = Run::stage_of(&run.record(1, batch(0, 1, 1_400)));
     assert_eq!(run.record(0, batch(1, 1, 200)), [Effect::Pause]);
-    run.give(Input::Staged { flush: first.id, refused: Some(vec![]) });
+    run.give(staged(&first));
     run.give(Input::Uploaded { flush: first.id, ok: true });
     let effects = run.give(Input::Published { flush: first.id, outcome: Published::Committed });
     // Still above half: paused, and what is left goes out at once.
     assert!(!effects.contains(&Effect::Resume));
-    run.give(Input::Staged { flush: second.id, refused: Some(vec![]) });
+    run.give(staged(&second));
     run.give(Input::Uploaded { flush: second.id, ok: true });
     let effects = run.give(Input::Published { flush: second.id, outcome: Published::Committed });
     assert!(effects.contains(&Effect::Resume));
@@ -222,23 +250,183 @@ fn b2_a_hole_is_an_alarm_and_part_of_the_flush() {
 }
 
 #[test]
-fn a_log_that_begins_later_is_a_gap_and_a_foreign_one_halts() {
+fn a_log_is_read_on_from_where_it_is_known() {
+    let last = |offset| Some(LastRecord { offset, fingerprint: 7 });
+    let alarm = |first, next| Effect::AlarmGap { partition: 0, gap: Gap { first, next } };
+    let assign = |offset| Effect::Assign { partition: 0, offset };
+    let halt = || vec![Effect::Drop(0), Effect::AlarmForeign(0)];
+    for (next_offset, last, (first, next), expect) in [
+        // Nothing was ever published.
+        (0, None, (0, 5), vec![assign(0)]),
+        (0, None, (3, 5), vec![alarm(0, 3), assign(3)]),
+        // What was published last is there still: it comes first, as a proof.
+        (10, last(9), (0, 20), vec![assign(9)]),
+        (10, last(9), (9, 10), vec![assign(9)]),
+        (10, last(6), (2, 10), vec![assign(6)]),
+        // It is gone: by its age, and nothing was lost, or more than that.
+        (10, last(9), (10, 20), vec![assign(10)]),
+        (10, last(9), (12, 20), vec![alarm(10, 12), assign(12)]),
+        // It ends before what was stored of it.
+        (10, last(9), (0, 9), halt()),
+        (10, last(9), (0, 0), halt()),
+        (10, None, (0, 9), halt()),
+    ] {
+        let effects = Run::new().begin_with(next_offset, last, LogSpan { first, next });
+        assert_eq!(effects, expect, "{next_offset} {last:?} {first}..{next}");
+    }
+}
+
+#[test]
+fn a_log_with_another_record_where_the_last_published_was_halts() {
+    let last = Some(LastRecord { offset: 9, fingerprint: 9 });
+    let span = LogSpan { first: 0, next: 20 };
+    for (fingerprint, is_ours) in [(9, true), (8, false)] {
+        let mut run = Run::new();
+        run.begin_with(10, last, span);
+        // From before the seek.
+        run.record(0, batch(4, 1, 10));
+        let effects = run.record(0, RecordMeta { fingerprint, ..batch(9, 1, 10) });
+        let expect = if is_ours { vec![] } else { vec![Effect::Drop(0), Effect::AlarmForeign(0)] };
+        assert_eq!(effects, expect);
+        run.record(0, batch(10, 1, 10));
+        assert_eq!(run.machine.conservation().buffered, u64::from(is_ours));
+        assert_eq!(run.wait(100_000).is_empty(), !is_ours);
+    }
+    // It went from the log while it was asked for: nothing tells that the log is another one.
+    let mut run = Run::new();
+    run.begin_with(10, last, span);
+    let gap = Gap { first: 10, next: 12 };
+    assert_eq!(run.record(0, batch(12, 1, 10)), [Effect::AlarmGap { partition: 0, gap }]);
+}
+
+#[test]
+fn a_halted_partition_is_looked_at_again_when_it_is_assigned_anew() {
+    let mut run = Run::new();
+    run.begin_with(10, None, LogSpan { first: 0, next: 9 });
+    assert_eq!(run.give(Input::Revoked(0)), [Effect::Drop(0)]);
+    assert_eq!(run.begin_with(10, None, LogSpan { first: 0, next: 10 }), [Effect::Assign { partition: 0, offset: 10 }]);
+}
+
+#[test]
+fn b6_an_offset_out_of_range_costs_the_partition_that_it_was_and_no_other() {
     let mut run = Run::owning(0, 3);
-    let gap = Gap { first: 3, next: 9 };
-    let effects = run.give(Input::LogBegins { partition: 0, offset: 9 });
+    run.own(1, 0, 2);
+    run.record(0, batch(3, 1, 10));
+    run.record(1, batch(0, 1, 10));
+    let asked = [Effect::AskLog { partition: 0, epoch: 1 }, Effect::AskLog { partition: 1, epoch: 2 }];
+    assert_eq!(run.give(Input::OutOfRange), asked);
+    let asked =
+        |partition, epoch, first, next| Input::LogAsked { partition, epoch, span: Some(LogSpan { first, next }) };
+    let gap = Gap { first: 4, next: 9 };
+    let effects = run.give(asked(0, 1, 9, 20));
     assert_eq!(effects, [Effect::AlarmGap { partition: 0, gap }, Effect::Assign { partition: 0, offset: 9 }]);
+    assert_eq!(run.give(asked(1, 2, 0, 20)), [Effect::Assign { partition: 1, offset: 1 }]);
+    assert_eq!((run.machine.conservation().buffered, run.machine.conservation().returned), (2, 0));
+    // An answer from before an epoch is none of this one's.
+    assert_eq!(run.give(asked(1, 1, 5, 20)), []);
+    // The log ends before what is held already.
+    assert_eq!(run.give(asked(1, 2, 0, 0)), [Effect::Drop(1), Effect::AlarmForeign(1)]);
+    assert_eq!(run.machine.conservation().returned, 1);
     let flush = Run::stage_of(&run.wait(1_000));
-    assert_eq!((flush.first, flush.next, flush.has_object()), (3, 9, false));
-    let effects = run.give(Input::LogForeign(0));
-    assert_eq!(effects, [Effect::Drop(0), Effect::AlarmForeign(0)]);
-    assert_eq!(run.wait(100_000), []);
+    assert_eq!((flush.first, flush.next, flush.gaps, flush.last.unwrap().offset), (3, 9, vec![gap], 3));
+}
+
+#[test]
+fn kafka_that_does_not_say_what_the_log_holds_is_asked_again_later() {
+    let mut run = Run::new();
+    run.give(Input::Assigned(0));
+    run.give(Input::EpochTaken { partition: 0, epoch: 1, next_offset: 0, last: None });
+    assert_eq!(run.give(Input::LogAsked { partition: 0, epoch: 1, span: None }), [Effect::Drop(0)]);
+    assert_eq!(run.wait(100), [Effect::TakeEpoch(0)]);
+    run.begin(0, 0, 2);
+}
+
+#[test]
+fn the_last_published_record_stays_known_over_flushes_without_records() {
+    let mut run = Run::owning(0, 3);
+    let flush = Run::stage_of(&run.record(0, batch(3, 1, 1_000)));
+    assert_eq!(flush.last, Some(LastRecord { offset: 3, fingerprint: 3 }));
+    run.commit(&flush);
+    run.give(Input::OutOfRange);
+    run.give(Input::LogAsked { partition: 0, epoch: 1, span: Some(LogSpan { first: 8, next: 8 }) });
+    let flush = Run::stage_of(&run.wait(1_000));
+    assert_eq!((flush.first, flush.next, flush.has_object()), (4, 8, false));
+    assert_eq!(flush.last, Some(LastRecord { offset: 3, fingerprint: 3 }));
+}
+
+#[test]
+fn a_batch_that_comes_again_is_noted_as_a_copy_and_one_of_other_content_is_stored() {
+    let mut run = Run::owning(0, 0);
+    let first = Run::stage_of(&run.record(0, batch_at(0, 1, 5, 50, 1_000)));
+    run.commit(&first);
+    for record in [
+        batch_at(1, 1, 5, 50, 10),
+        batch_at(2, 1, 5, 51, 10),
+        batch_at(3, 2, 5, 50, 10),
+        batch_at(4, 2, 5, 50, 10),
+        batch_at(5, 1, 6, 50, 10),
+    ] {
+        run.record(0, record);
+    }
+    let second = Run::stage_of(&run.wait(1_000));
+    let copies = second.records.iter().filter(|record| matches!(record.kind, RecordKind::Copy(_)));
+    assert_eq!(copies.map(|record| record.offset).collect::<Vec<_>>(), [1, 4]);
+    run.commit(&second);
+    let count = run.machine.conservation();
+    assert_eq!((count.chunked, count.dropped_copies, count.buffered), (4, 2, 0));
+}
+
+/// Goal: a copy is never taken for a batch that was not stored: what went into quarantine, or back to the log, is not known.
+#[test]
+fn only_what_was_stored_makes_copies() {
+    let mut run = Run::owning(0, 0);
+    let aside = |flush: &Flush| Input::Staged {
+        flush: flush.id,
+        staged: Some(Staged { aside: vec![key(1)], ..Staged::default() }),
+    };
+    run.record(0, batch_at(0, 1, 5, 50, 10));
+    run.record(0, batch_at(1, 1, 5, 50, 10));
+    let flush = Run::stage_of(&run.wait(1_000));
+    let effects = run.give(aside(&flush));
+    let [Effect::Upload { staged, .. }] = effects.as_slice() else { panic!("{effects:?}") };
+    // Also the second: nobody knows whether the first can be read again.
+    let quarantined = Fate::Quarantined(QuarantineReason::SessionKey);
+    assert!(flush.records.iter().all(|record| staged.fate(&record.kind) == quarantined));
+    run.give(Input::Uploaded { flush: flush.id, ok: true });
+    run.give(Input::Published { flush: flush.id, outcome: Published::Committed });
+    assert_eq!(run.machine.conservation().quarantined, 2);
+    // Replayed once its key opens again, it is stored.
+    run.record(0, batch_at(2, 1, 5, 50, 10));
+    let flush = Run::stage_of(&run.wait(1_000));
+    assert!(matches!(flush.records[0].kind, RecordKind::Batch { .. }));
+    run.commit(&flush);
+    assert_eq!(run.machine.conservation().chunked, 1);
+    // With the partition goes what is known of it.
+    run.give(Input::Revoked(0));
+    run.own(0, 0, 2);
+    run.record(0, batch_at(0, 1, 5, 50, 10));
+    let flush = Run::stage_of(&run.wait(1_000));
+    assert!(matches!(flush.records[0].kind, RecordKind::Batch { .. }));
+}
+
+#[test]
+fn memory_of_known_batches_is_bounded_and_keeps_the_latest() {
+    let mut known = KnownBatches::default();
+    for n in 0..1_000 {
+        known.insert(&batch(n, 1, 1).kind, 10);
+        known.insert(&batch(n, 1, 1).kind, 10);
+    }
+    assert_eq!((known.content.len(), known.order.len()), (10, 10));
+    let mut records = [batch(989, 1, 1), batch(990, 1, 1)];
+    known.mark_copies(&mut records);
+    assert_eq!(records.map(|record| matches!(record.kind, RecordKind::Copy(_))), [false, true]);
 }
 
 #[test]
 fn a_flush_of_deleted_sessions_needs_no_object_but_moves_on() {
     let mut run = Run::owning(0, 0);
     let flush = Run::stage_of(&run.record(0, batch(0, 1, 1_000)));
-    let effects = run.give(Input::Staged { flush: flush.id, refused: Some(vec![key(1)]) });
+    let effects = run.give(Input::Staged { flush: flush.id, staged: Some(refusing(&flush, 1)) });
     assert!(matches!(effects.as_slice(), [Effect::Publish { with_object: false, .. }]));
 }
 
@@ -247,7 +435,7 @@ fn shutdown_flushes_what_is_buffered_and_then_stops() {
     let mut run = Run::owning(0, 0);
     run.record(0, batch(0, 1, 10));
     let flush = Run::stage_of(&run.give(Input::Shutdown));
-    run.give(Input::Staged { flush: flush.id, refused: Some(vec![]) });
+    run.give(staged(&flush));
     run.give(Input::Uploaded { flush: flush.id, ok: true });
     let effects = run.give(Input::Published { flush: flush.id, outcome: Published::Committed });
     assert_eq!(effects, [Effect::Release { partition: 0, next: 1 }, Effect::Stopped]);
@@ -324,12 +512,12 @@ fn activity_that_became_due_while_publishing_is_noted_by_the_next_flush() {
     run.commit(&flush);
     run.now_ms += 4_999;
     let flush = Run::stage_of(&run.record(0, batch(1, 1, 1_000)));
-    run.give(Input::Staged { flush: flush.id, refused: Some(vec![]) });
+    run.give(staged(&flush));
     run.give(Input::Uploaded { flush: flush.id, ok: true });
     run.now_ms += 1;
     run.give(Input::Published { flush: flush.id, outcome: Published::Committed });
     let flush = Run::stage_of(&run.record(0, batch(2, 1, 1_000)));
-    run.give(Input::Staged { flush: flush.id, refused: Some(vec![]) });
+    run.give(staged(&flush));
     let effects = run.give(Input::Uploaded { flush: flush.id, ok: true });
     assert_eq!(effects, [Effect::Publish { flush: flush.id, with_object: true, activity: vec![key(1)] }]);
 }

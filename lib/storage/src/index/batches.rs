@@ -19,6 +19,8 @@ pub struct Ownership {
     pub epoch: u64,
     /// Where to go on.
     pub next_offset: u64,
+    /// The last record that was published, when one was: its offset and fingerprint.
+    pub last: Option<(u64, u64)>,
 }
 
 /// The first row of a session.
@@ -71,6 +73,8 @@ pub struct Publishing<'a> {
     pub epoch: u64,
     /// Offsets covered.
     pub offsets: (u64, u64),
+    /// The last record that is published by then: its offset and fingerprint.
+    pub last: Option<(u64, u64)>,
     /// Offsets that hold no record.
     pub gaps: &'a [(u64, u64)],
     /// The object, when there is one, and its sessions.
@@ -104,14 +108,20 @@ impl Index {
         let row = sqlx::query(
             "insert into partition_progress (topic, partition, next_offset, epoch) values ($1, $2, 0, 1)
              on conflict (topic, partition) do update set epoch = partition_progress.epoch + 1, updated_at = now()
-             returning epoch, next_offset",
+             returning epoch, next_offset, last_offset, last_fingerprint",
         )
         .bind(topic)
         .bind(partition)
         .fetch_one(&self.pool)
         .await
         .map_err(failed("take epoch"))?;
-        Ok(Ownership { epoch: unsigned(row.get("epoch")), next_offset: unsigned(row.get("next_offset")) })
+        let last_offset: Option<i64> = row.get("last_offset");
+        let fingerprint: Option<i64> = row.get("last_fingerprint");
+        Ok(Ownership {
+            epoch: unsigned(row.get("epoch")),
+            next_offset: unsigned(row.get("next_offset")),
+            last: last_offset.zip(fingerprint).map(|(offset, bits)| (unsigned(offset), bits.cast_unsigned())),
+        })
     }
 
     /// Stages a flush in one transaction, and gives the sessions of it that are deleted.
@@ -159,17 +169,6 @@ impl Index {
             Err(error @ sqlx::Error::Database(_)) => PublishOutcome::Failed(failed("commit publishing")(error)),
             Err(error) => PublishOutcome::Unknown(failed("commit publishing")(error)),
         }
-    }
-
-    /// The offset behind the last that the index covers.
-    pub async fn published(&self, topic: &str, partition: i32) -> Result<u64, IndexError> {
-        let row = sqlx::query("select next_offset from partition_progress where topic = $1 and partition = $2")
-            .bind(topic)
-            .bind(partition)
-            .fetch_optional(&self.pool)
-            .await
-            .map_err(failed("ask for progress"))?;
-        Ok(row.map_or(0, |row| unsigned(row.get("next_offset"))))
     }
 
     /// Whether the index covers all offsets below `next`. Locks the row: a transaction whose answer was lost may still
@@ -289,7 +288,8 @@ pub(super) async fn deleted_among(
 async fn publish_in(tx: &mut PgConnection, publishing: &Publishing<'_>) -> Result<bool, IndexError> {
     let (first, next) = publishing.offsets;
     let swapped = sqlx::query(
-        "update partition_progress set next_offset = $4, updated_at = now()
+        "update partition_progress
+         set next_offset = $4, last_offset = $6, last_fingerprint = $7, updated_at = now()
          where topic = $1 and partition = $2 and next_offset = $3 and epoch = $5",
     )
     .bind(publishing.topic)
@@ -297,6 +297,8 @@ async fn publish_in(tx: &mut PgConnection, publishing: &Publishing<'_>) -> Resul
     .bind(signed(first))
     .bind(signed(next))
     .bind(signed(publishing.epoch))
+    .bind(publishing.last.map(|(offset, _)| signed(offset)))
+    .bind(publishing.last.map(|(_, fingerprint)| fingerprint.cast_signed()))
     .execute(&mut *tx)
     .await
     .map_err(failed("advance progress"))?;
