@@ -3,6 +3,7 @@
 # Variables (make up HOME_DIR=/tmp/mine, say):
 #   HOME_DIR       the stack's folder (DEVSTACK_HOME), .devstack by default
 #   BENCH_SECONDS  how long `make bench` puts load on, 120 by default
+#   SEEDS          how many seeds `make simulate` runs, 100000 by default; FIRST with which to begin
 #   FUZZ_SECONDS   how long `make fuzz` gives each target, 60 by default
 #   CARGO          the cargo to use
 #   ARGS           passed on: to the tests (make test-unit ARGS=retention), to devstack, to the bench; targets for make fuzz
@@ -12,6 +13,8 @@ SHELL := /bin/bash
 
 CARGO ?= cargo
 BENCH_SECONDS ?= 120
+SEEDS ?= 100000
+FIRST ?= 0
 FUZZ_SECONDS ?= 60
 HOME_DIR ?=
 ARGS ?=
@@ -24,7 +27,7 @@ endif
 # The programs stand where these rules look for them, whatever the caller's environment says.
 export CARGO_TARGET_DIR := $(CURDIR)/target
 
-.PHONY: help setup build demo up test test-unit test-fuzz test-system fuzz lint bench fmt clean
+.PHONY: help setup build demo up test test-unit test-simulation simulate test-fuzz test-system fuzz lint bench fmt clean
 
 help: ## List what there is to do
 	@echo 'usage: make <target>'
@@ -46,12 +49,19 @@ demo: build ## See the whole system at work on a private stack
 up: build ## Keep a private stack running until Ctrl-C
 	@exec $(devstack) up $(ARGS)
 
-test: test-unit test-fuzz test-system ## All tests
+test: test-unit test-simulation test-fuzz test-system ## All tests
 
 # The whole workspace in each of them, also where less would do: with another selection of crates their dependencies get other
 # features, and all of them would be built once more.
 test-unit: setup ## Tests of seconds: no network but the own machine, no services
 	$(CARGO) test --locked --workspace --no-fail-fast --lib --bins --test tidy --test keyring-kms $(ARGS)
+
+test-simulation: setup ## The batcher in a world where everything fails: 10,000 seeds, and mutants
+	$(CARGO) test --locked --workspace --no-fail-fast --test simulation $(ARGS) -- --nocapture
+
+simulate: setup ## More seeds: make simulate SEEDS=1000000
+	SIMULATE_SEEDS=$(SEEDS) SIMULATE_FIRST=$(FIRST) $(CARGO) test --locked --workspace --test simulation \
+	    every_event -- --nocapture
 
 test-fuzz: setup ## Each fuzz target for 3 seconds, from what earlier runs found
 	@CARGO='$(CARGO)' fuzz/run 3

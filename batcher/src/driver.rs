@@ -7,8 +7,8 @@ use std::time::Instant;
 use anyhow::Context as _;
 use bytes::Bytes;
 use engine::batching::{
-    Config as MachineConfig, Effect, Fate, Flush, FlushId, Input, LastRecord, LogSpan, Machine, Published, RecordKind,
-    RecordMeta, Staged,
+    Config as MachineConfig, Effect, Fate, Flush, FlushId, Input, LastRecord, LogSpan, Machine, Published, QuestionId,
+    RecordKind, RecordMeta, Staged,
 };
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -185,6 +185,7 @@ fn machine_config(config: &Config) -> MachineConfig {
         activity_interval_ms: config.activity_interval.as_millis() as u64,
         retry_min_ms: RETRY_MIN_MS,
         retry_max_ms: RETRY_MAX_MS,
+        spread_seed: Uuid::now_v7().as_u64_pair().1,
         sessions_known_max: SESSIONS_KNOWN_MAX,
         batches_known_max: BATCHES_KNOWN_MAX,
     }
@@ -301,7 +302,7 @@ impl Driver {
         self.input(Input::OutOfRange);
     }
 
-    fn ask_log(&self, partition: i32, epoch: u64) {
+    fn ask_log(&self, partition: i32, question: QuestionId) {
         let (outside, tell) = (Arc::clone(&self.outside), self.tell.clone());
         tokio::spawn(async move {
             let asking = Arc::clone(&outside);
@@ -317,20 +318,22 @@ impl Driver {
                     None
                 }
             };
-            let _ = tell.send(Told::Input(Input::LogAsked { partition, epoch, span }));
+            let _ = tell.send(Told::Input(Input::LogAsked { question, span }));
         });
     }
 
     fn carry_out(&mut self, effect: Effect) {
         match effect {
             Effect::TakeEpoch(partition) => self.take_epoch(partition),
-            Effect::AskLog { partition, epoch } => self.ask_log(partition, epoch),
+            Effect::AskLog { partition, question } => self.ask_log(partition, question),
             Effect::Assign { partition, offset } => self.assign(partition, offset),
             Effect::Drop(partition) => self.drop_partition(partition),
             Effect::Stage(flush) => self.stage(flush),
             Effect::Upload { flush, staged } => self.upload(flush, staged),
-            Effect::Publish { flush, with_object, activity } => self.publish(flush, with_object, &activity),
-            Effect::LookUp(flush) => self.look_up(flush),
+            Effect::Publish { flush, attempt, with_object, activity } => {
+                self.publish(flush, attempt, with_object, &activity);
+            }
+            Effect::LookUp { flush, attempt } => self.look_up(flush, attempt),
             Effect::Release { partition, next } => self.release(partition, next),
             Effect::Pause => {
                 ::metrics::counter!(metrics::PAUSES).increment(1);
@@ -492,7 +495,7 @@ impl Driver {
         });
     }
 
-    fn publish(&mut self, id: FlushId, with_object: bool, activity: &[SessionKey]) {
+    fn publish(&mut self, id: FlushId, attempt: u32, with_object: bool, activity: &[SessionKey]) {
         let Some(work) = self.works.get(&id) else { return };
         let flush = work.flush.clone();
         let assembled = work.assembled.clone().filter(|_| with_object);
@@ -530,11 +533,11 @@ impl Driver {
                     Published::Unknown
                 }
             };
-            let _ = tell.send(Told::Input(Input::Published { flush: id, outcome }));
+            let _ = tell.send(Told::Input(Input::Published { flush: id, attempt, outcome }));
         });
     }
 
-    fn look_up(&self, id: FlushId) {
+    fn look_up(&self, id: FlushId, attempt: u32) {
         let Some(work) = self.works.get(&id) else { return };
         let (partition, next) = (work.flush.partition, work.flush.next);
         let (outside, tell) = (Arc::clone(&self.outside), self.tell.clone());
@@ -546,7 +549,7 @@ impl Driver {
                     None
                 }
             };
-            let _ = tell.send(Told::Input(Input::LookedUp { flush: id, committed }));
+            let _ = tell.send(Told::Input(Input::LookedUp { flush: id, attempt, committed }));
         });
     }
 

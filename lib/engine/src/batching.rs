@@ -43,6 +43,8 @@ pub struct Config {
     pub retry_min_ms: u64,
     /// The longest wait after a failure.
     pub retry_max_ms: u64,
+    /// Any number, another one in each process: spreads the waits of those that fight over a partition.
+    pub spread_seed: u64,
     /// Sessions remembered per partition; one that was forgotten is upserted again, which changes nothing.
     pub sessions_known_max: usize,
     /// Batches remembered per partition; a copy of one that was forgotten is stored, and dropped by readers.
@@ -128,6 +130,10 @@ pub struct Gap {
 /// The number of a flush within its process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FlushId(pub u64);
+
+/// The number of a question for what a log holds, within its process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QuestionId(pub u64);
 
 /// What a flush covers. The driver keeps the bytes by offset.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -245,10 +251,8 @@ pub enum Input {
     EpochFailed(i32),
     /// Kafka said what the log holds.
     LogAsked {
-        /// The partition.
-        partition: i32,
-        /// The epoch under which it was asked.
-        epoch: u64,
+        /// Which question.
+        question: QuestionId,
         /// The answer, or `None` when there was none.
         span: Option<LogSpan>,
     },
@@ -281,6 +285,8 @@ pub enum Input {
     Published {
         /// The flush.
         flush: FlushId,
+        /// Which try.
+        attempt: u32,
         /// How.
         outcome: Published,
     },
@@ -288,6 +294,8 @@ pub enum Input {
     LookedUp {
         /// The flush.
         flush: FlushId,
+        /// Which try.
+        attempt: u32,
         /// The finding.
         committed: Option<bool>,
     },
@@ -306,8 +314,8 @@ pub enum Effect {
     AskLog {
         /// The partition.
         partition: i32,
-        /// The epoch, which the answer names.
-        epoch: u64,
+        /// The question, which the answer names.
+        question: QuestionId,
     },
     /// Read the partition from this offset on; when it is read already, from here on anew, and what is held stays.
     Assign {
@@ -331,13 +339,20 @@ pub enum Effect {
     Publish {
         /// The flush.
         flush: FlushId,
+        /// Which try; the answer names it. One that comes twice is none to the next try.
+        attempt: u32,
         /// Whether an object was uploaded for it.
         with_object: bool,
         /// Sessions whose activity is to be noted.
         activity: Vec<SessionKey>,
     },
     /// Find out whether a publishing whose answer was lost had committed.
-    LookUp(FlushId),
+    LookUp {
+        /// The flush.
+        flush: FlushId,
+        /// Which try; the answer names it.
+        attempt: u32,
+    },
     /// Forget the bytes below this offset.
     Release {
         /// The partition.
@@ -429,6 +444,8 @@ struct InFlight {
     /// Sessions whose activity the publishing notes.
     activity: Vec<SessionKey>,
     phase: Phase,
+    /// Counts publishings and look-ups.
+    attempt: u32,
     failures: u32,
 }
 
@@ -438,6 +455,7 @@ enum State {
     TakingEpoch,
     /// Kafka was asked what the log holds.
     AskingLog {
+        question: QuestionId,
         epoch: u64,
         next_offset: u64,
         last: Option<LastRecord>,
@@ -458,6 +476,8 @@ struct Active {
     published: u64,
     /// The last record that is published.
     last: Option<LastRecord>,
+    /// A question for what the log holds, and what was expected when it was asked: records come while it is answered.
+    asked: Option<(QuestionId, u64)>,
     /// The published record that has to come first, as a proof that the log is the same.
     proof: Option<LastRecord>,
     /// The next offset to come from the log.
@@ -548,6 +568,7 @@ pub struct Machine {
     buffered_bytes: u64,
     paused: bool,
     next_flush: u64,
+    next_question: u64,
     stopping: bool,
     stopped: bool,
 }
@@ -563,6 +584,7 @@ impl Machine {
             buffered_bytes: 0,
             paused: false,
             next_flush: 0,
+            next_question: 0,
             stopping: false,
             stopped: false,
         }
@@ -577,14 +599,14 @@ impl Machine {
                 self.epoch_taken(partition, epoch, next_offset, last);
             }
             Input::EpochFailed(partition) => self.epoch_failed(now_ms, partition),
-            Input::LogAsked { partition, epoch, span } => self.log_asked(now_ms, partition, epoch, span),
+            Input::LogAsked { question, span } => self.log_asked(now_ms, question, span),
             Input::Record { partition, record } => self.record(now_ms, partition, record),
             Input::OutOfRange => self.out_of_range(),
             Input::ReadingStopped(partition) => self.reading_stopped(now_ms, partition),
             Input::Staged { flush, staged } => self.staged(now_ms, flush, staged),
             Input::Uploaded { flush, ok } => self.uploaded(now_ms, flush, ok),
-            Input::Published { flush, outcome } => self.published(now_ms, flush, outcome),
-            Input::LookedUp { flush, committed } => self.looked_up(now_ms, flush, committed),
+            Input::Published { flush, attempt, outcome } => self.published(now_ms, flush, attempt, outcome),
+            Input::LookedUp { flush, attempt, committed } => self.looked_up(now_ms, flush, attempt, committed),
             Input::Tick => {}
             Input::Shutdown => self.stopping = true,
         }
@@ -651,10 +673,12 @@ impl Machine {
     }
 
     fn epoch_taken(&mut self, partition: i32, epoch: u64, next_offset: u64, last: Option<LastRecord>) {
+        let question = QuestionId(self.next_question);
         let Some(entry) = self.partitions.get_mut(&partition) else { return };
         if matches!(entry.state, State::TakingEpoch) {
-            entry.state = State::AskingLog { epoch, next_offset, last };
-            self.effects.push_back(Effect::AskLog { partition, epoch });
+            self.next_question += 1;
+            entry.state = State::AskingLog { question, epoch, next_offset, last };
+            self.effects.push_back(Effect::AskLog { partition, question });
         }
     }
 
@@ -665,58 +689,33 @@ impl Machine {
         }
     }
 
-    fn log_asked(&mut self, now_ms: u64, partition: i32, epoch: u64, span: Option<LogSpan>) {
-        match self.partitions.get(&partition).map(|entry| &entry.state) {
-            Some(State::AskingLog { epoch: asked, next_offset, last }) if *asked == epoch => {
-                let (next_offset, last) = (*next_offset, *last);
-                match span {
-                    Some(span) => self.begin_reading(now_ms, partition, epoch, next_offset, last, span),
-                    None => self.begin_anew(now_ms, partition),
+    fn log_asked(&mut self, now_ms: u64, question: QuestionId, span: Option<LogSpan>) {
+        for (partition, entry) in &mut self.partitions {
+            let partition = *partition;
+            match &mut entry.state {
+                State::AskingLog { question: asked, epoch, next_offset, last } if *asked == question => {
+                    let Some(span) = span else { return self.begin_anew(now_ms, partition) };
+                    let active = Active::new(*epoch, *next_offset, *last);
+                    let next_offset = *next_offset;
+                    entry.state = State::Active(Box::new(active));
+                    return self.read_on(now_ms, partition, next_offset, span);
                 }
+                State::Active(active) if active.asked.is_some_and(|(asked, _)| asked == question) => {
+                    let held = active.asked.take().map_or(active.expected, |(_, expected)| expected);
+                    let Some(span) = span else { return self.begin_anew(now_ms, partition) };
+                    return self.read_on(now_ms, partition, held, span);
+                }
+                // The answer to a question that nobody asks any more.
+                _ => {}
             }
-            Some(State::Active(active)) if active.epoch == epoch => match span {
-                Some(span) => self.go_on_reading(now_ms, partition, span),
-                None => self.begin_anew(now_ms, partition),
-            },
-            // An answer of an assignment before this one.
-            _ => {}
         }
     }
 
-    fn begin_reading(
-        &mut self,
-        now_ms: u64,
-        partition: i32,
-        epoch: u64,
-        next_offset: u64,
-        last: Option<LastRecord>,
-        span: LogSpan,
-    ) {
-        let Some(entry) = self.partitions.get_mut(&partition) else { return };
-        entry.failures = 0;
-        entry.state = State::Active(Box::new(Active {
-            epoch,
-            published: next_offset,
-            last,
-            // Without it, what the log held before is gone, and there is nothing that could be compared.
-            proof: last.filter(|last| last.offset >= span.first),
-            expected: next_offset,
-            buffer: Vec::new(),
-            buffer_bytes: 0,
-            since_ms: 0,
-            gaps: Vec::new(),
-            in_flight: None,
-            known: KnownSessions::default(),
-            batches: KnownBatches::default(),
-        }));
-        self.go_on_reading(now_ms, partition, span);
-    }
-
     /// Reads on as the log allows it: from where it begins when that is behind what is expected, and not at all when it
-    /// ends before.
-    fn go_on_reading(&mut self, now_ms: u64, partition: i32, span: LogSpan) {
+    /// ends before `held`, to which it was known to go when it was asked for its ends.
+    fn read_on(&mut self, now_ms: u64, partition: i32, held: u64, span: LogSpan) {
         let Some(active) = self.active(partition) else { return };
-        if span.next < active.expected {
+        if span.next < held {
             return self.halt(partition);
         }
         let gap = (span.first > active.expected).then_some(Gap { first: active.expected, next: span.first });
@@ -727,6 +726,7 @@ impl Machine {
             active.expected = gap.next;
             active.gaps.push(gap);
         }
+        // Without it, what the log held before is gone, and there is nothing that could be compared.
         active.proof = active.proof.filter(|proof| proof.offset >= span.first);
         let offset = active.proof.map_or(active.expected, |proof| proof.offset);
         self.effects.extend(gap.map(|gap| Effect::AlarmGap { partition, gap }));
@@ -745,21 +745,25 @@ impl Machine {
 
     /// Any partition may be the one. Those that are in order are read on from where they are.
     fn out_of_range(&mut self) {
-        for (partition, entry) in &self.partitions {
-            if let State::Active(active) = &entry.state {
-                self.effects.push_back(Effect::AskLog { partition: *partition, epoch: active.epoch });
+        for (partition, entry) in &mut self.partitions {
+            if let State::Active(active) = &mut entry.state {
+                let question = QuestionId(self.next_question);
+                self.next_question += 1;
+                active.asked = Some((question, active.expected));
+                self.effects.push_back(Effect::AskLog { partition: *partition, question });
             }
         }
     }
 
-    /// A new epoch is taken later. Doubling waits, spread by the partition's number: two batchers that fight over one
-    /// partition must not do so in step.
+    /// A new epoch is taken later. The waits double until something was published, and are spread: two batchers that fight
+    /// over one partition must not do so in step, or so quickly that neither comes to publish.
     fn back_off(&mut self, now_ms: u64, partition: i32) {
         let config = self.config;
         let Some(entry) = self.partitions.get_mut(&partition) else { return };
         let wait = backoff_ms(&config, entry.failures);
+        let spread = spread(config.spread_seed, partition, entry.failures) % (wait + 1);
         entry.failures = entry.failures.saturating_add(1);
-        entry.state = State::Backoff { until_ms: now_ms + wait + wait * (partition.unsigned_abs() as u64 % 8) / 8 };
+        entry.state = State::Backoff { until_ms: now_ms + wait + spread };
     }
 
     fn record(&mut self, now_ms: u64, partition: i32, record: RecordMeta) {
@@ -839,15 +843,17 @@ impl Machine {
         let Some(active) = self.active_of(flush) else { return };
         let Some(flight) = active.in_flight.as_mut() else { return };
         flight.phase = Phase::Publishing { with_object };
+        flight.attempt += 1;
+        let attempt = flight.attempt;
         let due = |key: &&SessionKey| active.known.noted_ms.get(key).is_none_or(|noted| now_ms >= noted + interval_ms);
         let activity: Vec<SessionKey> = flight.flush.sessions.iter().filter(due).copied().collect();
         flight.activity.clone_from(&activity);
-        self.effects.push_back(Effect::Publish { flush, with_object, activity });
+        self.effects.push_back(Effect::Publish { flush, attempt, with_object, activity });
     }
 
-    fn published(&mut self, now_ms: u64, flush: FlushId, outcome: Published) {
+    fn published(&mut self, now_ms: u64, flush: FlushId, attempt: u32, outcome: Published) {
         let config = self.config;
-        let Some(flight) = self.in_flight(flush) else { return };
+        let Some(flight) = self.in_flight(flush).filter(|flight| flight.attempt == attempt) else { return };
         let Phase::Publishing { with_object } = flight.phase else { return };
         match outcome {
             Published::Committed => self.committed(now_ms, flush),
@@ -857,16 +863,21 @@ impl Machine {
                 }
             }
             Published::Failed => flight.wait(&config, now_ms, Retry::Publish { with_object }),
-            Published::Unknown => {
-                flight.phase = Phase::LookingUp { with_object };
-                self.effects.push_back(Effect::LookUp(flush));
-            }
+            Published::Unknown => self.look_up(flush, with_object),
         }
     }
 
-    fn looked_up(&mut self, now_ms: u64, flush: FlushId, committed: Option<bool>) {
-        let config = self.config;
+    fn look_up(&mut self, flush: FlushId, with_object: bool) {
         let Some(flight) = self.in_flight(flush) else { return };
+        flight.phase = Phase::LookingUp { with_object };
+        flight.attempt += 1;
+        let attempt = flight.attempt;
+        self.effects.push_back(Effect::LookUp { flush, attempt });
+    }
+
+    fn looked_up(&mut self, now_ms: u64, flush: FlushId, attempt: u32, committed: Option<bool>) {
+        let config = self.config;
+        let Some(flight) = self.in_flight(flush).filter(|flight| flight.attempt == attempt) else { return };
         let Phase::LookingUp { with_object } = flight.phase else { return };
         match committed {
             Some(true) => self.committed(now_ms, flush),
@@ -878,8 +889,11 @@ impl Machine {
     fn committed(&mut self, now_ms: u64, flush: FlushId) {
         let (known_max, batches_max) = (self.config.sessions_known_max, self.config.batches_known_max);
         let Some(partition) = self.partition_of(flush) else { return };
-        let Some(Partition { state: State::Active(active), .. }) = self.partitions.get_mut(&partition) else { return };
+        let Some(Partition { state: State::Active(active), failures }) = self.partitions.get_mut(&partition) else {
+            return;
+        };
         let Some(flight) = active.in_flight.take() else { return };
+        *failures = 0;
         debug_assert!(flight.flush.next >= active.published, "B1");
         active.published = flight.flush.next;
         active.last = flight.flush.last;
@@ -970,11 +984,7 @@ impl Machine {
                 self.effects.push_back(Effect::Stage(again));
             }
             Retry::Publish { with_object } => self.publish(now_ms, flush, with_object),
-            Retry::LookUp { with_object } => {
-                let Some(flight) = self.in_flight(flush) else { return };
-                flight.phase = Phase::LookingUp { with_object };
-                self.effects.push_back(Effect::LookUp(flush));
-            }
+            Retry::LookUp { with_object } => self.look_up(flush, with_object),
         }
     }
 
@@ -1008,6 +1018,7 @@ impl Machine {
             staged: Staged::default(),
             activity: Vec::new(),
             phase: Phase::Staging,
+            attempt: 0,
             failures: 0,
         });
         self.next_flush += 1;
@@ -1051,6 +1062,24 @@ impl Machine {
 }
 
 impl Active {
+    fn new(epoch: u64, next_offset: u64, last: Option<LastRecord>) -> Self {
+        Self {
+            epoch,
+            published: next_offset,
+            last,
+            asked: None,
+            proof: last,
+            expected: next_offset,
+            buffer: Vec::new(),
+            buffer_bytes: 0,
+            since_ms: 0,
+            gaps: Vec::new(),
+            in_flight: None,
+            known: KnownSessions::default(),
+            batches: KnownBatches::default(),
+        }
+    }
+
     fn has_work(&self) -> bool {
         !self.buffer.is_empty() || !self.gaps.is_empty()
     }
@@ -1112,6 +1141,14 @@ impl Partition {
 
 fn backoff_ms(config: &Config, failures: u32) -> u64 {
     config.retry_min_ms.saturating_mul(1 << failures.min(16)).min(config.retry_max_ms)
+}
+
+/// SplitMix64's finalizer (Steele, Lea, Flood, 2014) over what tells one wait from another.
+fn spread(seed: u64, partition: i32, failures: u32) -> u64 {
+    let mut z = seed ^ (u64::from(partition.unsigned_abs()) << 32) ^ u64::from(failures);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }
 
 #[cfg(test)]

@@ -12,6 +12,8 @@ const CONFIG: Config = Config {
     activity_interval_ms: 5_000,
     retry_min_ms: 100,
     retry_max_ms: 1_000,
+    // Zero spreads the first waits of partition 0 by nothing.
+    spread_seed: 0,
     sessions_known_max: 100,
     batches_known_max: 100,
 };
@@ -31,6 +33,15 @@ fn batch_at(offset: u64, session: u128, seq: u32, content: u64, bytes: u64) -> R
 
 fn staged(flush: &Flush) -> Input {
     Input::Staged { flush: flush.id, staged: Some(Staged::default()) }
+}
+
+fn uploaded(flush: &Flush) -> Input {
+    Input::Uploaded { flush: flush.id, ok: true }
+}
+
+/// The answer to the first publishing of a flush.
+fn published(flush: &Flush, outcome: Published) -> Input {
+    Input::Published { flush: flush.id, attempt: 1, outcome }
 }
 
 fn refusing(flush: &Flush, session: u128) -> Staged {
@@ -73,16 +84,23 @@ impl Run {
     /// Gives an epoch, and a log that holds all from `offset` on, and nothing before.
     fn begin(&mut self, partition: i32, offset: u64, epoch: u64) {
         let effects = self.give(Input::EpochTaken { partition, epoch, next_offset: offset, last: None });
-        assert_eq!(effects, [Effect::AskLog { partition, epoch }]);
         let span = Some(LogSpan { first: offset, next: offset + 100 });
-        assert_eq!(self.give(Input::LogAsked { partition, epoch, span }), [Effect::Assign { partition, offset }]);
+        let answer = Input::LogAsked { question: Self::question_of(&effects), span };
+        assert_eq!(self.give(answer), [Effect::Assign { partition, offset }]);
     }
 
     /// What follows when the index says this, and the log that.
     fn begin_with(&mut self, next_offset: u64, last: Option<LastRecord>, span: LogSpan) -> Vec<Effect> {
         self.give(Input::Assigned(0));
-        self.give(Input::EpochTaken { partition: 0, epoch: 1, next_offset, last });
-        self.give(Input::LogAsked { partition: 0, epoch: 1, span: Some(span) })
+        let effects = self.give(Input::EpochTaken { partition: 0, epoch: 1, next_offset, last });
+        self.give(Input::LogAsked { question: Self::question_of(&effects), span: Some(span) })
+    }
+
+    fn question_of(effects: &[Effect]) -> QuestionId {
+        match effects {
+            [Effect::AskLog { question, .. }] => *question,
+            other => panic!("no question in {other:?}"),
+        }
     }
 
     fn record(&mut self, partition: i32, record: RecordMeta) -> Vec<Effect> {
@@ -99,8 +117,8 @@ impl Run {
     /// Takes a flush through to its commit.
     fn commit(&mut self, flush: &Flush) {
         self.give(staged(flush));
-        self.give(Input::Uploaded { flush: flush.id, ok: true });
-        let effects = self.give(Input::Published { flush: flush.id, outcome: Published::Committed });
+        self.give(uploaded(flush));
+        let effects = self.give(published(flush, Published::Committed));
         assert!(effects.contains(&Effect::Release { partition: flush.partition, next: flush.next }));
     }
 }
@@ -119,9 +137,12 @@ fn a_flush_is_staged_uploaded_and_published_in_this_order() {
     let answer = refusing(&flush, 2);
     let effects = run.give(Input::Staged { flush: flush.id, staged: Some(answer.clone()) });
     assert_eq!(effects, [Effect::Upload { flush: flush.id, staged: answer }]);
-    let effects = run.give(Input::Uploaded { flush: flush.id, ok: true });
-    assert_eq!(effects, [Effect::Publish { flush: flush.id, with_object: true, activity: vec![key(1), key(2)] }]);
-    let effects = run.give(Input::Published { flush: flush.id, outcome: Published::Committed });
+    let effects = run.give(uploaded(&flush));
+    assert_eq!(
+        effects,
+        [Effect::Publish { flush: flush.id, attempt: 1, with_object: true, activity: vec![key(1), key(2)] }]
+    );
+    let effects = run.give(published(&flush, Published::Committed));
     assert_eq!(effects, [Effect::Release { partition: 0, next: 12 }]);
     let count = run.machine.conservation();
     assert_eq!((count.chunked, count.dropped_deleted, count.buffered), (1, 1, 0));
@@ -148,14 +169,14 @@ fn known_sessions_are_not_first_seen_again_and_activity_is_throttled() {
     let flush = Run::stage_of(&run.record(0, batch(1, 1, 1_000)));
     assert_eq!(flush.first_seen, []);
     run.give(staged(&flush));
-    let effects = run.give(Input::Uploaded { flush: flush.id, ok: true });
-    assert_eq!(effects, [Effect::Publish { flush: flush.id, with_object: true, activity: vec![] }]);
-    run.give(Input::Published { flush: flush.id, outcome: Published::Committed });
+    let effects = run.give(uploaded(&flush));
+    assert_eq!(effects, [Effect::Publish { flush: flush.id, attempt: 1, with_object: true, activity: vec![] }]);
+    run.give(published(&flush, Published::Committed));
     run.now_ms += 1;
     let flush = Run::stage_of(&run.record(0, batch(2, 1, 1_000)));
     run.give(staged(&flush));
-    let effects = run.give(Input::Uploaded { flush: flush.id, ok: true });
-    assert_eq!(effects, [Effect::Publish { flush: flush.id, with_object: true, activity: vec![key(1)] }]);
+    let effects = run.give(uploaded(&flush));
+    assert_eq!(effects, [Effect::Publish { flush: flush.id, attempt: 1, with_object: true, activity: vec![key(1)] }]);
 }
 
 #[test]
@@ -169,7 +190,7 @@ fn b10_a_failed_upload_is_staged_under_another_number() {
     assert_ne!(again.id, flush.id);
     assert_eq!((again.first, again.next, &again.records), (flush.first, flush.next, &flush.records));
     // The late answer of the burnt attempt changes nothing.
-    assert_eq!(run.give(Input::Uploaded { flush: flush.id, ok: true }), []);
+    assert_eq!(run.give(uploaded(&flush)), []);
     run.commit(&again);
 }
 
@@ -179,8 +200,8 @@ fn b5_a_lost_swap_drops_the_buffer_and_takes_a_new_epoch_after_a_wait() {
     let flush = Run::stage_of(&run.record(0, batch(0, 1, 1_000)));
     run.record(0, batch(1, 1, 10));
     run.give(staged(&flush));
-    run.give(Input::Uploaded { flush: flush.id, ok: true });
-    let effects = run.give(Input::Published { flush: flush.id, outcome: Published::Lost });
+    run.give(uploaded(&flush));
+    let effects = run.give(published(&flush, Published::Lost));
     assert_eq!(effects, [Effect::Drop(0)]);
     assert_eq!((run.machine.conservation().returned, run.machine.buffered_bytes()), (2, 0));
     // Records that were still on their way are not taken under no epoch.
@@ -195,12 +216,17 @@ fn a_lost_answer_is_looked_up_and_then_decided() {
         let mut run = Run::owning(0, 0);
         let flush = Run::stage_of(&run.record(0, batch(0, 1, 1_000)));
         run.give(staged(&flush));
-        run.give(Input::Uploaded { flush: flush.id, ok: true });
-        let effects = run.give(Input::Published { flush: flush.id, outcome: Published::Unknown });
-        assert_eq!(effects, [Effect::LookUp(flush.id)]);
-        assert_eq!(run.give(Input::LookedUp { flush: flush.id, committed: None }), []);
-        assert_eq!(run.wait(100), [Effect::LookUp(flush.id)]);
-        let effects = run.give(Input::LookedUp { flush: flush.id, committed: Some(committed) });
+        run.give(uploaded(&flush));
+        let effects = run.give(published(&flush, Published::Unknown));
+        let look_up = |attempt| Effect::LookUp { flush: flush.id, attempt };
+        let looked_up = |attempt, committed| Input::LookedUp { flush: flush.id, attempt, committed };
+        assert_eq!(effects, [look_up(2)]);
+        assert_eq!(run.give(looked_up(2, None)), []);
+        assert_eq!(run.wait(100), [look_up(3)]);
+        // Answers to what is not asked any more.
+        assert_eq!(run.give(looked_up(2, Some(!committed))), []);
+        assert_eq!(run.give(published(&flush, Published::Failed)), []);
+        let effects = run.give(looked_up(3, Some(committed)));
         if committed {
             assert_eq!(effects, [Effect::Release { partition: 0, next: 1 }]);
         } else {
@@ -229,13 +255,13 @@ fn b7_reading_pauses_at_the_bound_and_resumes_below_half_of_it() {
     let second = Run::stage_of(&run.record(1, batch(0, 1, 1_400)));
     assert_eq!(run.record(0, batch(1, 1, 200)), [Effect::Pause]);
     run.give(staged(&first));
-    run.give(Input::Uploaded { flush: first.id, ok: true });
-    let effects = run.give(Input::Published { flush: first.id, outcome: Published::Committed });
+    run.give(uploaded(&first));
+    let effects = run.give(published(&first, Published::Committed));
     // Still above half: paused, and what is left goes out at once.
     assert!(!effects.contains(&Effect::Resume));
     run.give(staged(&second));
-    run.give(Input::Uploaded { flush: second.id, ok: true });
-    let effects = run.give(Input::Published { flush: second.id, outcome: Published::Committed });
+    run.give(uploaded(&second));
+    let effects = run.give(published(&second, Published::Committed));
     assert!(effects.contains(&Effect::Resume));
 }
 
@@ -313,20 +339,26 @@ fn b6_an_offset_out_of_range_costs_the_partition_that_it_was_and_no_other() {
     run.own(1, 0, 2);
     run.record(0, batch(3, 1, 10));
     run.record(1, batch(0, 1, 10));
-    let asked = [Effect::AskLog { partition: 0, epoch: 1 }, Effect::AskLog { partition: 1, epoch: 2 }];
-    assert_eq!(run.give(Input::OutOfRange), asked);
-    let asked =
-        |partition, epoch, first, next| Input::LogAsked { partition, epoch, span: Some(LogSpan { first, next }) };
+    let asked = |run: &mut Run| match run.give(Input::OutOfRange).as_slice() {
+        [Effect::AskLog { partition: 0, question: one }, Effect::AskLog { partition: 1, question: other }] => {
+            (*one, *other)
+        }
+        other => panic!("{other:?}"),
+    };
+    let answer = |question, first, next| Input::LogAsked { question, span: Some(LogSpan { first, next }) };
+    let (one, other) = asked(&mut run);
     let gap = Gap { first: 4, next: 9 };
-    let effects = run.give(asked(0, 1, 9, 20));
+    let effects = run.give(answer(one, 9, 20));
     assert_eq!(effects, [Effect::AlarmGap { partition: 0, gap }, Effect::Assign { partition: 0, offset: 9 }]);
-    assert_eq!(run.give(asked(1, 2, 0, 20)), [Effect::Assign { partition: 1, offset: 1 }]);
-    assert_eq!((run.machine.conservation().buffered, run.machine.conservation().returned), (2, 0));
-    // An answer from before an epoch is none of this one's.
-    assert_eq!(run.give(asked(1, 1, 5, 20)), []);
-    // The log ends before what is held already.
-    assert_eq!(run.give(asked(1, 2, 0, 0)), [Effect::Drop(1), Effect::AlarmForeign(1)]);
-    assert_eq!(run.machine.conservation().returned, 1);
+    // What came while the question was open does not stand against its answer.
+    run.record(1, batch(1, 1, 10));
+    assert_eq!(run.give(answer(other, 0, 1)), [Effect::Assign { partition: 1, offset: 2 }]);
+    assert_eq!((run.machine.conservation().buffered, run.machine.conservation().returned), (3, 0));
+    // The log ends before what was held already; an answer that comes again is none to a later question.
+    let (_, again) = asked(&mut run);
+    assert_eq!(run.give(answer(other, 0, 0)), []);
+    assert_eq!(run.give(answer(again, 0, 1)), [Effect::Drop(1), Effect::AlarmForeign(1)]);
+    assert_eq!(run.machine.conservation().returned, 2);
     let flush = Run::stage_of(&run.wait(1_000));
     assert_eq!((flush.first, flush.next, flush.gaps, flush.last.unwrap().offset), (3, 9, vec![gap], 3));
 }
@@ -335,8 +367,9 @@ fn b6_an_offset_out_of_range_costs_the_partition_that_it_was_and_no_other() {
 fn kafka_that_does_not_say_what_the_log_holds_is_asked_again_later() {
     let mut run = Run::new();
     run.give(Input::Assigned(0));
-    run.give(Input::EpochTaken { partition: 0, epoch: 1, next_offset: 0, last: None });
-    assert_eq!(run.give(Input::LogAsked { partition: 0, epoch: 1, span: None }), [Effect::Drop(0)]);
+    let effects = run.give(Input::EpochTaken { partition: 0, epoch: 1, next_offset: 0, last: None });
+    let question = Run::question_of(&effects);
+    assert_eq!(run.give(Input::LogAsked { question, span: None }), [Effect::Drop(0)]);
     assert_eq!(run.wait(100), [Effect::TakeEpoch(0)]);
     run.begin(0, 0, 2);
 }
@@ -347,8 +380,8 @@ fn the_last_published_record_stays_known_over_flushes_without_records() {
     let flush = Run::stage_of(&run.record(0, batch(3, 1, 1_000)));
     assert_eq!(flush.last, Some(LastRecord { offset: 3, fingerprint: 3 }));
     run.commit(&flush);
-    run.give(Input::OutOfRange);
-    run.give(Input::LogAsked { partition: 0, epoch: 1, span: Some(LogSpan { first: 8, next: 8 }) });
+    let question = Run::question_of(&run.give(Input::OutOfRange));
+    run.give(Input::LogAsked { question, span: Some(LogSpan { first: 8, next: 8 }) });
     let flush = Run::stage_of(&run.wait(1_000));
     assert_eq!((flush.first, flush.next, flush.has_object()), (4, 8, false));
     assert_eq!(flush.last, Some(LastRecord { offset: 3, fingerprint: 3 }));
@@ -392,8 +425,8 @@ fn only_what_was_stored_makes_copies() {
     // Also the second: nobody knows whether the first can be read again.
     let quarantined = Fate::Quarantined(QuarantineReason::SessionKey);
     assert!(flush.records.iter().all(|record| staged.fate(&record.kind) == quarantined));
-    run.give(Input::Uploaded { flush: flush.id, ok: true });
-    run.give(Input::Published { flush: flush.id, outcome: Published::Committed });
+    run.give(uploaded(&flush));
+    run.give(published(&flush, Published::Committed));
     assert_eq!(run.machine.conservation().quarantined, 2);
     // Replayed once its key opens again, it is stored.
     run.record(0, batch_at(2, 1, 5, 50, 10));
@@ -436,8 +469,8 @@ fn shutdown_flushes_what_is_buffered_and_then_stops() {
     run.record(0, batch(0, 1, 10));
     let flush = Run::stage_of(&run.give(Input::Shutdown));
     run.give(staged(&flush));
-    run.give(Input::Uploaded { flush: flush.id, ok: true });
-    let effects = run.give(Input::Published { flush: flush.id, outcome: Published::Committed });
+    run.give(uploaded(&flush));
+    let effects = run.give(published(&flush, Published::Committed));
     assert_eq!(effects, [Effect::Release { partition: 0, next: 1 }, Effect::Stopped]);
 }
 
@@ -513,11 +546,42 @@ fn activity_that_became_due_while_publishing_is_noted_by_the_next_flush() {
     run.now_ms += 4_999;
     let flush = Run::stage_of(&run.record(0, batch(1, 1, 1_000)));
     run.give(staged(&flush));
-    run.give(Input::Uploaded { flush: flush.id, ok: true });
+    run.give(uploaded(&flush));
     run.now_ms += 1;
-    run.give(Input::Published { flush: flush.id, outcome: Published::Committed });
+    run.give(published(&flush, Published::Committed));
     let flush = Run::stage_of(&run.record(0, batch(2, 1, 1_000)));
     run.give(staged(&flush));
-    let effects = run.give(Input::Uploaded { flush: flush.id, ok: true });
-    assert_eq!(effects, [Effect::Publish { flush: flush.id, with_object: true, activity: vec![key(1)] }]);
+    let effects = run.give(uploaded(&flush));
+    assert_eq!(effects, [Effect::Publish { flush: flush.id, attempt: 1, with_object: true, activity: vec![key(1)] }]);
+}
+
+/// Goal: two that fight over a partition do not do so for ever, nor in step. Method: swaps are lost again and again; the waits
+/// grow, differ between processes, and are short again once something was published.
+#[test]
+fn waits_after_lost_swaps_grow_until_something_is_published() {
+    let waits = |spread_seed| {
+        let mut run = Run { machine: Machine::new(Config { spread_seed, ..CONFIG }), now_ms: 0 };
+        run.own(0, 0, 1);
+        let mut waits = Vec::new();
+        for epoch in 2..8 {
+            let flush = Run::stage_of(&run.record(0, batch(0, 1, 1_000)));
+            run.give(staged(&flush));
+            run.give(uploaded(&flush));
+            run.give(published(&flush, Published::Lost));
+            let wait = run.machine.poll_timeout().unwrap() - run.now_ms;
+            waits.push(wait);
+            assert_eq!(run.wait(wait), [Effect::TakeEpoch(0)]);
+            run.begin(0, 0, epoch);
+        }
+        let flush = Run::stage_of(&run.record(0, batch(0, 1, 1_000)));
+        run.commit(&flush);
+        run.give(Input::ReadingStopped(0));
+        assert!(run.machine.poll_timeout().unwrap() - run.now_ms <= 200);
+        waits
+    };
+    let (one, other) = (waits(1), waits(2));
+    assert_ne!(one, other);
+    for (wait, least) in one.iter().zip([100, 200, 400, 800, 1_000, 1_000]) {
+        assert!((least..=least * 2).contains(wait), "{one:?}");
+    }
 }

@@ -1,0 +1,149 @@
+//! What goes wrong in a run: each seed draws its own mixture, so that some runs have one fault only and others nearly all.
+
+use fastrand::Rng;
+
+/// Faults that come by themselves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Crash,
+    Pause,
+    Shutdown,
+    ClockJump,
+    DatabaseClockJump,
+    Grow,
+    Trim,
+    Recreate,
+    Delete,
+    CloseKey,
+}
+
+/// A mixture. Rates are mean times between two, in milliseconds; chances are of a thousand.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Faults {
+    pub(crate) rebalance_ms: Option<u64>,
+    pub(crate) crash_ms: Option<u64>,
+    pub(crate) pause_ms: Option<u64>,
+    pub(crate) shutdown_ms: Option<u64>,
+    pub(crate) clock_ms: Option<u64>,
+    pub(crate) database_clock_ms: Option<u64>,
+    pub(crate) grow_ms: Option<u64>,
+    pub(crate) trim_ms: Option<u64>,
+    pub(crate) recreate_ms: Option<u64>,
+    pub(crate) delete_ms: Option<u64>,
+    pub(crate) close_key_ms: Option<u64>,
+    /// Operations that take long.
+    pub(crate) slow: u32,
+    /// Operations that fail without an effect.
+    pub(crate) failing: u32,
+    /// Operations that are done and whose answer is lost, or that are given up and done later.
+    pub(crate) answer_lost: u32,
+    /// Answers that come twice.
+    pub(crate) doubled: u32,
+    /// The longest time between two produced bursts.
+    pub(crate) produce_ms: u64,
+}
+
+impl Faults {
+    pub(crate) fn draw(rng: &mut Rng) -> Self {
+        // In a third of the runs a fault is likely, in another it is rare.
+        let liveliness = [150, 450, 800][rng.usize(0..3)];
+        let mut rate = |least: u64, most: u64| {
+            let comes = rng.u32(0..1_000) < liveliness;
+            let rate_ms = rng.u64(least..most);
+            comes.then_some(rate_ms)
+        };
+        let mut faults = Self {
+            rebalance_ms: rate(150, 2_000),
+            crash_ms: rate(200, 3_000),
+            pause_ms: rate(200, 3_000),
+            shutdown_ms: rate(500, 4_000),
+            clock_ms: rate(300, 4_000),
+            database_clock_ms: rate(300, 4_000),
+            grow_ms: rate(800, 5_000),
+            trim_ms: rate(500, 5_000),
+            recreate_ms: rate(1_000, 5_000),
+            delete_ms: rate(100, 2_000),
+            close_key_ms: rate(300, 3_000),
+            ..Self::default()
+        };
+        let mut chance = |most: u32| if rng.u32(0..1_000) < liveliness { rng.u32(1..most) } else { 0 };
+        faults.slow = chance(200);
+        faults.failing = chance(200);
+        faults.answer_lost = chance(200);
+        faults.doubled = chance(200);
+        faults.produce_ms = rng.u64(8..60);
+        faults
+    }
+
+    /// The faults that begin by themselves, with their rates. Rebalances begin with the run.
+    pub(crate) fn schedule(&self) -> Vec<(u64, Kind)> {
+        [
+            (self.crash_ms, Kind::Crash),
+            (self.pause_ms, Kind::Pause),
+            (self.shutdown_ms, Kind::Shutdown),
+            (self.clock_ms, Kind::ClockJump),
+            (self.database_clock_ms, Kind::DatabaseClockJump),
+            (self.grow_ms, Kind::Grow),
+            (self.trim_ms, Kind::Trim),
+            (self.recreate_ms, Kind::Recreate),
+            (self.delete_ms, Kind::Delete),
+            (self.close_key_ms, Kind::CloseKey),
+        ]
+        .into_iter()
+        .filter_map(|(rate_ms, kind)| Some((rate_ms?, kind)))
+        .collect()
+    }
+}
+
+macro_rules! happened {
+    ($($field:ident $what:literal,)*) => {
+        /// How often what was to be tried did happen: a simulation in which a fault never comes shows nothing.
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+        pub(crate) struct Happened {
+            $(pub(crate) $field: u64,)*
+        }
+
+        impl Happened {
+            pub(crate) fn add(&mut self, other: &Self) {
+                $(self.$field += other.$field;)*
+            }
+
+            pub(crate) fn list(&self) -> Vec<(&'static str, u64)> {
+                vec![$(($what, self.$field),)*]
+            }
+        }
+    };
+}
+
+happened! {
+    records "records published",
+    commits "flushes published",
+    crashes "crashes",
+    zombies "processes frozen for longer than their group waits",
+    shutdowns "processes that were asked to stop",
+    rebalances "rebalances",
+    growths "partitions added",
+    recreations "topics made anew",
+    halts "partitions halted",
+    lost_to_retention "records that retention took before they were published",
+    gaps "gaps published",
+    slow "slow operations",
+    failed "operations that failed",
+    answers_lost "operations that were done and whose answer was lost",
+    done_late "operations that were done after they were given up",
+    doubled "answers that came twice",
+    ambiguous_committed "commits without an answer that had committed",
+    ambiguous_aborted "commits without an answer that had not",
+    lost_swaps "publishings that changed no row",
+    condemned "staged objects condemned",
+    deletions "sessions deleted",
+    keys_late "keys inserted behind their shredding",
+    dropped_deleted "records left out since their session was deleted",
+    retries "batches sent again",
+    copies "batches noted as copies",
+    unreadable "unreadable records",
+    set_aside "records set aside since their session's key did not open",
+    pauses "pauses at the memory bound",
+    clock_jumps "clocks that jumped",
+    database_clock_jumps "jumps of the database's clock",
+}

@@ -1,0 +1,74 @@
+//! Protocols broken on purpose. They change what the driver of the simulation does with the machine's effects, or what the
+//! models do; the checker has to find each of them.
+
+/// A broken protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Mutant {
+    /// An upload counts as done when it begins.
+    PublishBeforeUpload,
+    /// An upload that failed counts as done.
+    FailedUploadTakenAsDone,
+    /// Publishing does not compare the epoch.
+    NoEpochCheck,
+    /// Publishing does not compare the offset, and a commit whose answer was lost is tried again.
+    ProgressWithoutSwap,
+    /// A publishing that changed no row counts as committed.
+    LostSwapTakenAsCommitted,
+    /// Progress is committed before the object becomes live.
+    PublishInTwoTransactions,
+    /// A flush that is staged anew keeps its object's name.
+    NameReuse,
+    /// An assignment clears the buffers of all other partitions.
+    ClearsAllBuffersOnAssign,
+    /// Old staged objects are removed by what they were when the collector looked.
+    CollectorByAgeAlone,
+    /// Publishing does not look whether the object is staged still.
+    PublishesWhatIsCondemned,
+    /// A commit whose answer was lost counts as failed.
+    AmbiguousTakenAsFailed,
+    /// A commit whose answer was lost counts as committed.
+    AmbiguousTakenAsCommitted,
+    /// The look-up does not wait for a transaction that is still on its way.
+    LookUpWithoutLock,
+    /// First rows are inserted by NOT EXISTS, without a lock.
+    FirstSightByNotExists,
+    /// First rows are not written.
+    FirstSightForgotten,
+    /// Deleted sessions are stored like all others.
+    DeletedAreStored,
+    /// A key that comes late replaces a shredded one.
+    LateKeyOverwrites,
+    /// A partition is read on from what was noted at Kafka.
+    OffsetsFromKafka,
+    /// Gaps are left out when publishing.
+    SilentGaps,
+    /// The fingerprint of the last record is not compared.
+    FingerprintForgotten,
+    /// What was read before counts as stored before.
+    CopiesOfWhatWasRead,
+}
+
+/// All of them.
+pub(crate) const ALL: &[Mutant] = &[
+    Mutant::PublishBeforeUpload,
+    Mutant::FailedUploadTakenAsDone,
+    Mutant::NoEpochCheck,
+    Mutant::ProgressWithoutSwap,
+    Mutant::LostSwapTakenAsCommitted,
+    Mutant::PublishInTwoTransactions,
+    Mutant::NameReuse,
+    Mutant::ClearsAllBuffersOnAssign,
+    Mutant::CollectorByAgeAlone,
+    Mutant::PublishesWhatIsCondemned,
+    Mutant::AmbiguousTakenAsFailed,
+    Mutant::AmbiguousTakenAsCommitted,
+    Mutant::LookUpWithoutLock,
+    Mutant::FirstSightByNotExists,
+    Mutant::FirstSightForgotten,
+    Mutant::DeletedAreStored,
+    Mutant::LateKeyOverwrites,
+    Mutant::OffsetsFromKafka,
+    Mutant::SilentGaps,
+    Mutant::FingerprintForgotten,
+    Mutant::CopiesOfWhatWasRead,
+];

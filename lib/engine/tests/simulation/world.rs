@@ -1,0 +1,878 @@
+//! One run: batchers, clients, an operator and a collector around the models, driven by a queue of events in virtual time.
+//! Every choice comes from the seed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use engine::batching::{
+    Config, Effect, Fate, Flush, FlushId, Input, Machine, Published, QuestionId, RecordKind, RecordMeta, Staged,
+};
+use fastrand::Rng;
+use schemas::shared_object::QuarantineReason;
+use schemas::{SessionId, SessionKey, StreamSeq, WorkspaceId};
+use uuid::Uuid;
+
+mod check;
+mod process;
+
+use crate::faults::{Faults, Happened, Kind};
+use crate::log::{Fetched, Log, Record};
+use crate::mutants::Mutant;
+use crate::store::{Bucket, Entry, Index, KeyRow, KeyStore, ObjectNumber, ObjectState, Publishing, Stored, Violation};
+
+/// Times in milliseconds.
+const SAFETY_MS: u64 = 5_000;
+/// After the healing all must be in order within this.
+const LIVENESS_MS: u64 = 60_000;
+const SESSION_TIMEOUT_MS: u64 = 400;
+const LOCK_TIMEOUT_MS: u64 = 300;
+const STAGED_GRACE_MS: u64 = 1_500;
+const CONDEMNED_GRACE_MS: u64 = 300;
+
+/// Each run draws its own bounds; these stay.
+const CONFIG: Config = Config {
+    flush_age_ms: 120,
+    flush_bytes: 1_000,
+    buffer_bytes_max: 3_000,
+    activity_interval_ms: 1_000,
+    retry_min_ms: 10,
+    retry_max_ms: 300,
+    // Another one in each process.
+    spread_seed: 0,
+    sessions_known_max: 12,
+    batches_known_max: 25,
+};
+const RECORD_BYTES_MAX: u64 = 400;
+
+/// A process: the number of a batcher, and how often it was started.
+type Process = (usize, u64);
+
+#[derive(Debug)]
+struct Work {
+    flush: Flush,
+    /// The flush's records as the log has them: the checker's, which no mutant touches.
+    truth: Vec<Record>,
+    held: Vec<Record>,
+    object: Option<ObjectNumber>,
+    staged: Staged,
+    content: Option<Vec<Entry>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Reading {
+    position: u64,
+    generation: usize,
+}
+
+#[derive(Debug)]
+struct Node {
+    incarnation: u64,
+    is_alive: bool,
+    is_stopping: bool,
+    paused_until: Option<u64>,
+    machine: Machine,
+    /// How far its clock is ahead of the world's.
+    skew_ms: u64,
+    /// Partitions that it believes to own, with the topic's life that it was given.
+    assigned: BTreeMap<i32, usize>,
+    reading: BTreeMap<i32, Reading>,
+    is_reading_paused: bool,
+    held: BTreeMap<(i32, u64), Record>,
+    /// The same, as the log had it: the checker's, which no mutant touches.
+    truth: BTreeMap<(i32, u64), Record>,
+    works: BTreeMap<FlushId, Work>,
+    /// Records that the machine has taken in and not let go of.
+    taken: BTreeMap<i32, u64>,
+    /// The number of the tick that counts.
+    tick: u64,
+    /// Names by partition, for the mutant that keeps them.
+    names: BTreeMap<i32, ObjectNumber>,
+    /// Batches read, for the mutant that takes them for stored.
+    read: BTreeSet<(SessionKey, StreamSeq)>,
+}
+
+impl Node {
+    fn new(config: Config, number: usize, incarnation: u64) -> Self {
+        let spread_seed = number as u64 * 1_000 + incarnation;
+        Self {
+            incarnation,
+            is_alive: true,
+            is_stopping: false,
+            paused_until: None,
+            machine: Machine::new(Config { spread_seed, ..config }),
+            skew_ms: 0,
+            assigned: BTreeMap::new(),
+            reading: BTreeMap::new(),
+            is_reading_paused: false,
+            held: BTreeMap::new(),
+            truth: BTreeMap::new(),
+            works: BTreeMap::new(),
+            taken: BTreeMap::new(),
+            tick: 0,
+            names: BTreeMap::new(),
+            read: BTreeSet::new(),
+        }
+    }
+}
+
+/// What is under way between a process and its surroundings.
+#[derive(Debug, Clone)]
+enum Op {
+    TakeEpoch(i32),
+    AskLog { partition: i32, question: QuestionId },
+    Keys { flush: Flush, object: Option<ObjectNumber> },
+    Stage { flush: Flush, object: Option<ObjectNumber>, aside: Vec<SessionKey>, shredded: Vec<SessionKey> },
+    Upload { flush: FlushId, object: ObjectNumber, attempt: u64, content: Vec<Entry> },
+    Publish { publishing: Box<Publishing>, truth: Vec<Record>, staged: Staged, waited_ms: u64 },
+    LookUp { flush: FlushId, attempt: u32, partition: i32, next: u64, waited_ms: u64 },
+}
+
+#[derive(Debug, Clone)]
+enum Event {
+    Tick {
+        process: Process,
+        tick: u64,
+    },
+    Fetch(Process),
+    /// An operation reaches its server. `given_up`: the process was told that it failed.
+    Apply {
+        process: Process,
+        op: Op,
+        given_up: bool,
+    },
+    Answer {
+        process: Process,
+        input: Input,
+    },
+    /// A publishing that was sent for commit ends one way or the other.
+    EndPublish {
+        publishing: Box<Publishing>,
+        truth: Vec<Record>,
+        staged: Staged,
+        commits: bool,
+    },
+    /// The second step of the mutant that inserts by NOT EXISTS.
+    InsertUnlocked {
+        partition: i32,
+        sessions: Vec<SessionKey>,
+    },
+    /// The second step of the mutant that publishes in two transactions.
+    MakeLive {
+        process: Process,
+        publishing: Box<Publishing>,
+    },
+    /// The second step of the mutant that collects by age.
+    RemoveObjects(Vec<ObjectNumber>),
+    Produce,
+    Rebalance,
+    Revoke {
+        process: Process,
+        partition: i32,
+    },
+    Assign {
+        process: Process,
+        partition: i32,
+    },
+    SessionTimeout(Process),
+    Fenced(Process),
+    Crash,
+    Restart(usize),
+    Pause,
+    Shutdown,
+    ClockJump,
+    DatabaseClockJump,
+    Grow,
+    Trim,
+    Recreate,
+    Collect,
+    Delete,
+    Shred(SessionKey),
+    CloseKey,
+    OpenKey(SessionKey),
+    Heal,
+    Converge,
+}
+
+/// The clients' ledger.
+#[derive(Debug, Default)]
+struct Ledger {
+    /// Acknowledged records of each batch, with the batch's content.
+    batches: BTreeMap<(SessionKey, StreamSeq), (u64, Vec<u64>)>,
+    /// Next seq by stream.
+    next: BTreeMap<(SessionKey, u32), u32>,
+    sessions: Vec<SessionKey>,
+    /// Records that Kafka lost before they were published.
+    at_risk: BTreeSet<u64>,
+}
+
+/// A run.
+pub(crate) struct World {
+    rng: Rng,
+    mutant: Option<Mutant>,
+    faults: Faults,
+    config: Config,
+    now_ms: u64,
+    queue: BTreeMap<(u64, u64), Event>,
+    next_event: u64,
+    is_healed: bool,
+    log: Log,
+    index: Index,
+    bucket: Bucket,
+    keys: KeyStore,
+    nodes: Vec<Node>,
+    members: BTreeSet<Process>,
+    target: BTreeMap<i32, Process>,
+    owner: BTreeMap<i32, Process>,
+    revoking: BTreeSet<i32>,
+    ledger: Ledger,
+    database_skew_ms: u64,
+    next_object: ObjectNumber,
+    next_attempt: u64,
+    /// Offsets noted at Kafka, which nothing depends on.
+    noted: BTreeMap<i32, u64>,
+    processed: BTreeSet<u64>,
+    /// The life of which records were published, by partition.
+    published_life: BTreeMap<i32, usize>,
+    trimmed: BTreeSet<i32>,
+    alarmed: BTreeSet<i32>,
+    has_replayed: bool,
+    is_done: bool,
+    pub(crate) happened: Happened,
+    trace: u64,
+}
+
+impl Kind {
+    fn event(self) -> Event {
+        match self {
+            Self::Crash => Event::Crash,
+            Self::Pause => Event::Pause,
+            Self::Shutdown => Event::Shutdown,
+            Self::ClockJump => Event::ClockJump,
+            Self::DatabaseClockJump => Event::DatabaseClockJump,
+            Self::Grow => Event::Grow,
+            Self::Trim => Event::Trim,
+            Self::Recreate => Event::Recreate,
+            Self::Delete => Event::Delete,
+            Self::CloseKey => Event::CloseKey,
+        }
+    }
+}
+
+/// How a run ended.
+pub(crate) struct Ended {
+    pub(crate) violation: Option<Violation>,
+    pub(crate) happened: Happened,
+    /// The same for the same seed, always.
+    pub(crate) trace: u64,
+}
+
+pub(crate) fn run(seed: u64, mutant: Option<Mutant>) -> Ended {
+    let mut world = World::new(seed, mutant);
+    let violation = world.run().err();
+    Ended { violation, happened: world.happened, trace: world.trace }
+}
+
+impl World {
+    fn new(seed: u64, mutant: Option<Mutant>) -> Self {
+        let mut rng = Rng::with_seed(seed);
+        let faults = Faults::draw(&mut rng);
+        let (nodes, partitions) = (rng.usize(1..=3), rng.i32(1..=4));
+        let config = Config {
+            flush_age_ms: rng.u64(20..300),
+            flush_bytes: rng.u64(300..3_000),
+            buffer_bytes_max: rng.u64(2_000..20_000),
+            sessions_known_max: rng.usize(2..40),
+            batches_known_max: rng.usize(1..60),
+            ..CONFIG
+        };
+        let mut log = Log::default();
+        log.grow(partitions);
+        let mut world = Self {
+            rng,
+            mutant,
+            faults,
+            config,
+            now_ms: 0,
+            queue: BTreeMap::new(),
+            next_event: 0,
+            is_healed: false,
+            log,
+            index: Index::default(),
+            bucket: Bucket::default(),
+            keys: KeyStore::default(),
+            nodes: (0..nodes).map(|number| Node::new(config, number, 0)).collect(),
+            members: (0..nodes).map(|number| (number, 0)).collect(),
+            target: BTreeMap::new(),
+            owner: BTreeMap::new(),
+            revoking: BTreeSet::new(),
+            ledger: Ledger::default(),
+            database_skew_ms: 0,
+            next_object: 0,
+            next_attempt: 0,
+            noted: BTreeMap::new(),
+            processed: BTreeSet::new(),
+            published_life: BTreeMap::new(),
+            trimmed: BTreeSet::new(),
+            alarmed: BTreeSet::new(),
+            has_replayed: false,
+            is_done: false,
+            happened: Happened::default(),
+            trace: 0,
+        };
+        for number in 0..nodes {
+            world.after(1, Event::Fetch((number, 0)));
+        }
+        world.after(0, Event::Rebalance);
+        world.after(1, Event::Produce);
+        world.after(200, Event::Collect);
+        for (rate_ms, event) in world.faults.schedule() {
+            let first = world.rng.u64(1..=rate_ms * 2);
+            world.after(first, event.event());
+        }
+        world.after(SAFETY_MS, Event::Heal);
+        world
+    }
+
+    fn run(&mut self) -> Result<(), Violation> {
+        while let Some(((at, number), event)) = self.queue.pop_first() {
+            self.now_ms = at;
+            self.trace = self.trace.rotate_left(5).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ at ^ (number << 32);
+            if at > SAFETY_MS + LIVENESS_MS {
+                return Err(format!("liveness: {} {} ms after the healing", self.unfinished(), LIVENESS_MS));
+            }
+            self.happen(event)?;
+            if self.is_done {
+                return self.check_everything();
+            }
+        }
+        Err("liveness: nothing happens any more".into())
+    }
+
+    fn after(&mut self, ms: u64, event: Event) {
+        self.next_event += 1;
+        self.queue.insert((self.now_ms + ms, self.next_event), event);
+    }
+
+    fn chance(&mut self, per_mille: u32) -> bool {
+        !self.is_healed && self.rng.u32(0..1_000) < per_mille
+    }
+
+    fn latency(&mut self) -> u64 {
+        if self.chance(self.faults.slow) {
+            self.happened.slow += 1;
+            self.rng.u64(50..1_500)
+        } else {
+            self.rng.u64(1..8)
+        }
+    }
+
+    fn is_current(&self, process: Process) -> bool {
+        let node = &self.nodes[process.0];
+        node.is_alive && node.incarnation == process.1
+    }
+
+    /// A frozen process does nothing until it wakes up.
+    fn put_off(&mut self, process: Process, event: &Event) -> bool {
+        let Some(until) = self.nodes[process.0].paused_until.filter(|until| *until > self.now_ms) else { return false };
+        let wait = until - self.now_ms + self.rng.u64(0..20);
+        self.after(wait, event.clone());
+        true
+    }
+
+    fn happen(&mut self, event: Event) -> Result<(), Violation> {
+        match &event {
+            Event::Tick { process, .. }
+            | Event::Fetch(process)
+            | Event::Answer { process, .. }
+            | Event::Revoke { process, .. }
+            | Event::Assign { process, .. }
+            | Event::Fenced(process)
+                if !self.is_current(*process) || self.put_off(*process, &event) =>
+            {
+                return Ok(());
+            }
+            Event::Crash
+            | Event::Pause
+            | Event::Shutdown
+            | Event::ClockJump
+            | Event::DatabaseClockJump
+            | Event::Grow
+            | Event::Trim
+            | Event::Recreate
+            | Event::Delete
+            | Event::CloseKey
+                if self.is_healed =>
+            {
+                return Ok(());
+            }
+            _ => {}
+        }
+        match event {
+            Event::Tick { process, tick } => {
+                if self.nodes[process.0].tick == tick {
+                    self.input(process, Input::Tick)?;
+                }
+            }
+            Event::Fetch(process) => self.fetch(process)?,
+            Event::Apply { process, op, given_up } => self.apply(process, op, given_up)?,
+            Event::Answer { process, input } => self.input(process, input)?,
+            Event::EndPublish { publishing, truth, staged, commits } => {
+                self.index.locked.remove(&publishing.flush.partition);
+                self.index
+                    .locked_objects
+                    .retain(|number| publishing.object.as_ref().is_none_or(|(own, _)| own != number));
+                if commits {
+                    self.commit(&publishing, &truth, &staged)?;
+                }
+            }
+            Event::InsertUnlocked { partition, sessions } => {
+                for key in sessions {
+                    let row = self.index.sessions.entry(key).or_default();
+                    if row.deleted_step.take().is_some() {
+                        return Err("B8: a first row brought a tombstoned session back".into());
+                    }
+                    row.partitions.insert(partition);
+                }
+            }
+            Event::MakeLive { process, publishing } => {
+                if self.is_current(process)
+                    && let Some((number, content)) = &publishing.object
+                    && let Some(row) = self.index.objects.get_mut(number)
+                {
+                    row.state = ObjectState::Live;
+                    row.content.clone_from(content);
+                }
+            }
+            Event::RemoveObjects(numbers) => {
+                for number in numbers {
+                    self.bucket.delete(number);
+                    self.index.objects.entry(number).and_modify(|row| {
+                        if row.state == ObjectState::Staged {
+                            row.state = ObjectState::Condemned;
+                        }
+                    });
+                }
+                self.check_live_objects()?;
+            }
+            Event::Produce => self.produce(),
+            Event::Rebalance => {
+                self.rebalance();
+                self.again(self.faults.rebalance_ms, Event::Rebalance);
+            }
+            Event::Revoke { process, partition } => self.revoke(process, partition)?,
+            Event::Assign { process, partition } => self.assign(process, partition)?,
+            Event::SessionTimeout(process) => {
+                let is_away = !self.is_current(process)
+                    || self.nodes[process.0].paused_until.is_some_and(|until| until > self.now_ms);
+                if is_away {
+                    self.leave(process);
+                }
+            }
+            Event::Fenced(process) => self.fenced(process)?,
+            Event::Crash => {
+                self.crash();
+                self.again(self.faults.crash_ms, Event::Crash);
+            }
+            Event::Restart(number) => self.restart(number),
+            Event::Pause => {
+                self.pause();
+                self.again(self.faults.pause_ms, Event::Pause);
+            }
+            Event::Shutdown => {
+                self.shut_down()?;
+                self.again(self.faults.shutdown_ms, Event::Shutdown);
+            }
+            Event::ClockJump => {
+                let number = self.rng.usize(0..self.nodes.len());
+                self.nodes[number].skew_ms += self.rng.u64(100..4_000_000);
+                self.happened.clock_jumps += 1;
+                let process = (number, self.nodes[number].incarnation);
+                if self.is_current(process) && self.nodes[number].paused_until.is_none() {
+                    self.input(process, Input::Tick)?;
+                }
+                self.again(self.faults.clock_ms, Event::ClockJump);
+            }
+            Event::DatabaseClockJump => {
+                self.database_skew_ms += self.rng.u64(100..10_000);
+                self.happened.database_clock_jumps += 1;
+                self.again(self.faults.database_clock_ms, Event::DatabaseClockJump);
+            }
+            Event::Grow => {
+                let partitions = self.log.partitions().len() as i32;
+                if partitions < 7 {
+                    self.log.grow(partitions + self.rng.i32(1..=2));
+                    self.happened.growths += 1;
+                    self.rebalance();
+                }
+                self.again(self.faults.grow_ms, Event::Grow);
+            }
+            Event::Trim => {
+                self.trim();
+                self.again(self.faults.trim_ms, Event::Trim);
+            }
+            Event::Recreate => self.recreate(),
+            Event::Collect => self.collect()?,
+            Event::Delete => {
+                if !self.ledger.sessions.is_empty() {
+                    let key = self.ledger.sessions[self.rng.usize(0..self.ledger.sessions.len())];
+                    self.index.delete(key);
+                    self.happened.deletions += 1;
+                    let wait = self.rng.u64(1..400);
+                    self.after(wait, Event::Shred(key));
+                }
+                self.again(self.faults.delete_ms, Event::Delete);
+            }
+            Event::Shred(key) => self.keys.shred(key),
+            Event::CloseKey => {
+                if let Some(key) = self.ledger.sessions.last().copied() {
+                    self.keys.closed.insert(key);
+                    let wait = self.rng.u64(50..2_000);
+                    self.after(wait, Event::OpenKey(key));
+                }
+                self.again(self.faults.close_key_ms, Event::CloseKey);
+            }
+            Event::OpenKey(key) => drop(self.keys.closed.remove(&key)),
+            Event::Heal => self.heal(),
+            Event::Converge => self.converge()?,
+        }
+        Ok(())
+    }
+
+    /// A fault comes again, until the healing.
+    fn again(&mut self, rate_ms: Option<u64>, event: Event) {
+        if let Some(rate_ms) = rate_ms
+            && !self.is_healed
+        {
+            let wait = self.rng.u64(1..=rate_ms * 2);
+            self.after(wait, event);
+        }
+    }
+
+    // The group.
+
+    fn rebalance(&mut self) {
+        let members: Vec<Process> = self.members.iter().copied().collect();
+        if members.is_empty() {
+            return;
+        }
+        self.happened.rebalances += 1;
+        for partition in self.log.partitions() {
+            let to = members[self.rng.usize(0..members.len())];
+            self.target.insert(partition, to);
+            self.hand_over(partition);
+        }
+    }
+
+    /// Moves a partition towards the member that it is meant for.
+    fn hand_over(&mut self, partition: i32) {
+        let Some(to) = self.target.get(&partition).copied() else { return };
+        let wait = self.rng.u64(1..30);
+        match self.owner.get(&partition).copied() {
+            Some(owner) if owner == to && !self.revoking.contains(&partition) => {}
+            Some(owner) => {
+                if self.revoking.insert(partition) {
+                    self.after(wait, Event::Revoke { process: owner, partition });
+                }
+            }
+            None => self.after(wait, Event::Assign { process: to, partition }),
+        }
+    }
+
+    fn revoke(&mut self, process: Process, partition: i32) -> Result<(), Violation> {
+        if self.owner.get(&partition) == Some(&process) {
+            self.owner.remove(&partition);
+            self.revoking.remove(&partition);
+            self.hand_over(partition);
+        }
+        self.take_away(process, partition)
+    }
+
+    /// B6: the buffers of all others stay as they were.
+    fn take_away(&mut self, process: Process, partition: i32) -> Result<(), Violation> {
+        let node = &mut self.nodes[process.0];
+        if node.assigned.remove(&partition).is_none() {
+            return Ok(());
+        }
+        node.reading.remove(&partition);
+        let before = node.machine.conservation().buffered;
+        let own = node.taken.get(&partition).copied().unwrap_or_default();
+        self.input(process, Input::Revoked(partition))?;
+        let after = self.nodes[process.0].machine.conservation().buffered;
+        if after != before - own {
+            return Err(format!("B6: revoking a partition of {own} records left {after} of {before} buffered"));
+        }
+        Ok(())
+    }
+
+    fn assign(&mut self, process: Process, partition: i32) -> Result<(), Violation> {
+        let is_wanted = self.target.get(&partition) == Some(&process)
+            && !self.owner.contains_key(&partition)
+            && self.members.contains(&process);
+        let node = &mut self.nodes[process.0];
+        if !is_wanted || node.is_stopping {
+            return Ok(());
+        }
+        self.owner.insert(partition, process);
+        node.assigned.insert(partition, self.log.generation(partition));
+        if self.mutant == Some(Mutant::ClearsAllBuffersOnAssign) {
+            node.held.clear();
+        }
+        self.input(process, Input::Assigned(partition))
+    }
+
+    fn leave(&mut self, process: Process) {
+        if self.members.remove(&process) {
+            let left: Vec<i32> =
+                self.owner.iter().filter(|(_, owner)| **owner == process).map(|(partition, _)| *partition).collect();
+            for partition in left {
+                self.owner.remove(&partition);
+                self.revoking.remove(&partition);
+            }
+            self.rebalance();
+        }
+    }
+
+    /// It hears that the group went on without it, gives up what it had, and joins anew.
+    fn fenced(&mut self, process: Process) -> Result<(), Violation> {
+        if self.members.contains(&process) {
+            return Ok(());
+        }
+        let had: Vec<i32> = self.nodes[process.0].assigned.keys().copied().collect();
+        for partition in had {
+            self.take_away(process, partition)?;
+        }
+        // It may have been about to stop, with nothing left to do by now.
+        if self.is_current(process) {
+            self.members.insert(process);
+            self.rebalance();
+        }
+        Ok(())
+    }
+
+    // Processes come and go.
+
+    fn crash(&mut self) {
+        let number = self.rng.usize(0..self.nodes.len());
+        let node = &mut self.nodes[number];
+        if !node.is_alive {
+            return;
+        }
+        node.is_alive = false;
+        self.happened.crashes += 1;
+        let process = (number, node.incarnation);
+        self.after(SESSION_TIMEOUT_MS, Event::SessionTimeout(process));
+        let wait = self.rng.u64(1..1_000);
+        self.after(wait, Event::Restart(number));
+    }
+
+    fn restart(&mut self, number: usize) {
+        if self.nodes[number].is_alive {
+            return;
+        }
+        let incarnation = self.nodes[number].incarnation + 1;
+        self.nodes[number] = Node::new(self.config, number, incarnation);
+        let process = (number, incarnation);
+        self.members.insert(process);
+        self.rebalance();
+        self.after(1, Event::Fetch(process));
+    }
+
+    fn pause(&mut self) {
+        let number = self.rng.usize(0..self.nodes.len());
+        let ms = self.rng.u64(10..1_500);
+        let node = &mut self.nodes[number];
+        if !node.is_alive || node.paused_until.is_some_and(|until| until > self.now_ms) {
+            return;
+        }
+        node.paused_until = Some(self.now_ms + ms);
+        let process = (number, node.incarnation);
+        if ms > SESSION_TIMEOUT_MS {
+            self.happened.zombies += 1;
+            self.after(SESSION_TIMEOUT_MS, Event::SessionTimeout(process));
+            // It may do a lot before it hears of it.
+            let wait = ms + self.rng.u64(0..600);
+            self.after(wait, Event::Fenced(process));
+        }
+    }
+
+    fn shut_down(&mut self) -> Result<(), Violation> {
+        let number = self.rng.usize(0..self.nodes.len());
+        let node = &mut self.nodes[number];
+        if !node.is_alive || node.is_stopping || node.paused_until.is_some_and(|until| until > self.now_ms) {
+            return Ok(());
+        }
+        node.is_stopping = true;
+        let process = (number, node.incarnation);
+        self.input(process, Input::Shutdown)
+    }
+
+    fn stopped(&mut self, process: Process) {
+        self.happened.shutdowns += 1;
+        self.nodes[process.0].is_alive = false;
+        self.leave(process);
+        let wait = self.rng.u64(1..300);
+        self.after(wait, Event::Restart(process.0));
+    }
+
+    // The log.
+
+    fn produce(&mut self) {
+        if self.is_healed {
+            return;
+        }
+        let wait = self.rng.u64(3..=self.faults.produce_ms);
+        self.after(wait, Event::Produce);
+        for _ in 0..self.rng.u32(1..4) {
+            let bytes = self.rng.u64(20..RECORD_BYTES_MAX);
+            match self.rng.u32(0..100) {
+                0..8 => self.begin_session(),
+                8..10 => {
+                    let partition = self.any_partition();
+                    self.log.append(partition, bytes, RecordKind::Declines);
+                }
+                10..12 => {
+                    let partition = self.any_partition();
+                    self.happened.unreadable += 1;
+                    self.log.append(partition, bytes, RecordKind::Unreadable(QuarantineReason::Header));
+                }
+                12..22 => self.retry_batch(bytes),
+                _ => self.next_batch(bytes),
+            }
+        }
+    }
+
+    fn any_partition(&mut self) -> i32 {
+        let partitions = self.log.partitions();
+        partitions[self.rng.usize(0..partitions.len())]
+    }
+
+    /// By the session's id and the number of partitions, as producers choose.
+    fn partition_of(&self, key: SessionKey) -> i32 {
+        let partitions = self.log.partitions().len() as u128;
+        (key.session.0.as_u128() * 31 % partitions) as i32
+    }
+
+    fn begin_session(&mut self) {
+        let number = self.ledger.sessions.len() as u128 + 1;
+        let key = SessionKey { workspace: WorkspaceId(Uuid::nil()), session: SessionId(Uuid::from_u128(number)) };
+        self.ledger.sessions.push(key);
+        let partition = self.partition_of(key);
+        self.log.append(partition, 40, RecordKind::Acceptance(key));
+    }
+
+    fn next_batch(&mut self, bytes: u64) {
+        // The latest sessions are those that go on.
+        let len = self.ledger.sessions.len();
+        if len == 0 {
+            return;
+        }
+        let key = self.ledger.sessions[self.rng.usize(len.saturating_sub(5)..len)];
+        let stream = self.rng.u32(0..2);
+        let seq = self.ledger.next.entry((key, stream)).or_default();
+        let place = StreamSeq::new(stream, *seq).expect("a small stream");
+        *seq += 1;
+        let content = self.rng.u64(..);
+        self.append_batch(key, place, content, bytes);
+    }
+
+    /// A client that did not hear the answer sends the same bytes again.
+    fn retry_batch(&mut self, bytes: u64) {
+        let latest = self.ledger.batches.iter().rev().nth(self.rng.usize(0..12));
+        if let Some(((key, place), (content, _))) = latest {
+            let (key, place, content) = (*key, *place, *content);
+            self.happened.retries += 1;
+            self.append_batch(key, place, content, bytes);
+        }
+    }
+
+    fn append_batch(&mut self, key: SessionKey, place: StreamSeq, content: u64, bytes: u64) {
+        let partition = self.partition_of(key);
+        let record = self.log.append(partition, bytes, RecordKind::Batch { key, place, content });
+        let batch = self.ledger.batches.entry((key, place)).or_insert_with(|| (content, Vec::new()));
+        batch.1.push(record.uid);
+    }
+
+    /// Retention runs past what is published.
+    fn trim(&mut self) {
+        let partition = self.any_partition();
+        if self.log.generation(partition) > 0 {
+            return;
+        }
+        let span = self.log.span(partition);
+        let to = self.rng.u64(span.first..=span.next);
+        let published = self.index.progress.get(&partition).map_or(0, |row| row.next);
+        for offset in published.max(span.first)..to {
+            if let Some(record) = self.log.ever(partition, 0, offset) {
+                self.ledger.at_risk.insert(record.uid);
+                self.happened.lost_to_retention += 1;
+            }
+        }
+        self.trimmed.insert(partition);
+        self.log.trim(partition, to);
+    }
+
+    /// The topic of a partition is deleted and made anew under its name.
+    fn recreate(&mut self) {
+        let partition = self.any_partition();
+        if self.trimmed.contains(&partition) || self.log.generation(partition) > 0 {
+            return;
+        }
+        let published = self.index.progress.get(&partition).map_or(0, |row| row.next);
+        for offset in published..self.log.span(partition).next {
+            if let Some(record) = self.log.ever(partition, 0, offset) {
+                self.ledger.at_risk.insert(record.uid);
+            }
+        }
+        self.happened.recreations += 1;
+        self.log.recreate(partition);
+        // The group knows topics by their ids: what was assigned of the old one is revoked.
+        if let Some(owner) = self.owner.get(&partition).copied()
+            && self.revoking.insert(partition)
+        {
+            self.after(1, Event::Revoke { process: owner, partition });
+        }
+    }
+
+    // The collector.
+
+    fn collect(&mut self) -> Result<(), Violation> {
+        self.after(200, Event::Collect);
+        let now_ms = self.now_ms + self.database_skew_ms;
+        let is_old = |row: &crate::store::ObjectRow| {
+            row.state == ObjectState::Staged && row.staged_ms + STAGED_GRACE_MS <= now_ms
+        };
+        if self.mutant == Some(Mutant::CollectorByAgeAlone) {
+            let old: Vec<ObjectNumber> =
+                self.index.objects.iter().filter(|(_, row)| is_old(row)).map(|(number, _)| *number).collect();
+            let wait = self.rng.u64(1..300);
+            self.after(wait, Event::RemoveObjects(old));
+        }
+        let by_age_alone = self.mutant == Some(Mutant::CollectorByAgeAlone);
+        let mut deleted = Vec::new();
+        for (number, row) in &mut self.index.objects {
+            if self.index.locked_objects.contains(number) {
+                // It waits for the transaction, and looks again then.
+            } else if is_old(row) && !by_age_alone {
+                row.state = ObjectState::Condemned;
+                row.condemned_ms = now_ms;
+                self.happened.condemned += 1;
+            } else if row.state == ObjectState::Condemned && row.condemned_ms + CONDEMNED_GRACE_MS <= now_ms {
+                deleted.push(*number);
+            }
+        }
+        for number in deleted {
+            // Again and again: an upload that was given up can still land.
+            self.bucket.delete(number);
+        }
+        self.check_live_objects()
+    }
+
+    /// B3.
+    fn check_live_objects(&self) -> Result<(), Violation> {
+        for (number, row) in &self.index.objects {
+            if row.state == ObjectState::Live && self.bucket.get(*number) != Some(&row.content) {
+                return Err(format!("B3: the bytes of live object {number} are gone"));
+            }
+        }
+        Ok(())
+    }
+}
