@@ -50,6 +50,8 @@ pub(crate) struct Assembled {
     pub(crate) body: Bytes,
     pub(crate) row: Uploaded,
     pub(crate) filter: SessionFilter,
+    /// Bytes of the events in its chunks, before compression.
+    pub(crate) raw_bytes: u64,
 }
 
 /// Why an object cannot be made.
@@ -132,7 +134,9 @@ pub(crate) fn assemble(
     sessions.dedup();
     let region = seal_shared_footer(&keys.storage, &footer)?;
     let (body, row) = objects::finish(id, ObjectKind::Shared, body, &region, Some(keys.storage.version));
-    Ok(Assembled { body, row, filter: SessionFilter::build(sessions.iter()) })
+    let batches = footer.chunks.iter().flat_map(|chunk| &chunk.batches).filter(|batch| !batch.is_copy());
+    let raw_bytes = batches.map(|batch| u64::from(batch.facts.raw_bytes)).sum();
+    Ok(Assembled { body, row, filter: SessionFilter::build(sessions.iter()), raw_bytes })
 }
 
 /// A record as it lies in quarantine: its key in the log, and its value under a seal of records. One that was opened is

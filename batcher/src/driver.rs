@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use bytes::Bytes;
@@ -12,7 +12,6 @@ use engine::batching::{
 };
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use schemas::control::Subject;
 use schemas::paths::ObjectKey;
 use schemas::record::Header;
 use schemas::{ObjectId, SessionKey};
@@ -32,7 +31,7 @@ use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use crate::assemble::{AssembleError, Assembled, Content, FlushKeys, FlushPlace, Held, Unreadable, assemble};
-use crate::kafka::{Consumer, Rebalance};
+use crate::kafka::{Consumer, Heard};
 use crate::opening::{Opened, Opening};
 use crate::{Config, metrics};
 
@@ -86,6 +85,8 @@ struct Driver {
     works: BTreeMap<FlushId, Work>,
     /// Partitions of the latest assignment that wait for the others' offsets: all are given in one call.
     wave: BTreeMap<i32, Option<u64>>,
+    /// The next offset by the index, of partitions that are read.
+    published: BTreeMap<i32, u64>,
     stopped: bool,
 }
 
@@ -100,8 +101,8 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         storage::connect(&config.postgres, &config.keystore, &config.s3, Schema::Await, &health, &shutdown);
     let Some(stores) = connecting.await? else { return Ok(()) };
     let pool = Pool::new("batcher", None).context("start pool")?;
-    let (rebalances, mut rebalanced) = mpsc::unbounded_channel();
-    let consumer = Consumer::new(&config, rebalances).context("make consumer")?;
+    let (hear, mut heard) = mpsc::unbounded_channel();
+    let consumer = Consumer::new(&config, hear).context("make consumer")?;
     // Completions are bounded by the machine: one per partition and watermark check.
     let (tell, mut told) = mpsc::unbounded_channel();
     let outside = Arc::new(Outside {
@@ -116,13 +117,7 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         keystore: stores.keys,
         s3: stores.s3,
     });
-    let forgetting = outside.keys.clone();
-    service_kit::kafka::control::follow(&config.control, "batcher", shutdown.clone(), move |entry| {
-        match entry.subject {
-            Subject::Deletion(key) => forgetting.forget([&key]),
-        }
-    })
-    .context("follow control entries")?;
+    outside.keys.follow_deletions(&config.control, "batcher", &shutdown).context("follow control entries")?;
     let watching = Arc::clone(&outside);
     tokio::spawn(service_kit::kafka::watch(config.kafka.clone(), kafka, shutdown.clone(), move |topic, timeout| {
         watching.consumer.stream().fetch_metadata(Some(topic), timeout)
@@ -136,9 +131,10 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         held: BTreeMap::new(),
         works: BTreeMap::new(),
         wave: BTreeMap::new(),
+        published: BTreeMap::new(),
         stopped: false,
     };
-    let grace = tokio::time::sleep(std::time::Duration::MAX);
+    let grace = tokio::time::sleep(Duration::MAX);
     tokio::pin!(grace);
     let mut stopping = false;
     while !driver.stopped {
@@ -157,7 +153,7 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
                 tracing::warn!("grace is over; what was not published stays in kafka");
                 break;
             }
-            Some(rebalance) = rebalanced.recv() => driver.rebalance(rebalance),
+            Some(heard) = heard.recv() => driver.hear(heard),
             Some(told) = told.recv() => driver.told(told),
             () = wait_until(wake) => driver.input(Input::Tick),
             opened = driver.opening.next(), if !stopping => {
@@ -229,9 +225,16 @@ impl Driver {
         ::metrics::gauge!(metrics::BUFFERED).set(self.machine.buffered_bytes() as f64);
     }
 
-    fn rebalance(&mut self, rebalance: Rebalance) {
-        match rebalance {
-            Rebalance::Assigned(partitions) => {
+    fn hear(&mut self, heard: Heard) {
+        match heard {
+            Heard::Ends(ends) => {
+                for (partition, end) in ends {
+                    if let Some(published) = self.published.get(&partition) {
+                        show_lag(partition, end.saturating_sub(*published));
+                    }
+                }
+            }
+            Heard::Assigned(partitions) => {
                 tracing::info!(?partitions, "partitions assigned");
                 self.wave.extend(partitions.iter().map(|partition| (*partition, None)));
                 for partition in partitions {
@@ -242,7 +245,7 @@ impl Driver {
                     self.answer_wave();
                 }
             }
-            Rebalance::Revoked(partitions) => {
+            Heard::Revoked(partitions) => {
                 tracing::info!(?partitions, "partitions revoked");
                 // All of them first: those that are left are answered once, and may have waited for these alone.
                 let was_waiting = !self.wave.is_empty();
@@ -365,6 +368,10 @@ impl Driver {
         self.opening.turn(partition);
         self.forget(partition, u64::MAX);
         self.works.retain(|_, work| work.flush.partition != partition);
+        if self.published.remove(&partition).is_some() {
+            // Whoever owns it now shows it.
+            show_lag(partition, 0);
+        }
         if let Err(error) = self.outside.consumer.unassign([partition]) {
             tracing::warn!(%error, partition, "stop reading partition");
         }
@@ -404,6 +411,8 @@ impl Driver {
 
     /// Gives offsets to Kafka: those of one assignment together, later ones alone.
     fn assign(&mut self, partition: i32, offset: u64) {
+        // As far as is known until the first flush is published.
+        self.published.entry(partition).or_insert(offset);
         match self.wave.get_mut(&partition) {
             Some(place) => *place = Some(offset),
             None => return self.read_from(&[(partition, offset)]),
@@ -457,10 +466,12 @@ impl Driver {
             };
             let staged = match outside.obtain_keys(&staged).await {
                 Ok(mut found) => match outside.index.stage(&staging).await {
-                    Ok(deleted) => {
+                    Ok(outcome) => {
                         outside.postgres.up();
-                        outside.keys.forget(&deleted);
-                        found.refused.extend(deleted);
+                        count_rows("flush", u64::from(object.is_some()));
+                        count_rows("first_sight", outcome.rows - u64::from(object.is_some()));
+                        outside.keys.forget(&outcome.deleted);
+                        found.refused.extend(outcome.deleted);
                         Some(found)
                     }
                     Err(error) => {
@@ -516,8 +527,10 @@ impl Driver {
                 declines: &declines,
             };
             let outcome = match outside.index.publish(&publishing).await {
-                PublishOutcome::Committed => {
+                PublishOutcome::Committed { rows, activity_rows } => {
                     outside.postgres.up();
+                    count_rows("flush", rows);
+                    count_rows("activity", activity_rows);
                     Published::Committed
                 }
                 PublishOutcome::Lost => {
@@ -558,13 +571,27 @@ impl Driver {
         if let Some((id, work)) = self.works.iter().find(|(_, work)| work.flush.partition == partition) {
             ::metrics::counter!(metrics::FLUSHES).increment(1);
             ::metrics::histogram!(metrics::FLUSH_SECONDS).record(work.begun.elapsed().as_secs_f64());
-            let bytes = work.assembled.as_ref().map_or(0, |assembled| assembled.row.bytes);
-            ::metrics::counter!(metrics::FLUSH_BYTES).increment(bytes);
+            let age_ms = self.clock.now_ms().saturating_sub(work.flush.since_ms);
+            ::metrics::histogram!(metrics::FLUSH_AGE_SECONDS).record(Duration::from_millis(age_ms).as_secs_f64());
+            if let Some(assembled) = &work.assembled {
+                ::metrics::histogram!(metrics::FLUSH_SIZE_BYTES).record(assembled.row.bytes as f64);
+                ::metrics::counter!(metrics::OBJECT_BYTES).increment(assembled.row.bytes);
+                ::metrics::counter!(metrics::RAW_BYTES).increment(assembled.raw_bytes);
+            }
             let id = *id;
             self.works.remove(&id);
         }
+        self.published.insert(partition, next);
         self.outside.consumer.note_lag(partition, next);
     }
+}
+
+fn show_lag(partition: i32, records: u64) {
+    ::metrics::gauge!(metrics::LAG, "partition" => partition.to_string()).set(records as f64);
+}
+
+fn count_rows(what: &'static str, rows: u64) {
+    ::metrics::counter!(metrics::ROWS, "what" => what).increment(rows);
 }
 
 /// What stopped an upload, and whose fault it is.
@@ -635,7 +662,8 @@ impl Outside {
         })?;
         let key = ObjectKey::Shared { partition, id: object };
         let put = self.objects.put(&key, assembled.body.clone(), &assembled.row.sha256).await;
-        put.map_err(|error| at_s3("upload", error.into()))?;
+        let requests = put.map_err(|error| at_s3("upload", error.into()))?;
+        ::metrics::counter!(metrics::PUTS).increment(requests);
         self.s3.up();
         // The bucket has them: only row and filter are still wanted.
         assembled.body = Bytes::new();

@@ -8,6 +8,7 @@ use std::time::Duration;
 use rdkafka::client::ClientContext;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, StreamConsumer};
 use rdkafka::error::KafkaError;
+use rdkafka::statistics::Statistics;
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Offset, TopicPartitionList};
 use service_kit::kafka;
@@ -15,37 +16,48 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::Config;
 
+/// How often the ends of logs are told, for the lag.
+const STATISTICS_INTERVAL_MS: u32 = 2_000;
 const WATERMARKS_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What the group decided.
+/// What Kafka's client tells between records.
 #[derive(Debug)]
-pub(crate) enum Rebalance {
+pub(crate) enum Heard {
     /// These are ours now; they are read once the driver gives their offsets.
     Assigned(Vec<i32>),
     /// These are not ours any more.
     Revoked(Vec<i32>),
+    /// Where the logs of partitions end, as of the last fetches: the offset behind the last record.
+    Ends(Vec<(i32, u64)>),
 }
 
 /// Hears rebalances. An assignment is answered later, by the driver, when the index has said where to go on; a
 /// revocation is answered here and now, for the partitions that are read.
 pub(crate) struct Context {
-    rebalances: UnboundedSender<Rebalance>,
+    heard: UnboundedSender<Heard>,
     reading: Mutex<BTreeSet<i32>>,
     /// Nobody answers assignments any more.
     closing: AtomicBool,
 }
 
-impl ClientContext for Context {}
+impl ClientContext for Context {
+    fn stats(&self, statistics: Statistics) {
+        let partitions = statistics.topics.values().flat_map(|topic| topic.partitions.values());
+        // A partition that was never fetched from has no end.
+        let ends = partitions.filter_map(|found| Some((found.partition, u64::try_from(found.hi_offset).ok()?)));
+        let _ = self.heard.send(Heard::Ends(ends.collect()));
+    }
+}
 
 impl ConsumerContext for Context {
     fn rebalance(&self, consumer: &BaseConsumer<Self>, err: RDKafkaRespErr, tpl: &mut TopicPartitionList) {
         let partitions: Vec<i32> = tpl.elements().iter().map(|element| element.partition()).collect();
-        let rebalance = match err {
+        let heard = match err {
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
                 if self.closing.load(Ordering::Relaxed) {
                     refuse_assignment(consumer);
                 }
-                Rebalance::Assigned(partitions)
+                Heard::Assigned(partitions)
             }
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS => {
                 let mut reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
@@ -60,7 +72,7 @@ impl ConsumerContext for Context {
                     // The group waits for an answer, even if it is this one.
                     let _ = consumer.incremental_unassign(&TopicPartitionList::new());
                 }
-                Rebalance::Revoked(partitions)
+                Heard::Revoked(partitions)
             }
             other => {
                 tracing::warn!(code = ?other, "rebalance");
@@ -68,7 +80,7 @@ impl ConsumerContext for Context {
             }
         };
         // The receiver lives as long as the consumer; without it nobody reads anything.
-        let _ = self.rebalances.send(rebalance);
+        let _ = self.heard.send(heard);
     }
 }
 
@@ -87,8 +99,8 @@ pub(crate) struct Consumer {
 }
 
 impl Consumer {
-    pub(crate) fn new(config: &Config, rebalances: UnboundedSender<Rebalance>) -> Result<Self, KafkaError> {
-        let context = Context { rebalances, reading: Mutex::default(), closing: AtomicBool::new(false) };
+    pub(crate) fn new(config: &Config, heard: UnboundedSender<Heard>) -> Result<Self, KafkaError> {
+        let context = Context { heard, reading: Mutex::default(), closing: AtomicBool::new(false) };
         let topic = config.kafka.topic_events.clone();
         let inner: StreamConsumer<Context> = kafka::client(&config.kafka, "batcher")
             .set("group.id", &config.group)
@@ -100,6 +112,7 @@ impl Consumer {
             .set("auto.offset.reset", "error")
             .set("queued.max.messages.kbytes", "32768")
             .set("fetch.wait.max.ms", "100")
+            .set("statistics.interval.ms", STATISTICS_INTERVAL_MS.to_string())
             .create_with_context(context)?;
         inner.subscribe(&[&topic])?;
         Ok(Self { inner, topic, paused: AtomicBool::new(false) })

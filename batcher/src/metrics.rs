@@ -7,7 +7,13 @@ pub(crate) const RECORDS: &str = "batcher_records_total";
 pub(crate) const IMBALANCE: &str = "batcher_conservation_imbalance_records";
 pub(crate) const BUFFERED: &str = "batcher_buffered_bytes";
 pub(crate) const FLUSHES: &str = "batcher_flushes_total";
-pub(crate) const FLUSH_BYTES: &str = "batcher_flush_bytes_total";
+pub(crate) const FLUSH_SIZE_BYTES: &str = "batcher_flush_size_bytes";
+pub(crate) const FLUSH_AGE_SECONDS: &str = "batcher_flush_age_seconds";
+pub(crate) const RAW_BYTES: &str = "batcher_raw_bytes_total";
+pub(crate) const OBJECT_BYTES: &str = "batcher_object_bytes_total";
+pub(crate) const PUTS: &str = "batcher_puts_total";
+pub(crate) const ROWS: &str = "batcher_index_rows_total";
+pub(crate) const LAG: &str = "batcher_lag_records";
 pub(crate) const FLUSH_SECONDS: &str = "batcher_flush_seconds";
 pub(crate) const LOST_SWAPS: &str = "batcher_lost_swaps_total";
 pub(crate) const GAPS: &str = "batcher_gap_offsets_total";
@@ -17,12 +23,21 @@ pub(crate) const PAUSES: &str = "batcher_pauses_total";
 pub(crate) const FAILURES: &str = "batcher_failures_total";
 
 pub(crate) const ALL: &[Described] = &[
-    Gauge(RECORDS, "Records by what became of them since the start."),
+    Gauge(LAG, "Records of a partition that the log has and the index does not, as far as this process owns it."),
+    Gauge(RECORDS, "Records by what became of them since the start; dropped_copies are duplicates."),
     Gauge(IMBALANCE, "B4: records in less records accounted for. Anything but 0 is a defect."),
     Gauge(BUFFERED, "Bytes buffered or in flight."),
     Counter(FLUSHES, "Flushes published."),
-    Counter(FLUSH_BYTES, "Bytes of shared objects published."),
+    Histogram(FLUSH_SIZE_BYTES, "Bytes of a published shared object."),
+    Histogram(FLUSH_AGE_SECONDS, "From when the first record of a flush came until it was published."),
     Histogram(FLUSH_SECONDS, "From the beginning of a flush until it was published."),
+    Counter(RAW_BYTES, "Bytes of events published, as clients sent them, before compression."),
+    Counter(OBJECT_BYTES, "Bytes of shared objects published."),
+    Counter(PUTS, "Requests to S3 that wrote. Divided by batcher_raw_bytes_total: PUTs per byte of events."),
+    Counter(
+        ROWS,
+        "Rows written to the index, by what for: flush (the same for each flush, B12), first_sight and activity (by session).",
+    ),
     Counter(LOST_SWAPS, "Publishings that changed no row: another batcher owns the partition, or did."),
     Counter(GAPS, "Offsets that were gone from the log before they could be stored. Alarm on any."),
     Counter(KEYS_LOST, "Sessions whose key the key store had lost while they were written. Alarm on any."),

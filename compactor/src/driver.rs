@@ -8,12 +8,10 @@ use anyhow::Context as _;
 use engine::compaction::{Candidate, choose_run};
 use engine::merge::{Plan, SharedSource};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use schemas::control::Subject;
 use schemas::paths::ObjectKey;
 use schemas::{ObjectId, SessionKey};
 use sealing::Key;
 use sealing::keyring::KeyringError;
-use service_kit::kafka;
 use service_kit::keys;
 use service_kit::passes;
 use service_kit::pool::Pool;
@@ -55,11 +53,7 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
     let pool = Pool::new("compactor", None).context("start pool")?;
     let interval = config.pass_interval;
     let session_keys = SessionKeys::new(stores.keystore, keyring, config.keys.cache, &shutdown);
-    let forgetting = session_keys.clone();
-    kafka::control::follow(&config.control, "compactor", shutdown.clone(), move |entry| match entry.subject {
-        Subject::Deletion(key) => forgetting.forget([&key]),
-    })
-    .context("follow control entries")?;
+    session_keys.follow_deletions(&config.control, "compactor", &shutdown).context("follow control entries")?;
     let (index, objects) = (stores.index, stores.objects);
     let compactor = Compactor { config, index, objects, keys: session_keys, pool, owner: Uuid::now_v7() };
     passes::run(&shutdown, interval, &stores.postgres, metrics::FAILURES, async || compactor.pass().await).await;

@@ -8,9 +8,8 @@ use axum::extract::{MatchedPath, Request};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use engine::token::Signing;
-use schemas::control::Subject;
 use service_kit::http_server;
-use service_kit::kafka::{self, control::Publisher};
+use service_kit::kafka::control::Publisher;
 use service_kit::keys;
 use service_kit::keys::tokens::ControlKeys;
 use service_kit::pool::Pool;
@@ -45,11 +44,7 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         storage::connect(&config.postgres, &config.keystore, &config.s3, Schema::Migrate, &health, &shutdown);
     let Some(stores) = connecting.await? else { return Ok(()) };
     let session_keys = SessionKeys::new(stores.keystore, keyring, config.keys.cache, &shutdown);
-    let forgetting = session_keys.clone();
-    kafka::control::follow(&config.control, "control-plane", shutdown.clone(), move |entry| match entry.subject {
-        Subject::Deletion(key) => forgetting.forget([&key]),
-    })
-    .context("follow control entries")?;
+    session_keys.follow_deletions(&config.control, "control-plane", &shutdown).context("follow control entries")?;
     let publisher = Publisher::new(&config.control, "control-plane").context("make producer")?;
     tokio::spawn(outbox::relay(stores.index.clone(), publisher, shutdown.clone()));
     let pool = Pool::new("control", None).context("start pool")?;

@@ -169,6 +169,7 @@ impl<'s> System<'s> {
             access_key: endpoints.s3.access_key.clone(),
             secret_key: endpoints.s3.secret_key.clone(),
             request_timeout: Duration::from_secs(10),
+            multipart_bytes: schemas::limits::S3_PART_BYTES,
         });
         let shutdown = Shutdown::new(Duration::ZERO);
         let keyring = KeyringSource::File(deployment.keys.join(service_kit::keys::KEYRING_FILE));

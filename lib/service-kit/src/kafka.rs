@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
-use rdkafka::error::KafkaError;
+pub use rdkafka::error::KafkaError;
 use rdkafka::metadata::Metadata;
 use schemas::limits::KAFKA_MESSAGE_BYTES_MAX;
 

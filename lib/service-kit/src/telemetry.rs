@@ -51,6 +51,10 @@ pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 const LATENCY_BUCKETS: [f64; 17] =
     [0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0];
 
+/// Size buckets in bytes: 1 KiB to 64 MiB, in steps of four.
+const SIZE_BUCKETS: [f64; 9] =
+    [1024.0, 4096.0, 16384.0, 65536.0, 262_144.0, 1_048_576.0, 4_194_304.0, 16_777_216.0, 67_108_864.0];
+
 /// Starts logging to standard error and collecting metrics.
 pub(crate) fn start(config: &LogConfig) -> anyhow::Result<PrometheusHandle> {
     let filter = EnvFilter::try_new(&config.filter)?;
@@ -62,6 +66,7 @@ pub(crate) fn start(config: &LogConfig) -> anyhow::Result<PrometheusHandle> {
     }
     Ok(PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &LATENCY_BUCKETS)?
+        .set_buckets_for_metric(Matcher::Suffix("_size_bytes".into()), &SIZE_BUCKETS)?
         .install_recorder()?)
 }
 

@@ -8,12 +8,14 @@ use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{BehaviorVersion, Region, RequestChecksumCalculation, ResponseChecksumValidation};
 use aws_sdk_s3::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::primitives::ByteStream;
-use aws_sdk_s3::types::{Delete, ObjectIdentifier};
+use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart, Delete, ObjectIdentifier};
 use aws_smithy_http_client::tls;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use futures::{StreamExt as _, TryStreamExt as _};
 use schemas::ObjectId;
+use schemas::limits::{S3_PART_BYTES, S3_PARTS_AT_ONCE};
 use schemas::object::ObjectKind;
 use schemas::paths::ObjectKey;
 use sealing::keyring::KeyVersion;
@@ -62,6 +64,7 @@ pub struct Objects {
     prefix: String,
     region: String,
     endpoint: String,
+    multipart_bytes: u64,
 }
 
 impl Objects {
@@ -95,6 +98,7 @@ impl Objects {
             prefix: config.prefix.clone(),
             region: config.region.clone(),
             endpoint: config.endpoint.clone().unwrap_or_else(|| "AWS".into()),
+            multipart_bytes: config.multipart_bytes,
         }
     }
 
@@ -126,8 +130,12 @@ impl Objects {
         Ok(())
     }
 
-    /// Puts an object under a name that is used once. The server checks the hash.
-    pub async fn put(&self, key: &ObjectKey, body: Bytes, sha256: &[u8; 32]) -> Result<(), ObjectError> {
+    /// Puts an object under a name that is used once: with one request, or in parts when it is large. The server checks the
+    /// hash, or that of each part. Gives the requests that were paid for.
+    pub async fn put(&self, key: &ObjectKey, body: Bytes, sha256: &[u8; 32]) -> Result<u64, ObjectError> {
+        if body.len() as u64 > self.multipart_bytes {
+            return self.put_in_parts(key, body).await;
+        }
         self.client
             .put_object()
             .bucket(&self.bucket)
@@ -136,8 +144,86 @@ impl Objects {
             .body(ByteStream::from(body))
             .send()
             .await
-            .map(drop)
+            .map(|_| 1)
             .map_err(|error| self.failed("put object", error))
+    }
+
+    async fn put_in_parts(&self, key: &ObjectKey, body: Bytes) -> Result<u64, ObjectError> {
+        let begun = self
+            .client
+            .create_multipart_upload()
+            .bucket(&self.bucket)
+            .key(self.full_key(key))
+            .checksum_algorithm(ChecksumAlgorithm::Sha256)
+            .send()
+            .await
+            .map_err(|error| self.failed("begin upload in parts", error))?;
+        let no_id = || self.failed_text("begin upload in parts", "the answer names no upload".into());
+        let upload = begun.upload_id().ok_or_else(no_id)?;
+        match self.put_parts(key, upload, &body).await {
+            Ok(parts) => Ok(parts + 2),
+            Err(error) => {
+                // Its parts would lie there, and be paid for, until somebody looks. Where this fails too, that is how it is.
+                let given_up = self
+                    .client
+                    .abort_multipart_upload()
+                    .bucket(&self.bucket)
+                    .key(self.full_key(key))
+                    .upload_id(upload)
+                    .send()
+                    .await;
+                if let Err(error) = given_up {
+                    tracing::debug!(error = %self.failed("give up upload in parts", error), "parts stay");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Gives the number of parts.
+    async fn put_parts(&self, key: &ObjectKey, upload: &str, body: &Bytes) -> Result<u64, ObjectError> {
+        let part_bytes = S3_PART_BYTES as usize;
+        let places = (0..body.len()).step_by(part_bytes).map(|at| body.slice(at..body.len().min(at + part_bytes)));
+        let parts: Vec<CompletedPart> = futures::stream::iter(places.zip(1..))
+            .map(|(part, number)| self.put_part(key, upload, number, part))
+            .buffered(S3_PARTS_AT_ONCE)
+            .try_collect()
+            .await?;
+        let count = parts.len() as u64;
+        self.client
+            .complete_multipart_upload()
+            .bucket(&self.bucket)
+            .key(self.full_key(key))
+            .upload_id(upload)
+            .multipart_upload(CompletedMultipartUpload::builder().set_parts(Some(parts)).build())
+            .send()
+            .await
+            .map_err(|error| self.failed("end upload in parts", error))?;
+        Ok(count)
+    }
+
+    async fn put_part(
+        &self,
+        key: &ObjectKey,
+        upload: &str,
+        number: i32,
+        part: Bytes,
+    ) -> Result<CompletedPart, ObjectError> {
+        let checksum = STANDARD.encode(sha256(&part));
+        let answer = self
+            .client
+            .upload_part()
+            .bucket(&self.bucket)
+            .key(self.full_key(key))
+            .upload_id(upload)
+            .part_number(number)
+            .checksum_sha256(&checksum)
+            .body(ByteStream::from(part))
+            .send()
+            .await
+            .map_err(|error| self.failed("put part of object", error))?;
+        let part = CompletedPart::builder().part_number(number).checksum_sha256(checksum);
+        Ok(part.set_e_tag(answer.e_tag).build())
     }
 
     /// The bytes `at..at + len` of an object.

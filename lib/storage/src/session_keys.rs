@@ -8,11 +8,14 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use schemas::control::Subject;
 use schemas::{SessionId, SessionKey};
 use sealing::keyring::{KeyVersion, Keyring, KeyringError, Owner};
 use sealing::objects::StorageKey;
 use sealing::wrapping::{self, Wrapped};
 use sealing::{Key, SealError};
+use service_kit::config::kafka::ControlConfig;
+use service_kit::kafka::{KafkaError, control};
 use service_kit::keys::cache::KeyCache;
 use service_kit::shutdown::Shutdown;
 use service_kit::telemetry::Described;
@@ -184,6 +187,20 @@ impl SessionKeys {
             cache.remove(key);
         }
         show(&cache);
+    }
+
+    /// Drops keys of sessions as their deletions are told on the topic `control`, until the shutdown. Only a configuration
+    /// that cannot be used is an error.
+    pub fn follow_deletions(
+        &self,
+        config: &ControlConfig,
+        client_id: &str,
+        shutdown: &Shutdown,
+    ) -> Result<(), KafkaError> {
+        let keys = self.clone();
+        control::follow(config, client_id, shutdown.clone(), move |entry| match entry.subject {
+            Subject::Deletion(key) => keys.forget([&key]),
+        })
     }
 
     /// The version under which keys are wrapped now.

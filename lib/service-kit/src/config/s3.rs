@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use schemas::limits;
+
 use super::{Env, Knob};
 
 /// Settings of the bucket's client.
@@ -21,6 +23,8 @@ pub struct S3Config {
     pub secret_key: String,
     /// How long one request may take.
     pub request_timeout: Duration,
+    /// Larger objects are uploaded in parts, in bytes.
+    pub multipart_bytes: u64,
 }
 
 impl std::fmt::Debug for S3Config {
@@ -68,6 +72,13 @@ const REQUEST_TIMEOUT_MS: Knob = Knob {
     default: Some("30000"),
     secret: false,
 };
+const MULTIPART_BYTES: Knob = Knob {
+    name: "S3_MULTIPART_BYTES",
+    doc: "Objects larger than this are uploaded in parts: at least 5242880, which is the least that S3 takes as a part.",
+    unit: "bytes",
+    default: Some("33554432"),
+    secret: false,
+};
 
 impl S3Config {
     /// Reads the settings.
@@ -82,6 +93,7 @@ impl S3Config {
             access_key: env.text(&ACCESS_KEY),
             secret_key: env.text(&SECRET_KEY),
             request_timeout: env.millis(&REQUEST_TIMEOUT_MS),
+            multipart_bytes: env.number(&MULTIPART_BYTES, limits::S3_PART_BYTES_MIN),
         }
     }
 }

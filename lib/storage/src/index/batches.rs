@@ -85,11 +85,25 @@ pub struct Publishing<'a> {
     pub declines: &'a [Declines],
 }
 
+/// What staging found out, and what it cost.
+#[derive(Debug)]
+pub struct StageOutcome {
+    /// Sessions of the flush that are deleted.
+    pub deleted: Vec<SessionKey>,
+    /// Rows written: the object's, first rows of sessions, and their links'.
+    pub rows: u64,
+}
+
 /// How publishing went.
 #[derive(Debug)]
 pub enum PublishOutcome {
-    /// It committed.
-    Committed,
+    /// It committed, and wrote so many rows.
+    Committed {
+        /// The progress, the object, gaps, sums of declines (B12).
+        rows: u64,
+        /// Sessions whose activity was noted.
+        activity_rows: u64,
+    },
     /// The swap changed no row, or the staged row is gone: rolled back.
     Lost,
     /// It failed before the commit was sent.
@@ -128,7 +142,7 @@ impl Index {
     ///
     /// The object's row comes first: with it the transaction has its number, and a deletion that this transaction does
     /// not see yet waits for every older number before it lists what may hold the session's bytes.
-    pub async fn stage(&self, staging: &Staging<'_>) -> Result<Vec<SessionKey>, IndexError> {
+    pub async fn stage(&self, staging: &Staging<'_>) -> Result<StageOutcome, IndexError> {
         let mut tx = self.pool.begin().await.map_err(failed("begin staging"))?;
         if let Some(object) = staging.object {
             sqlx::query(
@@ -145,10 +159,10 @@ impl Index {
             .await
             .map_err(failed("stage object"))?;
         }
-        insert_first_seen(&mut tx, staging.partition, staging.first_seen).await?;
-        let refused = deleted_among(&mut *tx, staging.sessions).await?;
+        let first_rows = insert_first_seen(&mut tx, staging.partition, staging.first_seen).await?;
+        let deleted = deleted_among(&mut *tx, staging.sessions).await?;
         tx.commit().await.map_err(failed("commit staging"))?;
-        Ok(refused)
+        Ok(StageOutcome { deleted, rows: first_rows + u64::from(staging.object.is_some()) })
     }
 
     /// Publishes a flush in one transaction: the progress moves by compare-and-swap, the object becomes live. Rows written
@@ -158,13 +172,13 @@ impl Index {
             Ok(tx) => tx,
             Err(error) => return PublishOutcome::Failed(failed("begin publishing")(error)),
         };
-        match publish_in(&mut tx, publishing).await {
-            Ok(true) => {}
-            Ok(false) => return PublishOutcome::Lost,
+        let (rows, activity_rows) = match publish_in(&mut tx, publishing).await {
+            Ok(Some(rows)) => rows,
+            Ok(None) => return PublishOutcome::Lost,
             Err(error) => return PublishOutcome::Failed(error),
-        }
+        };
         match tx.commit().await {
-            Ok(()) => PublishOutcome::Committed,
+            Ok(()) => PublishOutcome::Committed { rows, activity_rows },
             // A refusal by the server is an answer; anything else leaves it open.
             Err(error @ sqlx::Error::Database(_)) => PublishOutcome::Failed(failed("commit publishing")(error)),
             Err(error) => PublishOutcome::Unknown(failed("commit publishing")(error)),
@@ -211,10 +225,14 @@ impl Index {
     }
 }
 
-/// First rows of sessions. Their links are locked before, and count them.
-async fn insert_first_seen(tx: &mut PgConnection, partition: i32, first_seen: &[FirstSight]) -> Result<(), IndexError> {
+/// First rows of sessions. Their links are locked before, and count them. Gives the rows written.
+async fn insert_first_seen(
+    tx: &mut PgConnection,
+    partition: i32,
+    first_seen: &[FirstSight],
+) -> Result<u64, IndexError> {
     if first_seen.is_empty() {
-        return Ok(());
+        return Ok(0);
     }
     let (workspaces, sessions) = key_arrays(first_seen.iter().map(|sight| &sight.key));
     let links: Vec<Uuid> = first_seen.iter().map(|sight| sight.consent.link.0).collect();
@@ -245,11 +263,14 @@ async fn insert_first_seen(tx: &mut PgConnection, partition: i32, first_seen: &[
                  started_at = least(session.started_at, excluded.started_at)
              where not session.partitions @> excluded.partitions
              returning workspace_id, link_id, (xmax = 0) as is_new
+         ), linked as (
+             update link set sessions = link.sessions + counted.sessions
+             from (select workspace_id, link_id, count(*)::integer as sessions from inserted where is_new
+                 group by 1, 2) counted
+             where link.workspace_id = counted.workspace_id and link.id = counted.link_id
+             returning link.id
          )
-         update link set sessions = link.sessions + counted.sessions
-         from (select workspace_id, link_id, count(*)::integer as sessions from inserted where is_new group by 1, 2)
-             counted
-         where link.workspace_id = counted.workspace_id and link.id = counted.link_id",
+         select (select count(*) from inserted) + (select count(*) from linked) as rows",
     )
     .bind(&workspaces)
     .bind(&sessions)
@@ -259,10 +280,10 @@ async fn insert_first_seen(tx: &mut PgConnection, partition: i32, first_seen: &[
     .bind(first_seen.iter().map(|sight| sight.consent.receipt.0).collect::<Vec<_>>())
     .bind(first_seen.iter().map(|sight| moment(sight.appended_ms)).collect::<Vec<_>>())
     .bind(partition)
-    .execute(&mut *tx)
+    .fetch_one(&mut *tx)
     .await
-    .map_err(failed("insert sessions"))?;
-    Ok(())
+    .map(|row| unsigned(row.get("rows")))
+    .map_err(failed("insert sessions"))
 }
 
 /// Sessions among these that are deleted.
@@ -284,8 +305,8 @@ pub(super) async fn deleted_among(
     Ok(rows.iter().map(session_key).collect())
 }
 
-/// `false` when the swap changed nothing.
-async fn publish_in(tx: &mut PgConnection, publishing: &Publishing<'_>) -> Result<bool, IndexError> {
+/// The rows written, those of sessions' activity apart; `None` when the swap changed nothing.
+async fn publish_in(tx: &mut PgConnection, publishing: &Publishing<'_>) -> Result<Option<(u64, u64)>, IndexError> {
     let (first, next) = publishing.offsets;
     let swapped = sqlx::query(
         "update partition_progress
@@ -303,14 +324,16 @@ async fn publish_in(tx: &mut PgConnection, publishing: &Publishing<'_>) -> Resul
     .await
     .map_err(failed("advance progress"))?;
     if swapped.rows_affected() == 0 {
-        return Ok(false);
+        return Ok(None);
     }
-    note_activity(tx, publishing.activity).await?;
+    let mut rows = swapped.rows_affected();
+    let activity_rows = note_activity(tx, publishing.activity).await?;
     if let Some((object, filter)) = publishing.object
         && !make_live(tx, object, Some(filter.as_bytes())).await?
     {
-        return Ok(false);
+        return Ok(None);
     }
+    rows += u64::from(publishing.object.is_some()) + publishing.gaps.len() as u64;
     for (gap_first, gap_next) in publishing.gaps {
         sqlx::query(
             "insert into log_gap (topic, partition, offset_first, offset_next, reason)
@@ -326,7 +349,7 @@ async fn publish_in(tx: &mut PgConnection, publishing: &Publishing<'_>) -> Resul
     }
     if !publishing.declines.is_empty() {
         let declines = publishing.declines;
-        sqlx::query(
+        let counted = sqlx::query(
             "insert into decline_count (workspace_id, hour, count)
              select workspace_id, hour, sum(count)
              from unnest($1::uuid[], $2::timestamptz[], $3::bigint[]) as d (workspace_id, hour, count)
@@ -339,13 +362,14 @@ async fn publish_in(tx: &mut PgConnection, publishing: &Publishing<'_>) -> Resul
         .execute(&mut *tx)
         .await
         .map_err(failed("count declines"))?;
+        rows += counted.rows_affected();
     }
-    Ok(true)
+    Ok(Some((rows, activity_rows)))
 }
 
-async fn note_activity(tx: &mut PgConnection, activity: &[(SessionKey, u64)]) -> Result<(), IndexError> {
+async fn note_activity(tx: &mut PgConnection, activity: &[(SessionKey, u64)]) -> Result<u64, IndexError> {
     if activity.is_empty() {
-        return Ok(());
+        return Ok(0);
     }
     let (workspaces, sessions) = key_arrays(activity.iter().map(|(key, _)| key));
     sqlx::query(
@@ -365,8 +389,8 @@ async fn note_activity(tx: &mut PgConnection, activity: &[(SessionKey, u64)]) ->
     .bind(activity.iter().map(|(_, at)| moment(*at)).collect::<Vec<_>>())
     .execute(&mut *tx)
     .await
-    .map_err(failed("note activity"))?;
-    Ok(())
+    .map(|noted| noted.rows_affected())
+    .map_err(failed("note activity"))
 }
 
 /// Turns a staged row live; `false` when it is staged no more.
