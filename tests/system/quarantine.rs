@@ -108,12 +108,15 @@ fn records_that_could_not_be_read_are_listed_and_replayed_exactly_once() -> Resu
         send(system, &sdk, &beside, 0..2, true).await?;
         load::compare_all(system, SOON).await.context("beside records that cannot be read")?;
 
+        // Twice at once: the batchers' file has the first epoch and the one after it.
+        let rotated = folder.path().join("rotated");
+        std::fs::copy(&edges, &rotated).context("copy the edges' file")?;
         for _ in 0..2 {
-            let file = edges.to_string_lossy().into_owned();
+            let file = rotated.to_string_lossy();
             let rotated = clairvio(system, &edges, &["keys", "rotate", "transport", "--file", &file])?;
             ensure!(rotated.status.success(), "the edge's keys are not rotated");
         }
-        wait_for_metric(system, "ingest-edge", "edge_transport_epoch 3").await?;
+        give_keys(system, &rotated, &edges, "ingest-edge").await?;
         send(system, &sdk, &partly, 1..3, true).await?;
         let wholly = load::begin(system, &sdk, &link).await?;
         send(system, &sdk, &wholly, 0..2, true).await?;
@@ -142,7 +145,7 @@ fn records_that_could_not_be_read_are_listed_and_replayed_exactly_once() -> Resu
 
         let deletion = system.api.delete_session(deleted.id).await?.deletion_id;
         system.ledger.forget(deleted.id);
-        give_keys(system, &edges, &batchers).await?;
+        give_keys(system, &edges, &batchers, "batcher").await?;
         let (said, _) = asks(system, &edges, &["quarantine", "replay", "--reason", "key", "--dry-run", "--json"])?;
         ensure!(ids(&said["replayed"]).len() == 7 && list(system, &edges, &[])? == before, "a dry run is none: {said}");
         let (said, succeeded) = asks(system, &edges, &["quarantine", "replay", "--all-open", "--json"])?;
@@ -248,19 +251,19 @@ fn look_at_one(system: &System<'_>, ids: &[String], keys: (&Path, &Path), sessio
     bail!("no record of session {session} is in quarantine")
 }
 
-/// The batchers get the edges' file, and have read it.
-async fn give_keys(system: &System<'_>, edges: &Path, batchers: &Path) -> Result<()> {
-    let beside = batchers.with_extension("new");
-    std::fs::copy(edges, &beside).context("copy the edges' file")?;
-    std::fs::rename(&beside, batchers).context("give the batchers the edges' file")?;
-    until("the batcher has read the new keys", SOON, || async {
+/// Puts a file of keys in the place of another that a service reads, and waits until it has. Once for each service.
+async fn give_keys(system: &System<'_>, from: &Path, to: &Path, kind: &str) -> Result<()> {
+    let beside = to.with_extension("new");
+    std::fs::copy(from, &beside).context("copy keys")?;
+    std::fs::rename(&beside, to).context("replace keys")?;
+    until(&format!("{kind} has read the new keys"), SOON, || async {
         let logs = match logs(system.stack, &system.name) {
             Ok(logs) => logs,
             Err(error) => return Seen::not_yet(format_args!("{error:#}")),
         };
-        let mut batchers = logs.iter().filter(|log| log.to_string_lossy().contains("batcher"));
+        let mut of_kind = logs.iter().filter(|log| log.to_string_lossy().contains(kind));
         let has_read = |log| std::fs::read_to_string(log).is_ok_and(|text| text.contains("keys were read anew"));
-        if batchers.any(has_read) { Seen::Done(()) } else { Seen::not_yet("it has not yet") }
+        if of_kind.any(has_read) { Seen::Done(()) } else { Seen::not_yet("it has not yet") }
     })
     .await?;
     Ok(())
