@@ -4,20 +4,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::{Command, Output};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use devstack::{DeploymentOptions, find_binary};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use schemas::http::DeletionState;
-use schemas::{SessionId, SessionKey};
+use schemas::record::{Consent, Header};
+use schemas::{LinkId, ReceiptId, SessionId, SessionKey};
+use sealing::transport::{LogPlace, RecordSealer};
 use serde_json::Value;
 use service_kit::config::kafka::KafkaConfig;
 use service_kit::kafka;
 use service_kit::keys::TRANSPORT_FILE;
+use service_kit::keys::transport::TransportKeys;
 use storage::footers::Footer;
 use uuid::Uuid;
 use virtual_sdk::{Encoding, EventsFormat, Form, Sdk, Seen, Session, until};
 
-use crate::harness::{LATER, SOON, System, logs, run};
+use crate::harness::{LATER, NOTICE_VERSION, SOON, System, logs, run};
 use crate::load::{self, small_batch};
 use crate::unsealed;
 
@@ -62,23 +65,24 @@ async fn send(system: &System<'_>, sdk: &Sdk, session: &Session, seqs: std::ops:
     Ok(())
 }
 
-async fn produce(system: &System<'_>, key: &[u8], value: &[u8]) -> Result<()> {
+/// Partitions are given, so that what lies in quarantine lies in several objects.
+async fn produce(system: &System<'_>, partition: i32, key: &[u8], value: &[u8]) -> Result<()> {
     let config = KafkaConfig {
         brokers: system.deployment.endpoints().kafka_brokers,
         topic_events: system.deployment.topic.clone(),
         delivery_timeout: SOON,
     };
     let producer: FutureProducer = kafka::client(&config, "stranger").set("acks", "all").create()?;
-    let record = FutureRecord::to(&config.topic_events).key(key).payload(value);
+    let record = FutureRecord::to(&config.topic_events).partition(partition).key(key).payload(value);
     producer.send(record, SOON).await.map_err(|(error, _)| error).context("produce as a stranger")?;
     Ok(())
 }
 
 /// Goal: records that cannot be read hold up nobody, are listed with their reasons before and after they are moved, and become
-/// whole by a replay, exactly once; what nobody can read is refused, and who was deleted stays deleted. Method: edge and
-/// batcher have files of their own with the same transport keys. The edge's is rotated twice, so that it seals under an epoch
-/// that the batcher has never heard of, and a stranger produces garbage and a copy of a record under another key. Then the
-/// batcher gets the edge's file, and the operator replays.
+/// whole by a replay, exactly once; what nobody can read and what is past its window is refused, and who was deleted stays
+/// deleted. Method: edge and batcher have files of their own with the same transport keys. The edge's is rotated twice, so that
+/// it seals under an epoch that the batcher has never heard of; a stranger produces garbage and a copy of a record under
+/// another key; one acceptance is so old that no plan keeps it. Then the batcher gets the edge's file, and the operator replays.
 #[test]
 fn records_that_could_not_be_read_are_listed_and_replayed_exactly_once() -> Result<()> {
     let folder = tempfile::tempdir().context("make folder of transport keys")?;
@@ -100,8 +104,8 @@ fn records_that_could_not_be_read_are_listed_and_replayed_exactly_once() -> Resu
         load::compare_all(system, SOON).await?;
 
         let copied = records_of(system, &edges, partly.id).await?;
-        produce(system, Uuid::now_v7().as_bytes(), b"no record of ours").await?;
-        produce(system, Uuid::now_v7().as_bytes(), &copied).await?;
+        produce(system, 0, Uuid::now_v7().as_bytes(), b"no record of ours").await?;
+        produce(system, 1, Uuid::now_v7().as_bytes(), &copied).await?;
         wait_listed(system, &batchers, BTreeMap::from([("header", 1), ("seal", 1)])).await?;
         let strangers: BTreeSet<String> = list(system, &batchers, &[])?.into_keys().collect();
         let beside = load::begin(system, &sdk, &link).await?;
@@ -122,20 +126,29 @@ fn records_that_could_not_be_read_are_listed_and_replayed_exactly_once() -> Resu
         send(system, &sdk, &wholly, 0..2, true).await?;
         let deleted = load::begin(system, &sdk, &link).await?;
         send(system, &sdk, &deleted, 0..1, false).await?;
-        // Two batches, an acceptance with two, an acceptance with one.
-        let all = BTreeMap::from([("header", 1), ("seal", 1), ("key", 7)]);
-        wait_listed(system, &batchers, all.clone()).await?;
+        let (key, value) = long_ago(system, &edges)?;
+        produce(system, 2, key.as_bytes(), &value).await?;
+        // Two batches, an acceptance with two, an acceptance with one, and the acceptance of long ago.
+        wait_listed(system, &batchers, BTreeMap::from([("header", 1), ("seal", 1), ("key", 8)])).await?;
         let before = list(system, &batchers, &[])?;
         wait_moved(system).await?;
         ensure!(list(system, &batchers, &[])? == before, "records have other names or reasons once they were moved");
+        pages_hold_together(system).await?;
+        // As an earlier release would have left them.
+        sqlx::query("update object set quarantined = null, set_aside_at = null where kind = 2 and state = 1")
+            .execute(system.index.pool())
+            .await?;
+        ensure!(list(system, &batchers, &[])? == before, "what nobody counted is not found");
         ensure!(list(system, &batchers, &["--since", "1h"])? == before, "records of this hour are left out");
         ensure!(
             list(system, &batchers, &["--since", "2999-01-01T00:00:00Z"])?.is_empty(),
             "the future is full of records"
         );
 
-        let waiting: Vec<String> = list(system, &batchers, &["--reason", "key"])?.into_keys().collect();
-        look_at_one(system, &waiting, (&edges, &batchers), partly.id)?;
+        let mut waiting: Vec<String> = list(system, &batchers, &["--reason", "key"])?.into_keys().collect();
+        let past = look_at_all(system, &waiting, (&edges, &batchers), partly.id, key)?;
+        waiting.retain(|id| *id != past);
+        let refused: BTreeSet<String> = strangers.iter().cloned().chain([past.clone()]).collect();
         let (said, succeeded) = asks(system, &batchers, &["quarantine", "replay", "--all-open", "--json"])?;
         ensure!(
             !succeeded && ids(&said["refused"]).len() == before.len(),
@@ -150,9 +163,10 @@ fn records_that_could_not_be_read_are_listed_and_replayed_exactly_once() -> Resu
         ensure!(ids(&said["replayed"]).len() == 7 && list(system, &edges, &[])? == before, "a dry run is none: {said}");
         let (said, succeeded) = asks(system, &edges, &["quarantine", "replay", "--all-open", "--json"])?;
         ensure!(ids(&said["replayed"]) == waiting.iter().cloned().collect(), "not all that open are replayed: {said}");
-        ensure!(!succeeded && ids(&said["refused"]) == strangers, "what a stranger wrote is not refused: {said}");
+        ensure!(!succeeded && ids(&said["refused"]) == refused, "a stranger's or an old one is sent: {said}");
         load::compare_all(system, SOON).await.context("after the replay")?;
-        ensure!(list(system, &edges, &["--reason", "key"])?.is_empty(), "what was replayed is still listed");
+        let left = list(system, &edges, &["--reason", "key"])?;
+        ensure!(left.keys().eq([&past]), "what was replayed is still listed: {left:?}");
         ensure!(list(system, &edges, &["--all"])? == before, "what was replayed is not listed among all");
 
         // Again, as after a crash between acknowledgement and note: the same batches come a third time.
@@ -162,6 +176,8 @@ fn records_that_could_not_be_read_are_listed_and_replayed_exactly_once() -> Resu
         ensure!(succeeded && ids(&said["replayed_before"]).len() == 7, "what was replayed is sent again: {said}");
         let (said, succeeded) = asks(system, &edges, &[again.as_slice(), &["--force"]].concat())?;
         ensure!(succeeded && ids(&said["replayed"]).len() == 7, "--force does not send again: {said}");
+        let (said, succeeded) = asks(system, &edges, &["quarantine", "replay", &past, "--force", "--json"])?;
+        ensure!(!succeeded && ids(&said["refused"]).len() == 1, "--force sends what is past its window: {said}");
         // Both times, the acceptance and the batch of the deleted session.
         wait_for_metric(system, "batcher", r#"batcher_records_total{what="dropped_deleted"} 4"#).await?;
         load::compare_all(system, SOON).await.context("after the second replay")?;
@@ -178,7 +194,7 @@ fn records_that_could_not_be_read_are_listed_and_replayed_exactly_once() -> Resu
         .await?;
         stays_deleted(system, deleted.id).await?;
         let left: BTreeSet<String> = list(system, &edges, &[])?.into_keys().collect();
-        ensure!(left == strangers, "other records are left than the strangers': {left:?}");
+        ensure!(left == refused, "other records are left than those that were refused: {left:?}");
         Ok(())
     })
 }
@@ -213,6 +229,35 @@ async fn wait_listed(system: &System<'_>, transport: &Path, wanted: BTreeMap<&st
     Ok(())
 }
 
+/// An acceptance of 400 days ago under the edges' current key: past the window of every plan. Its session, and its value.
+fn long_ago(system: &System<'_>, transport: &Path) -> Result<(SessionId, Vec<u8>)> {
+    let file: TransportKeys = service_kit::keys::read(transport)?;
+    let session = SessionId(Uuid::now_v7());
+    let consent = Consent {
+        link: LinkId(Uuid::now_v7()),
+        consented_at_ms: service_kit::time::now_ms() - 400 * 86_400_000,
+        notice_version: NOTICE_VERSION.to_owned(),
+        receipt: ReceiptId(Uuid::now_v7()),
+    };
+    let (epoch, key) = file.current();
+    let place = LogPlace { topic: &system.deployment.topic, key: session.as_bytes() };
+    let header = Header::Acceptance { key: system.key(session), consent };
+    Ok((session, RecordSealer::new(key, epoch)?.seal(&place, &header, b"")?))
+}
+
+/// One object at a time gives the same as all at once.
+async fn pages_hold_together(system: &System<'_>) -> Result<()> {
+    let all = system.index.quarantine_objects(None, None, 1_000).await?;
+    let (mut walked, mut cursor) = (Vec::new(), None);
+    while let Some(next) = system.index.quarantine_objects(None, cursor.as_ref(), 1).await?.pop() {
+        cursor = Some(next.cursor());
+        walked.push(next.object.key);
+    }
+    let all: Vec<_> = all.iter().map(|found| found.object.key).collect();
+    ensure!(walked == all && all.len() > 1, "pages do not hold together: {walked:?}, {all:?}");
+    Ok(())
+}
+
 /// Waits until no shared object holds any of them.
 async fn wait_moved(system: &System<'_>) -> Result<()> {
     until("a compactor has moved all records in quarantine", LATER, || async {
@@ -226,29 +271,44 @@ async fn wait_moved(system: &System<'_>) -> Result<()> {
     .await?;
     let uncounted = system.count("select count(*) from object where state = 1 and quarantined is null").await?;
     ensure!(uncounted == 0, "{uncounted} live objects do not say how many records in quarantine they hold");
+    let forgotten =
+        system.count("select count(*) from object where kind = 2 and state = 1 and set_aside_at >= live_at");
+    ensure!(forgotten.await? == 0, "when records were set aside is forgotten once they are moved");
     Ok(())
 }
 
-/// One record, with and without the key that opens it; nothing of its payload.
-fn look_at_one(system: &System<'_>, ids: &[String], keys: (&Path, &Path), session: SessionId) -> Result<()> {
-    let (with_key, without) = keys;
+/// Every record, with and without the key that opens it; nothing of its payload. Gives the id of the record of session `past`.
+fn look_at_all(
+    system: &System<'_>,
+    ids: &[String],
+    (with_key, without): (&Path, &Path),
+    session: SessionId,
+    past: SessionId,
+) -> Result<String> {
+    let (mut batches, mut found) = (BTreeSet::new(), None);
     for id in ids {
         let (closed, _) = asks(system, without, &["quarantine", "show", id, "--json"])?;
         ensure!(closed["opens_now"] == "no" && closed["epoch"] == 3 && closed["header"].is_null(), "{closed}");
         let (opened, _) = asks(system, with_key, &["quarantine", "show", id, "--json"])?;
         ensure!(opened["opens_now"] == "yes" && opened["reason"] == "key", "{opened}");
         let header = &opened["header"];
-        if header["session"] != session.to_string() {
-            continue;
+        if header["session"] == past.to_string() {
+            found = Some(id.clone());
         }
-        ensure!(header["kind"] == "batch" && header["stream"] == 0 && header["events"] == 4, "{opened}");
-        ensure!(opened["record_key"] == session.to_string() && opened["session_deleted"] == false, "{opened}");
-        let shown = clairvio(system, with_key, &["quarantine", "show", id])?;
-        let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
-        ensure!(shown.contains("opens now") && !shown.contains("filling"), "{shown}");
-        return Ok(());
+        if header["session"] == session.to_string() {
+            ensure!(header["kind"] == "batch" && header["stream"] == 0 && header["events"] == 4, "{opened}");
+            ensure!(opened["record_key"] == session.to_string() && opened["session_deleted"] == false, "{opened}");
+            let shown = clairvio(system, with_key, &["quarantine", "show", id])?;
+            let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+            ensure!(shown.contains("opens now") && !shown.contains("filling"), "{shown}");
+            batches.insert(header["seq"].as_u64());
+        }
     }
-    bail!("no record of session {session} is in quarantine")
+    ensure!(
+        batches == BTreeSet::from([Some(1), Some(2)]),
+        "other batches of the session are in quarantine: {batches:?}"
+    );
+    found.context("the acceptance of long ago is in quarantine")
 }
 
 /// Puts a file of keys in the place of another that a service reads, and waits until it has. Once for each service.

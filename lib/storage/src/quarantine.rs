@@ -201,8 +201,7 @@ impl Quarantine {
     pub async fn page(&self, filter: &Filter, after: Option<&Cursor>) -> Result<Page, QuarantineError> {
         let found = self.index.quarantine_objects(filter.since, after, OBJECTS_PER_PAGE).await?;
         let is_last = (found.len() as i64) < OBJECTS_PER_PAGE;
-        let last = found.last().filter(|_| !is_last);
-        let next = last.map(|last| Cursor { set_aside_at: last.set_aside_at, object: last.object.key.id() });
+        let next = found.last().filter(|_| !is_last).map(QuarantineObject::cursor);
         let mut page = Page { objects: found.len(), next, ..Page::default() };
         let footers: Vec<Read> =
             stream::iter(&found).map(|object| self.read(object)).buffered(FETCHES).try_collect().await?;

@@ -20,11 +20,18 @@ pub struct QuarantineObject {
     pub set_aside_at: OffsetDateTime,
 }
 
+impl QuarantineObject {
+    /// Where a list goes on behind this object.
+    pub fn cursor(&self) -> Cursor {
+        Cursor { set_aside_at: self.set_aside_at, object: self.object.key.id() }
+    }
+}
+
 /// The last object of a page; the next page goes on behind it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cursor {
-    pub(crate) set_aside_at: OffsetDateTime,
-    pub(crate) object: ObjectId,
+    set_aside_at: OffsetDateTime,
+    object: ObjectId,
 }
 
 /// The condition of the index `object_quarantined`.
