@@ -133,7 +133,8 @@ pub(crate) fn assemble(
     let mut sessions: Vec<SessionKey> = footer.chunks.iter().map(|chunk| chunk.key).collect();
     sessions.dedup();
     let region = seal_shared_footer(&keys.storage, &footer)?;
-    let (body, row) = objects::finish(id, ObjectKind::Shared, body, &region, Some(keys.storage.version));
+    let quarantined = footer.quarantined.len();
+    let (body, row) = objects::finish(id, ObjectKind::Shared, body, &region, Some(keys.storage.version), quarantined);
     let batches = footer.chunks.iter().flat_map(|chunk| &chunk.batches).filter(|batch| !batch.is_copy());
     let raw_bytes = batches.map(|batch| u64::from(batch.facts.raw_bytes)).sum();
     Ok(Assembled { body, row, filter: SessionFilter::build(sessions.iter()), raw_bytes })
@@ -275,6 +276,7 @@ mod tests {
         let place = ObjectKind::Shared.footer_place(object.body.len() as u64, tail);
         assert_eq!(place, Ok((object.row.footer.at, object.row.footer.len)));
         assert_eq!(object.row.sha256, objects::sha256(&object.body));
+        assert_eq!(object.row.quarantined, 1, "the index finds the object by it");
         assert!(object.filter.may_contain(&key(2)));
     }
 

@@ -8,11 +8,9 @@ use futures::future::BoxFuture;
 use futures::stream::{FuturesOrdered, StreamExt as _};
 use rdkafka::Message as _;
 use rdkafka::message::BorrowedMessage;
-use schemas::codec::{self, FormatError};
 use schemas::limits;
-use schemas::record::{self, Header};
-use schemas::shared_object::QuarantineReason;
-use sealing::transport::{EpochKeys, LogPlace, RecordError};
+use schemas::record;
+use sealing::transport::{EpochKeys, LogPlace};
 use service_kit::keys::Watched;
 use service_kit::keys::transport::TransportKeys;
 use service_kit::pool::{Panicked, Pool};
@@ -110,39 +108,20 @@ impl Opening {
 
 /// Opens a record. What cannot be read is kept whole, under the seal that it has.
 fn open(keys: &EpochKeys, topic: &str, key: &[u8], value: Bytes) -> Content {
-    let reason = match keys.open(&LogPlace { topic, key }, &value) {
-        Ok(opened) => {
-            let payload = Bytes::from(opened.bytes).slice(opened.payload_at..);
-            match fault(&opened.header, &payload, key) {
-                None => return Content::Read(opened.header, payload),
-                Some(reason) => reason,
-            }
+    match keys.read(&LogPlace { topic, key }, &value) {
+        Ok(opened) => Content::Read(opened.header, Bytes::from(opened.bytes).slice(opened.payload_at..)),
+        Err(reason) => {
+            let record_key = Bytes::copy_from_slice(&key[..key.len().min(limits::RECORD_KEY_BYTES_MAX)]);
+            Content::Unreadable(Unreadable { reason, record_key, value })
         }
-        Err(RecordError::Format(FormatError::Version(_))) => QuarantineReason::Version,
-        Err(RecordError::Format(_)) => QuarantineReason::Header,
-        Err(RecordError::KeyMissing(_)) => QuarantineReason::Key,
-        Err(RecordError::NotOpened(_)) => QuarantineReason::Seal,
-    };
-    let record_key = Bytes::copy_from_slice(&key[..key.len().min(limits::RECORD_KEY_BYTES_MAX)]);
-    Content::Unreadable(Unreadable { reason, record_key, value })
-}
-
-/// What is wrong with a record that opens; the edge makes none with such a fault.
-fn fault(header: &Header, payload: &[u8], record_key: &[u8]) -> Option<QuarantineReason> {
-    let is_of = |session: &schemas::SessionKey| session.session.as_bytes() == record_key;
-    match header {
-        Header::Acceptance { key, .. } => (!is_of(key)).then_some(QuarantineReason::Header),
-        Header::Batch { key, .. } if !is_of(key) => Some(QuarantineReason::Header),
-        Header::Batch { facts, .. } => {
-            (!codec::frame_holds(payload, facts.raw_bytes as usize)).then_some(QuarantineReason::Payload)
-        }
-        Header::Declines { .. } => None,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use schemas::record::Consent;
+    use schemas::codec;
+    use schemas::record::{Consent, Header};
+    use schemas::shared_object::QuarantineReason;
     use schemas::{BatchFacts, LinkId, ReceiptId, SessionId, SessionKey, StreamSeq, WorkspaceId};
     use sealing::Key;
     use sealing::transport::{EpochId, RecordSealer};

@@ -9,7 +9,7 @@ use engine::merge::{Location, Merger, Plan, Range, Step};
 use schemas::codec::{self, FormatError};
 use schemas::object::ObjectKind;
 use schemas::session_object::Footer as SessionFooter;
-use schemas::shared_object::{Chunk, Footer as SharedFooter, QuarantineReason, Quarantined, SessionFilter};
+use schemas::shared_object::{Chunk, Footer as SharedFooter, Quarantined, SessionFilter};
 use schemas::{ObjectId, SessionKey, limits};
 use sealing::frames::{ChunkContext, ChunkKind, Opener, Sealer};
 use sealing::objects::{
@@ -130,7 +130,7 @@ impl ObjectWriter {
             footer.frames.push(last.frame(at, len as u32));
         }
         let region = seal_session_footer(data_key, &footer)?;
-        let (body, row) = objects::finish(footer.object, ObjectKind::Session, body, &region, None);
+        let (body, row) = objects::finish(footer.object, ObjectKind::Session, body, &region, None, 0);
         Ok(Merged { body, row })
     }
 }
@@ -277,7 +277,8 @@ impl Unreadable {
             body.extend_from_slice(bytes);
         }
         let region = seal_shared_footer(storage, &footer)?;
-        let (body, row) = objects::finish(id, ObjectKind::Shared, body, &region, Some(storage.version));
+        let quarantined = footer.quarantined.len();
+        let (body, row) = objects::finish(id, ObjectKind::Shared, body, &region, Some(storage.version), quarantined);
         Ok(Merged { body, row })
     }
 }
@@ -288,7 +289,7 @@ pub(crate) fn wholly_corrupt(id: ObjectId, body: Bytes) -> Option<Loaded> {
     // Only a version tells of a newer release: a beginning that is zeroed or cut off is damage like any other.
     let is_newer = matches!(ObjectKind::of(&body), Err(FormatError::Version(_)));
     let len = u32::try_from(body.len()).ok().filter(|_| !is_newer)?;
-    let whole = Quarantined { offset: 0, record_key: Vec::new(), at: 0, len, reason: QuarantineReason::Payload };
+    let whole = Quarantined::damaged_object(len);
     let footer = SharedFooter {
         object: id,
         partition: 0,
@@ -329,6 +330,8 @@ mod tests {
         assert!(found.filter().is_none(), "it may hold frames of any session");
         let object = found.object(id, 3, &storage()).unwrap();
         let place = &footer_of(&object).quarantined[0];
+        assert!(place.is_damaged_object(), "nobody takes it for a record");
+        assert_eq!(object.row.quarantined, 1);
         assert_eq!(object.body.slice(place.at as usize..place.at as usize + place.len as usize), body);
         assert!(wholly_corrupt(id, Bytes::from_static(b"CLVS\x02newer")).is_none());
         for damaged in [b"".as_slice(), b"CLV", b"\0\0\0\0\0\0\0"] {

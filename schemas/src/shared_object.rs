@@ -86,6 +86,9 @@ pub enum QuarantineReason {
 }
 
 impl QuarantineReason {
+    /// All of them.
+    pub const ALL: &[Self] = &[Self::Header, Self::Version, Self::Payload, Self::Key, Self::Seal, Self::SessionKey];
+
     fn from_u8(value: u8) -> Result<Self, FormatError> {
         match value {
             1 => Ok(Self::Header),
@@ -109,6 +112,11 @@ impl QuarantineReason {
             Self::SessionKey => "session_key",
         }
     }
+
+    /// The reason with this word.
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|reason| reason.as_str() == word)
+    }
 }
 
 /// A record that could not be read, byte for byte.
@@ -124,6 +132,19 @@ pub struct Quarantined {
     pub len: u32,
     /// Why.
     pub reason: QuarantineReason,
+}
+
+impl Quarantined {
+    /// An object of which no footer could be read, kept whole: its first `len` bytes, to be moved as they are. It is no record:
+    /// one whose payload is at fault has opened, and so has its session's id as its key.
+    pub fn damaged_object(len: u32) -> Self {
+        Self { offset: 0, record_key: Vec::new(), at: 0, len, reason: QuarantineReason::Payload }
+    }
+
+    /// Whether this is a damaged object, and no record.
+    pub fn is_damaged_object(&self) -> bool {
+        self.reason == QuarantineReason::Payload && self.record_key.is_empty()
+    }
 }
 
 /// The footer.
@@ -344,6 +365,17 @@ mod tests {
             let _ = Footer::decode(&codec::compress_footer(&raw), 1000);
             let _ = Footer::decode(&raw, 1000);
         }
+    }
+
+    #[test]
+    fn every_reason_has_its_number_and_its_word() {
+        let numbered: Vec<_> = (0..=u8::MAX).filter_map(|number| QuarantineReason::from_u8(number).ok()).collect();
+        assert_eq!(numbered, QuarantineReason::ALL);
+        for reason in QuarantineReason::ALL {
+            assert_eq!(QuarantineReason::from_u8(*reason as u8), Ok(*reason));
+            assert_eq!(QuarantineReason::parse(reason.as_str()), Some(*reason));
+        }
+        assert_eq!(QuarantineReason::parse("Key"), None);
     }
 
     #[test]

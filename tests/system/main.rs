@@ -15,6 +15,7 @@ mod deletion;
 mod harness;
 mod load;
 mod outages;
+mod quarantine;
 mod reading;
 mod rotation;
 mod scanner;

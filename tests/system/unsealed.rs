@@ -2,6 +2,7 @@
 //! have them.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -109,7 +110,12 @@ pub(crate) struct Record {
 
 /// All records of the deployment's topic.
 pub(crate) async fn records(system: &System<'_>) -> Result<Vec<Record>> {
-    let file: TransportKeys = service_kit::keys::read(&system.deployment.keys.join(service_kit::keys::TRANSPORT_FILE))?;
+    records_with(system, &system.deployment.keys.join(service_kit::keys::TRANSPORT_FILE)).await
+}
+
+/// The same, opened with the transport keys of this file.
+pub(crate) async fn records_with(system: &System<'_>, transport: &Path) -> Result<Vec<Record>> {
+    let file: TransportKeys = service_kit::keys::read(transport)?;
     let (brokers, topic) = (system.deployment.endpoints().kafka_brokers, system.deployment.topic.clone());
     tokio::task::spawn_blocking(move || consume(&brokers, &topic, file.keys())).await?
 }

@@ -11,8 +11,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use aes_gcm::aead::{AeadInOut as _, KeyInit as _};
 use aes_gcm::{Aes256Gcm, Nonce};
-use schemas::codec::FormatError;
+use schemas::codec::{self, FormatError};
 use schemas::record::{self, ENVELOPE_BYTES, Envelope, Header};
+use schemas::shared_object::QuarantineReason;
 
 use crate::{Key, NotOpened, Random, SealError, TAG_BYTES};
 
@@ -172,6 +173,31 @@ impl EpochKeys {
             .map_err(|_| NotOpened)?;
         let (header, payload_at) = record::decode(&bytes)?;
         Ok(Opened { header, bytes, payload_at })
+    }
+
+    /// Opens a record as a batcher takes it: it must fit its key in the log, and its payload what the header says of it. Else
+    /// this is why it goes into quarantine.
+    pub fn read(&self, place: &LogPlace<'_>, value: &[u8]) -> Result<Opened, QuarantineReason> {
+        let opened = self.open(place, value).map_err(|error| match error {
+            RecordError::Format(FormatError::Version(_)) => QuarantineReason::Version,
+            RecordError::Format(_) => QuarantineReason::Header,
+            RecordError::KeyMissing(_) => QuarantineReason::Key,
+            RecordError::NotOpened(_) => QuarantineReason::Seal,
+        })?;
+        fault(&opened.header, &opened.bytes[opened.payload_at..], place.key).map_or(Ok(opened), Err)
+    }
+}
+
+/// What is wrong with a record that opens; the edge makes none with such a fault.
+fn fault(header: &Header, payload: &[u8], record_key: &[u8]) -> Option<QuarantineReason> {
+    let is_of = |session: &schemas::SessionKey| session.session.as_bytes() == record_key;
+    match header {
+        Header::Acceptance { key, .. } => (!is_of(key)).then_some(QuarantineReason::Header),
+        Header::Batch { key, .. } if !is_of(key) => Some(QuarantineReason::Header),
+        Header::Batch { facts, .. } => {
+            (!codec::frame_holds(payload, facts.raw_bytes as usize)).then_some(QuarantineReason::Payload)
+        }
+        Header::Declines { .. } => None,
     }
 }
 

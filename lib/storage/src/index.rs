@@ -7,6 +7,7 @@ pub mod batches;
 pub mod deletions;
 pub mod links;
 pub mod outbox;
+pub mod quarantine;
 pub mod runs;
 pub mod sessions;
 pub mod workspaces;
@@ -147,6 +148,8 @@ pub struct Uploaded {
     pub footer: FooterAt,
     /// Which version of the keyring opens the footer; none for session objects, which their session's key opens.
     pub key_version: Option<KeyVersion>,
+    /// How many unreadable records lie in it.
+    pub quarantined: usize,
 }
 
 /// An object that readers may read.

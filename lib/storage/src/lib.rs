@@ -1,8 +1,8 @@
 //! S3 and Postgres: the one home of objects and of index queries.
 //!
 //! [`objects`] puts, gets, lists and deletes; [`index`] has every query, one file per caller; [`keystore`] holds wrapped keys,
-//! [`session_keys`] unwraps them; [`footers`] opens footers, and [`reading`] puts all together into sessions. Services call
-//! these and decide nothing in SQL of their own.
+//! [`session_keys`] unwraps them; [`footers`] opens footers, and [`reading`] puts all together into sessions;
+//! [`quarantine`] has what could not be read. Services call these and decide nothing in SQL of their own.
 
 pub mod footers;
 pub mod index;
@@ -10,6 +10,7 @@ pub mod inspect;
 pub mod keystore;
 pub mod objects;
 mod postgres;
+pub mod quarantine;
 pub mod reading;
 pub mod session_keys;
 

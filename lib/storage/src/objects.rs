@@ -337,19 +337,26 @@ impl Objects {
 }
 
 /// Ends an object with its footer's region and the trailer; gives its bytes, and what its row says of them. `key_version` is
-/// the keyring's, where that opens the footer.
+/// the keyring's, where that opens the footer; `quarantined` is the number of unreadable records that the footer lists.
 pub fn finish(
     id: ObjectId,
     kind: ObjectKind,
     mut body: Vec<u8>,
     footer: &[u8],
     key_version: Option<KeyVersion>,
+    quarantined: usize,
 ) -> (Bytes, Uploaded) {
     let (at, len) = (body.len() as u64, footer.len() as u32);
     body.extend_from_slice(footer);
     body.extend_from_slice(&kind.trailer(len));
-    let row =
-        Uploaded { id, bytes: body.len() as u64, sha256: sha256(&body), footer: FooterAt { at, len }, key_version };
+    let row = Uploaded {
+        id,
+        bytes: body.len() as u64,
+        sha256: sha256(&body),
+        footer: FooterAt { at, len },
+        key_version,
+        quarantined,
+    };
     (body.into(), row)
 }
 

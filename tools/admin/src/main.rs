@@ -2,11 +2,12 @@
 //!
 //! Each command does one thing and says what it did, one line per fact. Settings are those of the services: the same
 //! variables. [`keys`] makes, rotates and destroys keys, [`object`] looks into what lies in the bucket and in the log,
-//! [`workspace`] makes workspaces.
+//! [`quarantine`] lists and replays what no batcher could read, [`workspace`] makes workspaces.
 
 mod keys;
 mod object;
 mod output;
+mod quarantine;
 mod settings;
 mod workspace;
 
@@ -37,6 +38,9 @@ enum Command {
     /// Objects in the bucket and records of the log: what they are, whether they are whole, what is in them.
     #[command(subcommand)]
     Object(object::Command),
+    /// Records that no batcher could read: list them, look at them, replay them.
+    #[command(subcommand)]
+    Quarantine(quarantine::Command),
     /// Make the topics, of events and of control, or check that they are as durability needs them.
     ///
     /// Before the first start, and before the start of a release that brings a new topic.
@@ -74,6 +78,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Keys(command) => keys::run(command).await.map(|()| ExitCode::SUCCESS),
         Command::Object(command) => object::run(command).await,
+        Command::Quarantine(command) => quarantine::run(command).await,
         Command::Topics { partitions, replication, min_insync, retention_hours } => {
             let (config, control) = settings::load(|env| {
                 let config = KafkaConfig::load(env);

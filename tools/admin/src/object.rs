@@ -3,7 +3,7 @@
 //! What is looked at is fetched whole, or read from a copy on disk. [`storage::inspect`] does the work; here are settings, keys,
 //! and [`show`]ing. `inspect` does what it can with the keys that it has, `verify` and `cat` need them all.
 
-mod show;
+pub(crate) mod show;
 
 use std::io::{BufWriter, ErrorKind, Write as _};
 use std::path::{Path, PathBuf};

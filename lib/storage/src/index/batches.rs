@@ -399,9 +399,24 @@ pub(super) async fn make_live(
     object: &Uploaded,
     filter: Option<&[u8]>,
 ) -> Result<bool, IndexError> {
+    make_live_from(tx, object, filter, &[]).await
+}
+
+/// The same for an object whose unreadable records come from these, which are live still: when they were set aside goes
+/// with them. The latest time of all counts, so that a list in this order, once begun, meets what is moved meanwhile.
+pub(super) async fn make_live_from(
+    tx: &mut PgConnection,
+    object: &Uploaded,
+    filter: Option<&[u8]>,
+    sources: &[Uuid],
+) -> Result<bool, IndexError> {
     let turned = sqlx::query(
         "update object set state = 1, bytes = $2, sha256 = $3, footer_at = $4, footer_len = $5, sessions_filter = $6,
-             key_version = $7, live_at = now()
+             key_version = $7, live_at = now(), quarantined = $8,
+             set_aside_at = case when $8 > 0 then coalesce(
+                 (select max(coalesce(source.set_aside_at, source.live_at)) from object source
+                     where source.id = any($9) and source.quarantined is distinct from 0),
+                 now()) end
          where id = $1 and state = 0",
     )
     .bind(object.id.0)
@@ -411,6 +426,8 @@ pub(super) async fn make_live(
     .bind(i32::try_from(object.footer.len).map_err(|_| IndexError::Row("object"))?)
     .bind(filter)
     .bind(object.key_version.map(|version| signed(u64::from(version.0)) as i32))
+    .bind(i32::try_from(object.quarantined).map_err(|_| IndexError::Row("object"))?)
+    .bind(sources)
     .execute(&mut *tx)
     .await
     .map_err(failed("turn object live"))?;

@@ -7,7 +7,7 @@ use schemas::{ObjectId, SessionKey};
 use sqlx::{PgConnection, Row as _};
 use uuid::Uuid;
 
-use super::batches::{deleted_among, make_live};
+use super::batches::{deleted_among, make_live, make_live_from};
 use super::{
     Index, IndexError, KIND_QUARANTINE, KIND_SESSION, LiveObject, Uploaded, failed, key_arrays, live_object,
     object_columns, session_key, signed,
@@ -184,7 +184,7 @@ impl Index {
             return Ok(false);
         }
         if let Some((object, filter)) = quarantine
-            && !make_live(&mut tx, object, filter.map(SessionFilter::as_bytes)).await?
+            && !make_live_from(&mut tx, object, filter.map(SessionFilter::as_bytes), &ids).await?
         {
             return Ok(false);
         }

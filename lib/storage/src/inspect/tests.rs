@@ -128,7 +128,7 @@ fn shared_parts() -> (Vec<u8>, Footer) {
 
 fn end_shared(body: Vec<u8>, footer: &Footer) -> Bytes {
     let region = seal_shared_footer(&storage(), footer).unwrap();
-    finish(footer.object, ObjectKind::Shared, body, &region, Some(VERSION)).0
+    finish(footer.object, ObjectKind::Shared, body, &region, Some(VERSION), footer.quarantined.len()).0
 }
 
 fn shared_object() -> Bytes {
@@ -194,7 +194,7 @@ fn seal_frames(raws: &[Vec<u8>]) -> (Vec<u8>, [u8; 16], Vec<usize>) {
 
 fn end_session(body: Vec<u8>, footer: &session_object::Footer) -> Bytes {
     let region = seal_session_footer(&Map::key(1), footer).unwrap();
-    finish(footer.object, ObjectKind::Session, body, &region, None).0
+    finish(footer.object, ObjectKind::Session, body, &region, None, 0).0
 }
 
 fn session_object() -> Bytes {

@@ -64,8 +64,7 @@ fn shared(footer: &shared_object::Footer) -> Value {
     let record = |record: &shared_object::Quarantined| {
         json!({
             "offset": record.offset,
-            // Ours are ids; what a stranger wrote is shown as it is.
-            "record_key": Uuid::from_slice(&record.record_key).map_or_else(|_| hex(&record.record_key), |id| id.to_string()),
+            "record_key": record_key(&record.record_key),
             "from": record.at,
             "to": record.at + u64::from(record.len),
             "reason": record.reason.as_str(),
@@ -140,7 +139,8 @@ pub(super) fn record(value: &[u8], key: Uuid, topic: &str, opened: Result<&Opene
     described
 }
 
-fn header(header: &Header) -> Value {
+/// A record's header.
+pub(crate) fn header(header: &Header) -> Value {
     match header {
         Header::Acceptance { key, consent } => {
             let mut described = json!({ "kind": "acceptance" });
@@ -182,6 +182,11 @@ fn add_facts(to: &mut Value, facts: &BatchFacts) {
     to["time_min"] = json!((facts.events > 0).then(|| moment_ms(facts.ts_min)));
     to["time_max"] = json!((facts.events > 0).then(|| moment_ms(facts.ts_max)));
     to["full_snapshot"] = json!(facts.full_snapshot);
+}
+
+/// A record's key in the log. Ours are ids; what a stranger wrote is shown as it is.
+pub(crate) fn record_key(bytes: &[u8]) -> String {
+    Uuid::from_slice(bytes).map_or_else(|_| hex(bytes), |id| id.to_string())
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -268,7 +273,8 @@ fn facts_of(of: &Value, names: &[&str]) -> String {
     table("", &present.collect::<Vec<_>>())
 }
 
-fn all_facts_of(of: &Value) -> String {
+/// All fields of an object, a line each.
+pub(crate) fn all_facts_of(of: &Value) -> String {
     let names: Vec<&str> = of.as_object().into_iter().flatten().map(|(name, _)| name.as_str()).collect();
     facts_of(of, &names)
 }
