@@ -83,10 +83,8 @@ pub const MISSING_RANGES_MAX: usize = 1_024;
 
 /// A shared object is flushed when its chunks have this many bytes.
 pub const FLUSH_BYTES: usize = 16 * MIB;
-/// The least that S3 takes as a part of an upload, the last one apart.
-pub const S3_PART_BYTES_MIN: u64 = 5 * MIB as u64;
-/// A part of an upload. S3 takes 10,000 of them, so an object has 80 GB at most.
-pub const S3_PART_BYTES: u64 = 8 * MIB as u64;
+/// A part of an upload: the least that S3 takes, the last one apart. It takes 10,000 of them, so an object has 50 GB at most.
+pub const S3_PART_BYTES: u64 = 5 * MIB as u64;
 /// Parts of one upload that are under way at once.
 pub const S3_PARTS_AT_ONCE: usize = 4;
 /// Raw bytes of events in one frame of a session object.
@@ -114,7 +112,6 @@ const _: () = {
     assert!(MASKING_BYTES_MAX + ORIGINS_MAX * ORIGIN_BYTES_MAX < TOKEN_BYTES_MAX);
     assert!(FACTS_BYTES_MAX < RECORD_OVERHEAD_BYTES_MAX / 2);
     assert!(FLUSH_BYTES > RECORD_PAYLOAD_BYTES_MAX);
-    assert!(S3_PART_BYTES >= S3_PART_BYTES_MIN);
     assert!(TOKEN_BYTES_MAX < SMALL_BODY_BYTES_MAX);
     assert!(TOKEN_BYTES_MAX < HEAD_BYTES_MAX);
     assert!(CONTROL_DELETION_KEPT_S > 2 * SESSION_TOKEN_S as i64);

@@ -7,6 +7,7 @@
 //! A failed test keeps its logs and says where.
 
 mod bad_input;
+mod batching;
 mod check;
 mod consent;
 mod control;

@@ -34,7 +34,7 @@ fn clairvio(system: &System<'_>, transport: &Path, arguments: &[&str]) -> Result
 }
 
 /// What it says as JSON, and whether it succeeded.
-fn asks(system: &System<'_>, transport: &Path, arguments: &[&str]) -> Result<(Value, bool)> {
+pub(crate) fn asks(system: &System<'_>, transport: &Path, arguments: &[&str]) -> Result<(Value, bool)> {
     let output = clairvio(system, transport, arguments)?;
     let said = serde_json::from_slice(&output.stdout)
         .with_context(|| format!("clairvio {arguments:?}: {}", String::from_utf8_lossy(&output.stderr)))?;
@@ -42,7 +42,7 @@ fn asks(system: &System<'_>, transport: &Path, arguments: &[&str]) -> Result<(Va
 }
 
 /// Records by id, each with its reason.
-fn list(system: &System<'_>, transport: &Path, filters: &[&str]) -> Result<BTreeMap<String, String>> {
+pub(crate) fn list(system: &System<'_>, transport: &Path, filters: &[&str]) -> Result<BTreeMap<String, String>> {
     let (said, succeeded) = asks(system, transport, &[&["quarantine", "list", "--json"], filters].concat())?;
     ensure!(succeeded, "the list failed");
     let text =

@@ -93,7 +93,7 @@ impl S3Config {
             access_key: env.text(&ACCESS_KEY),
             secret_key: env.text(&SECRET_KEY),
             request_timeout: env.millis(&REQUEST_TIMEOUT_MS),
-            multipart_bytes: env.number(&MULTIPART_BYTES, limits::S3_PART_BYTES_MIN),
+            multipart_bytes: env.number(&MULTIPART_BYTES, limits::S3_PART_BYTES),
         }
     }
 }
