@@ -84,7 +84,7 @@ pub(crate) fn assemble(
             Content::Read(Header::Batch { key, place, end, facts, .. }, payload)
                 if refused.binary_search(key).is_err() =>
             {
-                let entry = BatchEntry { seq: place.seq(), end: *end, offset: *offset, len: 0, facts: *facts };
+                let entry = BatchEntry { seq: place.seq(), end: *end, offset: *offset, len: 0, facts: facts.clone() };
                 by_stream.entry((*key, place.stream())).or_default().push((entry, payload));
                 body_len += payload.len() + TAG_BYTES;
             }
