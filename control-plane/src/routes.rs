@@ -507,6 +507,20 @@ mod tests {
     }
 
     #[test]
+    fn pages_are_looked_for_as_browsers_write_them() {
+        for (url, expect) in [
+            ("https://app.example", "https://app.example/"),
+            ("HTTPS://user@App.Example:443/Cart/../a b?mail=x#y", "https://app.example/a%20b"),
+            ("http://app.example:8080/ü", "http://app.example:8080/%C3%BC"),
+        ] {
+            assert_eq!(page_prefix(url).unwrap(), expect, "{url}");
+        }
+        for url in ["", "/cart", "app.example/cart", "file:///a", "javascript:alert(1)", "https://"] {
+            assert!(page_prefix(url).is_err(), "{url}");
+        }
+    }
+
+    #[test]
     fn accept_headers_are_read() {
         let mut headers = HeaderMap::new();
         headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("gzip;q=0, ZSTD"));

@@ -8,7 +8,6 @@ alter table session
     -- Console messages of level warn, info, log, and of all others but error, which are in `errors`.
     add column console bigint[] not null default '{0,0,0,0}',
     add column failed_requests bigint not null default 0,
-    -- Pages by origin and path, never query or fragment, in the order of the first visits.
-    add column urls text[] not null default '{}',
-    -- Pages tell of a person, and stand here in clear: a tombstone has none.
-    add constraint no_pages_of_the_deleted check (state = 0 or urls = '{}');
+    -- Pages by origin and path, never query or fragment, in the order of the first visits. They tell of a person, and stand
+    -- here in clear: a tombstone has none.
+    add column urls text[] not null default '{}';

@@ -329,3 +329,36 @@ fn what_is_behind_the_source_is_not_read() {
     });
     assert_eq!(seen, 1);
 }
+
+/// The golden files' facts are what the edge finds in their events: a reader of the page and of those files learns the same.
+#[test]
+fn golden_files_tell_what_is_found() {
+    let expected = include_str!("../../../../schemas/golden/v1-facts/expected.json");
+    let expected: Value = serde_json::from_str(expected).unwrap();
+    let batches = expected["files"]["shared.bin"]["chunks"][0]["batches"].as_array().unwrap();
+    assert_eq!(batches.len(), 2);
+    for batch in batches {
+        let events: Vec<&str> =
+            batch["events"].as_array().unwrap().iter().map(|event| event.as_str().unwrap()).collect();
+        let (found, golden) = (read(events.join("\n").as_bytes()).unwrap().facts, &batch["facts"]);
+        let found = json!({
+            "events": found.events,
+            "raw_bytes": found.raw_bytes,
+            "ts_min": found.ts_min,
+            "ts_max": found.ts_max,
+            "kinds": found.kinds,
+            "pages": found.pages,
+            "errors": found.errors,
+            "full_snapshot": found.full_snapshot,
+            "content_hash": format!("{:016x}", found.content_hash),
+            "active_ms": found.active_ms,
+            "interacted": found.interacted,
+            "clicks": found.clicks,
+            "keypresses": found.keypresses,
+            "console": found.console,
+            "failed_requests": found.failed_requests,
+            "urls": found.urls.iter().collect::<Vec<_>>(),
+        });
+        assert_eq!(found, *golden);
+    }
+}

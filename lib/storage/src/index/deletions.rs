@@ -281,7 +281,7 @@ impl Index {
         sqlx::query(
             "update session set state = 3, events = 0, bytes_stored = 0, bytes_received = 0, pages = 0, errors = 0,
                  counts = default, ts_min = null, ts_max = null, active_ms = 0, clicks = 0, keypresses = 0,
-                 console = default, failed_requests = 0
+                 console = default, failed_requests = 0, urls = default
              where workspace_id = $1 and id = $2 and state < 3",
         )
         .bind(leaving.key.workspace.0)
