@@ -12,7 +12,7 @@ use serde_json::json;
 use serde_json::value::RawValue;
 use virtual_sdk::recordings::Batch;
 use virtual_sdk::verify::read_back;
-use virtual_sdk::{EventsFormat, Recording, SessionQuery, recordings};
+use virtual_sdk::{EventsFormat, Recording, Seen, SessionQuery, recordings, until};
 
 use crate::harness::{LATER, SOON, System, logs, run};
 use crate::load::{self, Sent, made_up_batch};
@@ -114,18 +114,36 @@ fn check_known(item: &SessionItem) -> Result<()> {
     Ok(())
 }
 
-/// The list shows the same, and finds sessions by their pages; what was asked for is in no log.
-async fn check_list(system: &System<'_>, known: SessionId) -> Result<()> {
+/// All sessions as they are listed, and how the first of them that differs from itself does.
+async fn differing(system: &System<'_>) -> Result<(Vec<SessionItem>, Option<String>)> {
+    let of = |item: &SessionItem| {
+        let sums =
+            (item.active_ms, item.clicks, item.keypresses, item.console, item.failed_requests, item.urls.clone());
+        (sums, item.events, item.counts)
+    };
     let all = system.api.all_sessions(&SessionQuery::default()).await?;
-    ensure!(all.len() > 3, "{} sessions are listed", all.len());
     for listed in &all {
         let item = system.api.session(listed.id).await?;
-        let of = |item: &SessionItem| {
-            let urls = item.urls.clone();
-            (item.active_ms, item.clicks, item.keypresses, item.console, item.failed_requests, urls, item.counts)
-        };
-        ensure!(of(listed) == of(&item), "session {} is listed as {:?}, and is {:?}", item.id, of(listed), of(&item));
+        if of(listed) != of(&item) {
+            let differing = format!("session {} is listed as {:?}, and is {:?}", item.id, of(listed), of(&item));
+            return Ok((all, Some(differing)));
+        }
     }
+    Ok((all, None))
+}
+
+/// The list shows the same, and finds sessions by their pages; what was asked for is in no log.
+async fn check_list(system: &System<'_>, known: SessionId) -> Result<()> {
+    // Sums are exact once all parts of a session are one.
+    let all = until("the list tells what the sessions tell", LATER, || async {
+        match differing(system).await {
+            Ok((all, None)) => Seen::Done(all),
+            Ok((_, Some(differing))) => Seen::not_yet(differing),
+            Err(error) => Seen::not_yet(error),
+        }
+    })
+    .await?;
+    ensure!(all.len() > 3, "{} sessions are listed", all.len());
     check_known(all.iter().find(|item| item.id == known).context("the session is listed")?).context("in the list")?;
 
     for (url, is_found) in [
