@@ -23,6 +23,10 @@ pub(crate) struct Held {
 }
 
 /// What a record holds.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly every record is read: a box for each would cost more than it saves"
+)]
 #[derive(Debug, Clone)]
 pub(crate) enum Content {
     /// A record of ours, opened: its header, and its payload as it came.
