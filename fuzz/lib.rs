@@ -39,9 +39,12 @@ pub fn consent() -> Consent {
     }
 }
 
-/// A body of three events, the first a full snapshot, the last a console error.
+/// A body of all that is found in events: a full snapshot, a page, a click, an input, failed requests, a console error.
 pub const BODY: &str = r#"[{"type":2,"timestamp":1790000000000,"data":{"node":{"childNodes":[]}}},
-    {"type":4,"timestamp":1790000000001.5,"data":{"href":"https://app.example/"}},
+    {"type":4,"timestamp":1790000000001.5,"data":{"href":"https://app.example/a?b#c"}},
+    {"type":3,"timestamp":1790000000100,"data":{"source":2,"type":2,"id":7}},
+    {"type":3,"timestamp":1790000000200,"data":{"source":5,"text":"*","id":8}},
+    {"type":6,"timestamp":3,"data":{"plugin":"rrweb/network@1","payload":{"requests":[{"status":404},{"error":"x"}]}}},
     {"type":6,"timestamp":-3,"data":{"plugin":"rrweb/console@1","payload":{"level":"error","trace":[]}}}]"#;
 
 /// The facts of [`BODY`], as the edge finds them.

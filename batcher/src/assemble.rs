@@ -27,6 +27,10 @@ pub(crate) struct Held {
 }
 
 /// What a record holds.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly every record is read: a box for each would cost more than it saves"
+)]
 #[derive(Debug, Clone)]
 pub(crate) enum Content {
     /// A record of ours, opened: its header, and its payload as it came.
@@ -98,7 +102,8 @@ pub(crate) fn assemble(
             (fate @ (Fate::Chunked | Fate::Copy), Content::Read(header, payload)) => {
                 let Header::Batch { key, place, end, facts, .. } = header else { continue };
                 let payload = if fate == Fate::Copy { [].as_slice() } else { payload };
-                let entry = BatchEntry { seq: place.seq(), end: *end, offset: record.offset, len: 0, facts: *facts };
+                let entry =
+                    BatchEntry { seq: place.seq(), end: *end, offset: record.offset, len: 0, facts: facts.clone() };
                 by_stream.entry((*key, place.stream())).or_default().push((entry, payload));
                 body_len += payload.len() + TAG_BYTES;
             }

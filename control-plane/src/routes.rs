@@ -10,6 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use engine::merge::Range;
+use engine::pages::origin_and_path;
 use futures::TryStreamExt as _;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use schemas::codes::Refusal;
@@ -201,6 +202,7 @@ struct SessionsQuery {
     state: Option<SessionState>,
     has_errors: Option<bool>,
     min_duration: Option<u32>,
+    url: Option<String>,
     cursor: Option<String>,
     limit: Option<u32>,
 }
@@ -212,6 +214,12 @@ fn moment(text: Option<&str>, field: &'static str) -> Answer<Option<OffsetDateTi
 /// A reference that can be looked for: the index holds none with a zero byte.
 fn searchable(reference: String) -> Answer<String> {
     if reference.contains('\0') { Err(Refused(Refusal::field("reference"))) } else { Ok(reference) }
+}
+
+/// A page that is looked for, in the form in which pages are kept: as a browser writes it, without query and fragment.
+fn page_prefix(url: &str) -> Answer<String> {
+    let normal = Url::parse(url).ok().and_then(|url| origin_and_path(url.as_str()));
+    normal.ok_or_else(|| Refused(Refusal::field("url")))
 }
 
 async fn list_sessions(
@@ -229,6 +237,7 @@ async fn list_sessions(
         state: asked.state,
         has_errors: asked.has_errors,
         min_duration_ms: asked.min_duration.map(|seconds| i64::from(seconds) * 1_000),
+        url: asked.url.as_deref().map(page_prefix).transpose()?,
     };
     let rows = state.index.sessions(caller.workspace, state.silence, &filter, before, limit + 1).await?;
     let items = rows.iter().map(listed).collect();
@@ -249,6 +258,12 @@ fn listed(row: &SessionRow) -> SessionItem {
         counts: row.counts,
         pages: row.pages,
         errors: row.errors,
+        active_ms: row.active_ms,
+        clicks: row.clicks,
+        keypresses: row.keypresses,
+        console: row.console,
+        failed_requests: row.failed_requests,
+        urls: row.urls.clone(),
         bytes_received: row.bytes_received,
         bytes_stored: row.bytes_stored,
         stored_as: None,
@@ -277,6 +292,12 @@ fn detailed(session: &Session) -> SessionItem {
         counts: totals.counts,
         pages: totals.pages,
         errors: totals.errors,
+        active_ms: totals.active_ms,
+        clicks: totals.clicks,
+        keypresses: totals.keypresses,
+        console: totals.console,
+        failed_requests: totals.failed_requests,
+        urls: totals.urls,
         bytes_received: totals.raw_bytes,
         bytes_stored: session.bytes_stored,
         stored_as: match (snapshot.own.is_empty(), in_shared) {
@@ -482,6 +503,20 @@ mod tests {
         assert!(allowed_redirect("https://app.example/a?b", &origins).is_ok());
         for url in ["https://evil.example/", "javascript:alert(1)", "/a", "https://app.example.evil.example/"] {
             assert!(allowed_redirect(url, &origins).is_err(), "{url}");
+        }
+    }
+
+    #[test]
+    fn pages_are_looked_for_as_browsers_write_them() {
+        for (url, expect) in [
+            ("https://app.example", "https://app.example/"),
+            ("HTTPS://user@App.Example:443/Cart/../a b?mail=x#y", "https://app.example/a%20b"),
+            ("http://app.example:8080/ü", "http://app.example:8080/%C3%BC"),
+        ] {
+            assert_eq!(page_prefix(url).unwrap(), expect, "{url}");
+        }
+        for url in ["", "/cart", "app.example/cart", "file:///a", "javascript:alert(1)", "https://"] {
+            assert!(page_prefix(url).is_err(), "{url}");
         }
     }
 

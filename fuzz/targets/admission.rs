@@ -47,7 +47,7 @@ fn check_consent(request: &ConsentRequest) {
         Ok(ConsentOutcome::Begin { acceptance, claims }) => {
             assert_eq!(request.decision, Decision::Accepted);
             assert!(claims.ntc.len() <= NOTICE_VERSION_BYTES_MAX);
-            assert_eq!(decode(&encode(&acceptance)).map(|(read, _)| read), Ok(acceptance));
+            assert_eq!(decode(&encode(&acceptance)).map(|(read, _)| read), Ok(*acceptance));
         }
         Ok(ConsentOutcome::CountDecline(_)) => assert_eq!(request.decision, Decision::Declined),
         Err(_) => {}

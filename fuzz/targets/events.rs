@@ -2,9 +2,10 @@
 #![no_main]
 
 use engine::events::{read, shallow};
+use engine::pages::origin_and_path;
 use fuzz::{BODY, consent, plant, session};
 use libfuzzer_sys::fuzz_target;
-use schemas::limits::BATCH_EVENTS_MAX;
+use schemas::limits::{BATCH_EVENTS_MAX, BATCH_URLS_MAX};
 use schemas::record::{Header, decode, encode};
 use schemas::{BatchFacts, StreamSeq};
 
@@ -33,10 +34,18 @@ fuzz_target!(init: plant(seeds()), |data: &[u8]| {
     assert_eq!(facts.raw_bytes as usize, text.len());
     assert_eq!(facts.content_hash, BatchFacts::hash(text.as_bytes()));
 
+    assert!(facts.clicks <= facts.kinds[3] && facts.keypresses <= facts.kinds[3] - facts.clicks);
+    assert!(facts.errors + facts.console.iter().sum::<u32>() <= facts.kinds[6]);
+    assert!(facts.urls.len() <= BATCH_URLS_MAX.min(facts.pages as usize));
+    assert!(facts.urls.iter().all(|url| origin_and_path(url).as_deref() == Some(url)), "more than a page is kept");
+    let interactions = facts.interacted.map_or(facts.ts_min..=facts.ts_max, |(first, last)| first.min(last)..=first.max(last));
+    assert!(facts.ts_min <= *interactions.start() && *interactions.end() <= facts.ts_max);
+    assert!(facts.interacted.is_some() || facts.active_ms == 0);
+
     assert_eq!(read(text.as_bytes()).as_ref(), Ok(&batch), "a stored batch is read as another");
     assert_eq!(read(format!("[{}]", lines.join(",")).as_bytes()).as_ref(), Ok(&batch), "an array is read as another");
 
     let place = StreamSeq::new(0, 0).expect("a stream of 31 bits");
-    let header = Header::Batch { key: session(), consent: consent(), place, end: false, facts: batch.facts };
+    let header = Header::Batch { key: session(), consent: consent(), place, end: false, facts: batch.facts.clone() };
     assert_eq!(decode(&encode(&header)).map(|(read, _)| read), Ok(header));
 });

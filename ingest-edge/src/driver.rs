@@ -227,7 +227,7 @@ impl Edge {
                 None => open_beacon(&sessions, origin.as_deref(), &decoded)?,
             };
             let (facts, frame) = read_batch(&events)?;
-            let header = admission::batch_header(&claims, place, facts);
+            let header = admission::batch_header(&claims, place, facts.clone());
             let value = sealed(&seal, claims.ses, &header, &frame)?;
             Ok::<_, Refusal>(Batch { session: claims.ses, place, facts, value })
         };

@@ -1,13 +1,22 @@
 //! What the edge found out about a batch while it validated it, so that nobody has to parse it again.
 
+use std::fmt;
+use std::sync::Arc;
+
 use crate::codec::{FormatError, Reader, Writer};
 use crate::limits;
 
 /// Counts by kind of event: rrweb's types 0 to 6, and all others together.
 pub const KINDS: usize = 8;
 
+/// Counts of console messages: of level warn, info and log, and of all others but error, which has a field of its own.
+pub const CONSOLE_LEVELS: usize = 4;
+
 /// The facts of one batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+///
+/// Up to `content_hash` they are in every batch's facts. What follows was appended by a later release; batches that were
+/// recorded before have the defaults.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct BatchFacts {
     /// Events in the batch.
     pub events: u32,
@@ -27,6 +36,94 @@ pub struct BatchFacts {
     pub full_snapshot: bool,
     /// XXH3 of the payload before compression; two batches of one place that differ in it are in conflict.
     pub content_hash: u64,
+    /// The sum of the pauses between neighbouring interactions, as far as the user was not idle in them, in milliseconds.
+    pub active_ms: u32,
+    /// Timestamps of the first and of the last interaction, by their places in the batch; none without any.
+    pub interacted: Option<(i64, i64)>,
+    /// Clicks.
+    pub clicks: u32,
+    /// Inputs into form fields: rrweb records no keys, but each change of a field.
+    pub keypresses: u32,
+    /// Console messages by level, see [`CONSOLE_LEVELS`].
+    pub console: [u32; CONSOLE_LEVELS],
+    /// Requests of the page that were answered with a status from 400 on, or not at all.
+    pub failed_requests: u32,
+    /// Pages opened, by origin and path.
+    pub urls: Urls,
+}
+
+/// URLs of pages, each once, in the order of the first visits. [`limits::BATCH_URLS_MAX`] of
+/// [`limits::PAGE_URL_BYTES_MAX`] bytes at most, so they are as small in memory as in their record.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Urls(
+    /// A newline after each. Copies share it: a batcher holds facts more than once.
+    Arc<str>,
+);
+
+impl Urls {
+    /// The URLs of these that can be kept, each once, up to the bound.
+    pub fn new<'a>(urls: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut kept: Vec<&str> = Vec::new();
+        for url in urls {
+            if kept.len() < limits::BATCH_URLS_MAX && is_kept(url) && !kept.contains(&url) {
+                kept.push(url);
+            }
+        }
+        Self(kept.iter().flat_map(|url| [url, "\n"]).collect::<String>().into())
+    }
+
+    /// The URLs, in order.
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        self.0.lines()
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.iter().count()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Bytes in memory, beside the facts themselves.
+    pub fn heap_bytes(&self) -> usize {
+        self.0.len()
+    }
+
+    fn write(&self, to: &mut Writer) {
+        to.uint(self.len() as u64);
+        for url in self.iter() {
+            to.bytes(url.as_bytes());
+        }
+    }
+
+    fn read(from: &mut Reader<'_>) -> Result<Self, FormatError> {
+        let count = from.uint32("urls")? as usize;
+        if count > limits::BATCH_URLS_MAX {
+            return Err(FormatError::Field("urls"));
+        }
+        let mut urls = Vec::with_capacity(count);
+        for _ in 0..count {
+            urls.push(from.text(limits::PAGE_URL_BYTES_MAX, "urls")?);
+        }
+        let read = Self::new(urls.iter().copied());
+        // No writer makes others: what is read is written again as the same.
+        if read.len() == count { Ok(read) } else { Err(FormatError::Field("urls")) }
+    }
+}
+
+/// Says how many: pages that a person visited do not belong into a log.
+impl fmt::Debug for Urls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Urls({})", self.len())
+    }
+}
+
+/// Whether a URL can stand in facts and in the index: a line of its own.
+fn is_kept(url: &str) -> bool {
+    (1..=limits::PAGE_URL_BYTES_MAX).contains(&url.len()) && !url.contains(char::is_control)
 }
 
 impl BatchFacts {
@@ -44,6 +141,19 @@ impl BatchFacts {
         writer.uint(u64::from(self.errors));
         writer.u8(u8::from(self.full_snapshot));
         writer.u64_fixed(self.content_hash);
+        writer.uint(u64::from(self.active_ms));
+        writer.u8(u8::from(self.interacted.is_some()));
+        if let Some((first, last)) = self.interacted {
+            writer.int(first.wrapping_sub(self.ts_min));
+            writer.int(last.wrapping_sub(first));
+        }
+        writer.uint(u64::from(self.clicks));
+        writer.uint(u64::from(self.keypresses));
+        for level in self.console {
+            writer.uint(u64::from(level));
+        }
+        writer.uint(u64::from(self.failed_requests));
+        self.urls.write(&mut writer);
         to.bytes(&writer.into_bytes());
     }
 
@@ -60,7 +170,7 @@ impl BatchFacts {
         for kind in &mut kinds {
             *kind = reader.uint32("kinds")?;
         }
-        Ok(Self {
+        let mut facts = Self {
             events,
             raw_bytes,
             ts_min,
@@ -70,7 +180,29 @@ impl BatchFacts {
             errors: reader.uint32("errors")?,
             full_snapshot: reader.flag("full_snapshot")?,
             content_hash: reader.u64_fixed()?,
-        })
+            ..Self::default()
+        };
+        // Appended together: they all are there or none is.
+        if !reader.rest().is_empty() {
+            facts.read_appended(&mut reader)?;
+        }
+        Ok(facts)
+    }
+
+    fn read_appended(&mut self, reader: &mut Reader<'_>) -> Result<(), FormatError> {
+        self.active_ms = reader.uint32("active_ms")?;
+        if reader.flag("interacted")? {
+            let first = self.ts_min.wrapping_add(reader.int()?);
+            self.interacted = Some((first, first.wrapping_add(reader.int()?)));
+        }
+        self.clicks = reader.uint32("clicks")?;
+        self.keypresses = reader.uint32("keypresses")?;
+        for level in &mut self.console {
+            *level = reader.uint32("console")?;
+        }
+        self.failed_requests = reader.uint32("failed_requests")?;
+        self.urls = Urls::read(reader)?;
+        Ok(())
     }
 
     /// The hash that stands in [`BatchFacts::content_hash`].
@@ -81,26 +213,135 @@ impl BatchFacts {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
-    #[test]
-    fn fields_of_later_releases_are_passed_over_and_missing_ones_are_an_error() {
-        let facts = BatchFacts { events: 3, raw_bytes: 400, ts_min: -5, ts_max: 9, ..BatchFacts::default() };
+    fn sample() -> BatchFacts {
+        BatchFacts {
+            events: 3,
+            raw_bytes: 400,
+            ts_min: -5,
+            ts_max: 9,
+            active_ms: 300,
+            interacted: Some((-4, 7)),
+            clicks: 1,
+            keypresses: 200,
+            console: [1, 2, 3, 4],
+            failed_requests: 5,
+            urls: Urls::new(["https://app.example/", "https://app.example/cart"]),
+            ..BatchFacts::default()
+        }
+    }
+
+    /// The bytes of facts, without their length.
+    fn fields(facts: &BatchFacts) -> Vec<u8> {
         let mut writer = Writer::new();
         facts.write(&mut writer);
         let written = writer.into_bytes();
-        let fields = Reader::new(&written).bytes(limits::FACTS_BYTES_MAX, "facts").expect("own bytes");
-        for len in 0..fields.len() + 3 {
-            let mut fields = fields.to_vec();
-            fields.resize(len, 1);
+        Reader::new(&written).bytes(limits::FACTS_BYTES_MAX, "facts").expect("own bytes").to_vec()
+    }
+
+    /// Reads facts of these bytes, and whether what stands behind them stays.
+    fn read(fields: &[u8]) -> Result<BatchFacts, FormatError> {
+        let mut writer = Writer::new();
+        writer.bytes(fields);
+        writer.raw(b"behind");
+        let bytes = writer.into_bytes();
+        let mut reader = Reader::new(&bytes);
+        let facts = BatchFacts::read(&mut reader);
+        assert_eq!(reader.rest(), b"behind");
+        facts
+    }
+
+    /// Goal: facts of all releases are read for ever. Method: the bytes of facts as they are written now, cut at each
+    /// place and lengthened. They are whole where the first release ended, with defaults behind, and where this one ends.
+    #[test]
+    fn facts_of_earlier_and_of_later_releases_are_read_and_cut_ones_are_an_error() {
+        let facts = sample();
+        let written = fields(&facts);
+        let first_release = {
+            let BatchFacts { events, raw_bytes, ts_min, ts_max, .. } = facts.clone();
+            BatchFacts { events, raw_bytes, ts_min, ts_max, ..BatchFacts::default() }
+        };
+        // Two numbers of one and two bytes, two times, eight kinds, pages, errors, the flag, and the hash.
+        let first_release_len = 3 + 2 + 8 + 3 + 8;
+        for len in 0..written.len() + 3 {
+            let mut cut = written.clone();
+            cut.resize(len, 1);
+            let expected = match len {
+                len if len == first_release_len => Ok(first_release.clone()),
+                len if len < written.len() => Err(FormatError::Truncated),
+                _ => Ok(facts.clone()),
+            };
+            assert_eq!(read(&cut), expected, "{len} bytes");
+        }
+    }
+
+    /// No reader meets facts that are longer than it takes, or another count of URLs than it writes again.
+    #[test]
+    fn the_largest_facts_are_within_their_bound_and_urls_beyond_theirs_are_refused() {
+        let url = |number: usize| format!("{number:0len$}", len = limits::PAGE_URL_BYTES_MAX);
+        let urls: Vec<String> = (0..limits::BATCH_URLS_MAX).map(url).collect();
+        let facts = BatchFacts {
+            events: u32::MAX,
+            raw_bytes: limits::DECODED_BYTES_MAX as u32,
+            ts_min: i64::MIN,
+            ts_max: i64::MAX,
+            kinds: [u32::MAX; KINDS],
+            pages: u32::MAX,
+            errors: u32::MAX,
+            full_snapshot: true,
+            content_hash: u64::MAX,
+            active_ms: u32::MAX,
+            interacted: Some((i64::MAX, i64::MIN)),
+            clicks: u32::MAX,
+            keypresses: u32::MAX,
+            console: [u32::MAX; CONSOLE_LEVELS],
+            failed_requests: u32::MAX,
+            urls: Urls::new(urls.iter().map(String::as_str)),
+        };
+        assert_eq!(facts.urls.len(), limits::BATCH_URLS_MAX);
+        let bytes = fields(&facts);
+        let of_urls = limits::BATCH_URLS_MAX * (limits::PAGE_URL_BYTES_MAX + 2);
+        assert!(bytes.len() - of_urls <= limits::FACTS_NUMBERS_BYTES_MAX, "{} bytes", bytes.len());
+        assert_eq!(read(&bytes), Ok(facts));
+
+        let with = |urls: &[&str]| {
+            let mut bytes = fields(&BatchFacts::default());
+            assert_eq!(bytes.pop(), Some(0), "the count of URLs is last");
             let mut writer = Writer::new();
-            writer.bytes(&fields);
-            writer.raw(b"behind");
-            let bytes = writer.into_bytes();
-            let mut reader = Reader::new(&bytes);
-            let expected = if len < written.len() - 1 { Err(FormatError::Truncated) } else { Ok(facts) };
-            assert_eq!(BatchFacts::read(&mut reader), expected, "{len} bytes");
-            assert_eq!(reader.rest(), b"behind", "{len} bytes");
+            writer.raw(&bytes);
+            writer.uint(urls.len() as u64);
+            urls.iter().for_each(|url| writer.bytes(url.as_bytes()));
+            read(&writer.into_bytes()).map(|facts| facts.urls.len())
+        };
+        assert_eq!(with(&["http://a/", "http://b/"]), Ok(2));
+        let long = url(7) + "x";
+        let many: Vec<String> = (0..=limits::BATCH_URLS_MAX).map(|number| number.to_string()).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        for refused in [&["a", "a"][..], &[""], &["a\nb"], &["a\0"], &[&long], &many] {
+            assert_eq!(with(refused), Err(FormatError::Field("urls")), "{} URLs", refused.len());
+        }
+    }
+
+    #[test]
+    fn urls_are_kept_once_in_order_and_never_shown() {
+        let urls = Urls::new(["http://b/", "", "http://a/", "http://b/", "x\ny"]);
+        assert_eq!(urls.iter().collect::<Vec<_>>(), ["http://b/", "http://a/"]);
+        assert_eq!(format!("{urls:?}"), "Urls(2)");
+        assert!(Urls::default().is_empty() && !urls.is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_without_panic_and_written_again_as_the_same(behind: Vec<u8>, cut: prop::sample::Index) {
+            let written = fields(&sample());
+            let mut bytes = written[..cut.index(written.len())].to_vec();
+            bytes.extend(behind);
+            if let Ok(facts) = read(&bytes) {
+                prop_assert_eq!(read(&fields(&facts)), Ok(facts));
+            }
         }
     }
 }

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use time::OffsetDateTime;
 
+use crate::facts::BatchFacts;
 use crate::ids::{DeletionId, LinkId, ReceiptId, SessionId};
 use crate::limits;
 
@@ -285,7 +286,43 @@ impl EventCounts {
     }
 }
 
-/// A session's metadata.
+/// Console messages by level.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct ConsoleCounts {
+    /// Of level error.
+    pub error: u64,
+    /// Of level warn.
+    pub warn: u64,
+    /// Of level info.
+    pub info: u64,
+    /// Of level log.
+    pub log: u64,
+    /// Of all other levels: debug, trace, assert and more.
+    pub other: u64,
+}
+
+impl ConsoleCounts {
+    /// The counts of these errors, and of the other levels in the order of [`BatchFacts::console`].
+    pub fn new(error: u64, [warn, info, log, other]: [u64; crate::facts::CONSOLE_LEVELS]) -> Self {
+        Self { error, warn, info, log, other }
+    }
+
+    /// The counts but that of errors, in the order of [`BatchFacts::console`].
+    pub fn but_errors(&self) -> [u64; crate::facts::CONSOLE_LEVELS] {
+        [self.warn, self.info, self.log, self.other]
+    }
+
+    /// Adds a batch's counts.
+    pub fn add(&mut self, facts: &BatchFacts) {
+        let mut sums = self.but_errors();
+        for (sum, count) in sums.iter_mut().zip(facts.console) {
+            *sum += u64::from(count);
+        }
+        *self = Self::new(self.error + u64::from(facts.errors), sums);
+    }
+}
+
+/// A session's metadata. Of batches that were recorded before a number was counted, nothing is in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionItem {
     /// The session.
@@ -312,6 +349,19 @@ pub struct SessionItem {
     pub pages: u64,
     /// Console errors.
     pub errors: u64,
+    /// Time in which the end user was active, in milliseconds: pauses of more than 5 s between two interactions are none.
+    /// What was done in two tabs at the same time counts twice.
+    pub active_ms: u64,
+    /// Clicks.
+    pub clicks: u64,
+    /// Inputs into form fields, each change of a field one: keys are not recorded.
+    pub keypresses: u64,
+    /// Console messages by level; those of level error are `errors` too.
+    pub console: ConsoleCounts,
+    /// Requests of the page that were answered with a status from 400 on, or not at all.
+    pub failed_requests: u64,
+    /// Pages by origin and path, in the order of the first visits, 64 at most.
+    pub urls: Vec<String>,
     /// Bytes of its events as JSON.
     pub bytes_received: u64,
     /// Bytes of its frames in S3.

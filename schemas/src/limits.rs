@@ -96,6 +96,14 @@ pub const FRAME_RAW_BYTES_MAX: usize = DECODED_BYTES_MAX + FRAME_RAW_BYTES;
 pub const RECORD_KEY_BYTES_MAX: usize = 256;
 /// The facts of one batch in a header or footer, later releases' fields included.
 pub const FACTS_BYTES_MAX: usize = 16 * KIB;
+/// URLs of pages that the facts of one batch keep.
+pub const BATCH_URLS_MAX: usize = 16;
+/// URLs of pages that are kept of one session.
+pub const SESSION_URLS_MAX: usize = 64;
+/// The URL of a page: origin and path.
+pub const PAGE_URL_BYTES_MAX: usize = 512;
+/// All fields of a batch's facts but its URLs: 26 numbers of 10 bytes at most.
+pub const FACTS_NUMBERS_BYTES_MAX: usize = 260;
 /// A footer after decompression.
 pub const FOOTER_RAW_BYTES_MAX: usize = 64 * MIB;
 
@@ -111,6 +119,8 @@ const _: () = {
     assert!(SDK_BATCH_BYTES < BODY_BYTES_MAX);
     assert!(MASKING_BYTES_MAX + ORIGINS_MAX * ORIGIN_BYTES_MAX < TOKEN_BYTES_MAX);
     assert!(FACTS_BYTES_MAX < RECORD_OVERHEAD_BYTES_MAX / 2);
+    assert!(FACTS_NUMBERS_BYTES_MAX + BATCH_URLS_MAX * (PAGE_URL_BYTES_MAX + 2) <= FACTS_BYTES_MAX);
+    assert!(BATCH_URLS_MAX <= SESSION_URLS_MAX);
     assert!(FLUSH_BYTES > RECORD_PAYLOAD_BYTES_MAX);
     assert!(TOKEN_BYTES_MAX < SMALL_BODY_BYTES_MAX);
     assert!(TOKEN_BYTES_MAX < HEAD_BYTES_MAX);

@@ -205,6 +205,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::facts::Urls;
 
     fn sample() -> Header {
         Header::Batch {
@@ -227,6 +228,13 @@ mod tests {
                 errors: 2,
                 full_snapshot: true,
                 content_hash: 0xdead_beef,
+                active_ms: 70_000,
+                interacted: Some((0, 1_790_000_000_100)),
+                clicks: 2,
+                keypresses: 7,
+                console: [1, 0, 3, 0],
+                failed_requests: 1,
+                urls: Urls::new(["https://app.example/cart"]),
             },
         }
     }

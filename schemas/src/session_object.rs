@@ -48,7 +48,7 @@ pub struct Frame {
 }
 
 /// A batch that is in the object.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BatchInfo {
     /// Its number in its stream.
     pub seq: u32,

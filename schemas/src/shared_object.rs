@@ -15,7 +15,7 @@ use crate::ids::{ObjectId, SessionId, SessionKey, WorkspaceId};
 use crate::limits;
 
 /// One batch in a chunk: one zstd frame, sealed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BatchEntry {
     /// The batch's number in its stream.
     pub seq: u32,

@@ -82,6 +82,9 @@ fn p07_sessions_past_their_plan_window_are_erased() -> Result<()> {
             );
         }
         load::wait_compacted(system, LATER).await?;
+        let told = "select count(*) from session where urls <> '{}' and active_ms > 0 and clicks > 0 and keypresses > 0
+             and console <> '{0,0,0,0}' and failed_requests > 0";
+        ensure!(system.count(told).await? == 3, "the index does not tell of what was recorded");
         let canary = free[2];
         let (_, key) = system.another_workspace(Plan::Scale).await?;
         let other = system.api_at(1, &key)?;
@@ -97,6 +100,8 @@ fn p07_sessions_past_their_plan_window_are_erased() -> Result<()> {
             .await?;
         set_clock(system, "6 days 23 hours").await?;
         wait_gone(system, canary).await?;
+        let pages = system.count("select count(*) from session where state > 0 and urls <> '{}'").await?;
+        ensure!(pages == 0, "pages stand in a tombstone");
         system.ledger.forget(canary);
         load::compare_all(system, SOON).await.context("an hour before the end")?;
         let listed = system.api.all_sessions(&SessionQuery::default()).await?;
@@ -110,7 +115,9 @@ fn p07_sessions_past_their_plan_window_are_erased() -> Result<()> {
         ensure!(system.api.all_sessions(&SessionQuery::default()).await?.is_empty(), "expired sessions are listed");
         until("everything is erased", LATER, || async {
             let left = "select count(*) from session s join workspace w on w.id = s.workspace_id
-                 where w.plan = 'free' and (s.state < 3 or s.events > 0 or s.bytes_stored > 0)";
+                 where w.plan = 'free' and (s.state < 3 or s.events > 0 or s.bytes_stored > 0
+                     or s.urls <> '{}' or s.active_ms > 0 or s.clicks > 0 or s.keypresses > 0
+                     or s.console <> '{0,0,0,0}' or s.failed_requests > 0)";
             match system.count(left).await {
                 Ok(0) => Seen::Done(()),
                 Ok(left) => Seen::not_yet(left),

@@ -7,12 +7,14 @@ use anyhow::{Context, Result, ensure};
 use devstack::DeploymentOptions;
 use futures::future::try_join_all;
 use schemas::SessionId;
-use schemas::http::StoredAs;
+use schemas::http::{ConsoleCounts, SessionItem, StoredAs};
+use serde_json::json;
 use serde_json::value::RawValue;
+use virtual_sdk::recordings::Batch;
 use virtual_sdk::verify::read_back;
-use virtual_sdk::{EventsFormat, Recording, recordings};
+use virtual_sdk::{EventsFormat, Recording, Seen, SessionQuery, recordings, until};
 
-use crate::harness::{LATER, SOON, System, run};
+use crate::harness::{LATER, SOON, System, logs, run};
 use crate::load::{self, Sent, made_up_batch};
 
 /// Goal: what was acknowledged is read back, each event once, unchanged, in order, from shared objects and from session
@@ -33,6 +35,7 @@ fn every_acknowledged_event_is_read_back_before_and_after_compaction() -> Result
         let sdks = [system.sdk(1)?, system.sdk(2)?];
         let mut material: Vec<Arc<Recording>> = recordings::load()?.into_iter().map(Arc::new).collect();
         material.push(Arc::new(interleaved()?));
+        material.push(Arc::new(known()?));
         let sending = material
             .iter()
             .enumerate()
@@ -45,6 +48,8 @@ fn every_acknowledged_event_is_read_back_before_and_after_compaction() -> Result
             check_item(system, sent, StoredAs::Shared).await?;
             check_forms(system, sent.session.id).await?;
         }
+        let known = sent.last().context("the last one was sent")?.session.id;
+        check_known(&system.api.session(known).await?).context("before compaction")?;
 
         system.deployment.supervisor.resume(&compactor).await?;
         load::wait_compacted(system, LATER).await?;
@@ -54,8 +59,121 @@ fn every_acknowledged_event_is_read_back_before_and_after_compaction() -> Result
             check_item(system, sent, StoredAs::Object).await?;
             check_forms(system, sent.session.id).await?;
         }
-        Ok(())
+        check_known(&system.api.session(known).await?).context("after compaction")?;
+        check_list(system, known).await
     })
+}
+
+/// Where the known session went: a name that stands in nothing else.
+const SHOP: &str = "https://shop-4711.test";
+
+/// A session of which is known what happened in it.
+fn known() -> Result<Recording> {
+    let start = 1_700_000_000_000_i64;
+    let batch = |seq: u32, end: bool, events: &[(u8, i64, serde_json::Value)]| {
+        let raw = |(kind, at, data): &(u8, i64, serde_json::Value)| {
+            serde_json::value::to_raw_value(&json!({ "type": kind, "timestamp": start + at, "data": data }))
+        };
+        let events = events.iter().map(raw).collect::<Result<Vec<_>, _>>()?;
+        anyhow::Ok(Batch::new(9, seq, end, u64::from(seq), events)?)
+    };
+    let meta = |path: &str| json!({ "href": format!("{SHOP}{path}"), "width": 1280, "height": 720 });
+    let click = json!({ "source": 2, "type": 2, "id": 5, "x": 1, "y": 2 });
+    let input = json!({ "source": 5, "text": "***", "isChecked": false, "id": 6 });
+    let message = |level: &str| json!({ "plugin": "rrweb/console@1", "payload": { "level": level, "payload": [] } });
+    let requests = json!([{ "status": 200 }, { "status": 404 }, { "status": 0, "error": "network" }]);
+    let requests = json!({ "plugin": "rrweb/network@1", "payload": { "requests": requests } });
+    let batches = vec![
+        batch(
+            0,
+            false,
+            &[(4, 0, meta("/cart?mail=a@b.test")), (2, 5, json!({ "node": {} })), (3, 1_000, click.clone())],
+        )?,
+        batch(1, false, &[(3, 1_500, click), (6, 1_600, message("warn")), (6, 1_700, message("error"))])?,
+        // Without an interaction: the pause goes on over it.
+        batch(2, false, &[(3, 1_800, json!({ "source": 0, "texts": [] })), (6, 1_900, requests)])?,
+        batch(3, false, &[(3, 2_000, input.clone()), (4, 2_100, meta("/pay#card")), (4, 2_200, meta("/cart"))])?,
+        // After a pause that is too long to be activity.
+        batch(
+            4,
+            true,
+            &[(3, 12_000, input), (3, 12_400, json!({ "source": 1, "positions": [] })), (5, 12_500, json!({}))],
+        )?,
+    ];
+    Ok(Recording::new("known", batches)?)
+}
+
+/// What the API tells of [`known`].
+fn check_known(item: &SessionItem) -> Result<()> {
+    ensure!(item.active_ms == 500 + 500 + 400, "active for {} ms", item.active_ms);
+    ensure!((item.clicks, item.keypresses) == (2, 2), "{} clicks, {} inputs", item.clicks, item.keypresses);
+    let console = ConsoleCounts { error: 1, warn: 1, ..ConsoleCounts::default() };
+    ensure!(item.console == console && item.errors == 1, "{:?}, {} errors", item.console, item.errors);
+    ensure!(item.failed_requests == 2, "{} failed requests", item.failed_requests);
+    ensure!(item.pages == 3 && item.urls == ["/cart", "/pay"].map(|path| format!("{SHOP}{path}")), "{:?}", item.urls);
+    Ok(())
+}
+
+/// All sessions as they are listed, and how the first of them that differs from itself does.
+async fn differing(system: &System<'_>) -> Result<(Vec<SessionItem>, Option<String>)> {
+    let of = |item: &SessionItem| {
+        let sums =
+            (item.active_ms, item.clicks, item.keypresses, item.console, item.failed_requests, item.urls.clone());
+        (sums, item.events, item.counts)
+    };
+    let all = system.api.all_sessions(&SessionQuery::default()).await?;
+    for listed in &all {
+        let item = system.api.session(listed.id).await?;
+        if of(listed) != of(&item) {
+            let differing = format!("session {} is listed as {:?}, and is {:?}", item.id, of(listed), of(&item));
+            return Ok((all, Some(differing)));
+        }
+    }
+    Ok((all, None))
+}
+
+/// The list shows the same, and finds sessions by their pages; what was asked for is in no log.
+async fn check_list(system: &System<'_>, known: SessionId) -> Result<()> {
+    // Sums are exact once all parts of a session are one.
+    let all = until("the list tells what the sessions tell", LATER, || async {
+        match differing(system).await {
+            Ok((all, None)) => Seen::Done(all),
+            Ok((_, Some(differing))) => Seen::not_yet(differing),
+            Err(error) => Seen::not_yet(error),
+        }
+    })
+    .await?;
+    ensure!(all.len() > 3, "{} sessions are listed", all.len());
+    check_known(all.iter().find(|item| item.id == known).context("the session is listed")?).context("in the list")?;
+
+    for (url, is_found) in [
+        ("/cart", true),
+        ("/cart?mail=other@b.test#x", true),
+        ("/ca", true),
+        ("", true),
+        ("/", true),
+        ("/pay", true),
+        ("/cart/", false),
+        ("/art", false),
+        (".example/cart", false),
+    ] {
+        let query = SessionQuery { url: Some(format!("{SHOP}{url}")), ..SessionQuery::default() };
+        let found: Vec<SessionId> = system.api.all_sessions(&query).await?.iter().map(|item| item.id).collect();
+        ensure!(found == if is_found { vec![known] } else { vec![] }, "by {url}: {} sessions", found.len());
+    }
+    for url in ["cart-4711", "ftp://shop-4711.test/", "https://"] {
+        let query = SessionQuery { url: Some(url.to_owned()), ..SessionQuery::default() };
+        let status = system.api.list_sessions(&query).await.err().and_then(|error| error.status());
+        ensure!(status == Some(422), "{url} was answered with {status:?}");
+    }
+    let mut bytes = 0;
+    for log in logs(system.stack, &system.name)? {
+        let text = String::from_utf8_lossy(&std::fs::read(&log)?).into_owned();
+        ensure!(!text.contains("4711"), "{} names a page", log.display());
+        bytes += text.len();
+    }
+    ensure!(bytes > 0, "the services wrote no log");
+    Ok(())
 }
 
 /// Two streams whose timestamps interleave, with equal ones and a clock that jumps back.

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use serde_json::Value;
+use schemas::http::{ConsoleCounts, EventCounts, SessionItem};
+use serde_json::{Value, json};
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests lie in the workspace").to_owned()
@@ -208,6 +209,38 @@ fn openapi_describes_every_call() {
     let served: BTreeSet<(String, String)> =
         calls.map(|(method, path)| ((*method).to_owned(), (*path).to_owned())).collect();
     assert_eq!(described, served);
+}
+
+/// A session in `schemas/openapi.yaml` has the fields that a session has, and no other.
+#[test]
+fn openapi_describes_a_session_as_it_is() {
+    let id = "0190a000-0000-7000-8000-000000000001";
+    let at = "2026-03-23T00:00:00Z";
+    let item = json!({
+        "id": id, "state": "ended", "reference": "r", "link_id": id, "started_at": at, "ended_at": at, "duration_ms": 1,
+        "events": 1, "counts": EventCounts::default(), "pages": 1, "errors": 1, "active_ms": 1, "clicks": 1,
+        "keypresses": 1, "console": ConsoleCounts::default(), "failed_requests": 1, "urls": [], "bytes_received": 1,
+        "bytes_stored": 1, "stored_as": null, "expires_at": at, "completeness": null,
+        "consent": { "notice_version": "v", "accepted_at": at, "receipt_id": id },
+    });
+    let item: SessionItem = serde_json::from_value(item).expect("a session");
+    let page = read("schemas/openapi.yaml");
+    let check = |schema: &str, value: Value| {
+        let names: BTreeSet<&str> = value.as_object().expect("an object").keys().map(String::as_str).collect();
+        let (_, described) = page.split_once(&format!("\n    {schema}:\n")).expect("a schema");
+        let (_, required) = described.split_once("required: [").expect("required fields");
+        let (required, properties) = required.split_once(']').expect("the list's end");
+        assert_eq!(required.split(',').map(str::trim).collect::<BTreeSet<_>>(), names, "required of {schema}");
+        // Properties stand eight blanks in, and the next schema four.
+        let properties = properties.lines().skip_while(|line| *line != "      properties:").skip(1);
+        let named = properties
+            .take_while(|line| line.starts_with("        "))
+            .filter_map(|line| line.strip_prefix("        ")?.split_once(':'))
+            .filter(|(name, _)| !name.starts_with(' '));
+        assert_eq!(named.map(|(name, _)| name).collect::<BTreeSet<_>>(), names, "properties of {schema}");
+    };
+    check("ConsoleCounts", serde_json::to_value(item.console).expect("counts"));
+    check("SessionItem", serde_json::to_value(item).expect("a session"));
 }
 
 /// Every invariant that code cites by id is in the registry, and every one in it is cited.

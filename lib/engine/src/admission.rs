@@ -129,7 +129,7 @@ pub enum ConsentOutcome {
     /// A session begins: this record, then this token.
     Begin {
         /// The session's first record.
-        acceptance: Header,
+        acceptance: Box<Header>,
         /// What its token will say.
         claims: Box<SessionClaims>,
     },
@@ -170,7 +170,7 @@ pub fn consent(
     let consent =
         Consent { link: link.lnk, consented_at_ms: now_ms, notice_version: request.notice_version.clone(), receipt };
     Ok(ConsentOutcome::Begin {
-        acceptance: Header::Acceptance { key: SessionKey { workspace: link.ws, session }, consent },
+        acceptance: Box::new(Header::Acceptance { key: SessionKey { workspace: link.ws, session }, consent }),
         claims: Box::new(SessionClaims {
             aud: AUDIENCE.into(),
             ws: link.ws,
@@ -271,7 +271,8 @@ mod tests {
     #[test]
     fn the_same_attempt_begins_the_same_session() {
         let begin = |attempt| match consent(&request(Decision::Accepted), &link(), None, attempt, 5_000) {
-            Ok(ConsentOutcome::Begin { claims, acceptance: Header::Acceptance { key, consent } }) => {
+            Ok(ConsentOutcome::Begin { claims, acceptance }) => {
+                let Header::Acceptance { key, consent } = *acceptance else { panic!("{acceptance:?}") };
                 assert_eq!((key.session, consent.receipt), (claims.ses, claims.rcp));
                 claims
             }

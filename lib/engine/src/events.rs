@@ -1,10 +1,9 @@
 //! What a body of events is, and what is in it.
 //!
 //! A body is a JSON array of events, or one event a line. It becomes a payload: each event's bytes as they came, raw
-//! line breaks between tokens apart, and a newline after each. Of each event only type and timestamp are looked at,
-//! and the level of a console message.
+//! line breaks between tokens apart, and a newline after each. Of each event type and timestamp are looked at, and what
+//! `activity` finds in its data.
 
-use std::borrow::Cow;
 use std::fmt;
 
 use schemas::codes::Refusal;
@@ -13,6 +12,8 @@ use schemas::{BatchFacts, ErrorCode};
 use serde::Deserialize;
 use serde::de::{SeqAccess, Visitor};
 use serde_json::value::RawValue;
+
+use crate::activity::Observer;
 
 /// A batch whose body was read.
 #[derive(Debug, PartialEq, Eq)]
@@ -41,24 +42,10 @@ struct ShallowJson<'a> {
     data: Option<&'a RawValue>,
 }
 
-#[derive(Deserialize)]
-struct ConsoleData<'a> {
-    #[serde(borrow)]
-    plugin: Cow<'a, str>,
-    #[serde(borrow)]
-    payload: ConsolePayload<'a>,
-}
-
-#[derive(Deserialize)]
-struct ConsolePayload<'a> {
-    #[serde(borrow)]
-    level: Cow<'a, str>,
-}
-
 const TYPE_FULL_SNAPSHOT: u64 = 2;
+const TYPE_INCREMENTAL: u64 = 3;
 const TYPE_META: u64 = 4;
 const TYPE_PLUGIN: u64 = 6;
-const CONSOLE_PLUGIN: &str = "rrweb/console@1";
 
 /// Timestamps beyond this are no time that any clock shows, and would not be exact as a JSON number.
 const TIMESTAMP_MAX: f64 = 9_007_199_254_740_992.0;
@@ -84,7 +71,11 @@ pub fn read(body: &[u8]) -> Result<Batch, Refusal> {
     if depth_max(text) > JSON_DEPTH_MAX {
         return Err(Refusal::limit(ErrorCode::BodyMalformed, JSON_DEPTH_MAX));
     }
-    let mut builder = Builder { payload: Vec::with_capacity(body.len() + 1), facts: BatchFacts::default() };
+    let mut builder = Builder {
+        payload: Vec::with_capacity(body.len() + 1),
+        facts: BatchFacts::default(),
+        observer: Observer::default(),
+    };
     if text.trim_start_matches(JSON_SPACE).starts_with('[') {
         let Events(events) = serde_json::from_str(text).map_err(|error| match error.classify() {
             serde_json::error::Category::Data => Refusal::limit(ErrorCode::BatchTooMany, BATCH_EVENTS_MAX),
@@ -169,6 +160,7 @@ impl<'de> Deserialize<'de> for Events<'de> {
 struct Builder {
     payload: Vec<u8>,
     facts: BatchFacts,
+    observer: Observer,
 }
 
 impl Builder {
@@ -208,15 +200,14 @@ impl Builder {
         facts.ts_min = facts.ts_min.min(at);
         facts.ts_max = facts.ts_max.max(at);
         facts.kinds[json.kind.min(7) as usize] += 1;
-        match json.kind {
-            TYPE_FULL_SNAPSHOT => facts.full_snapshot = true,
-            TYPE_META => facts.pages += 1,
-            TYPE_PLUGIN => {
-                let console = json.data.and_then(|data| serde_json::from_str::<ConsoleData<'_>>(data.get()).ok());
-                if console.is_some_and(|data| data.plugin == CONSOLE_PLUGIN && data.payload.level == "error") {
-                    facts.errors += 1;
-                }
+        match (json.kind, json.data) {
+            (TYPE_FULL_SNAPSHOT, _) => facts.full_snapshot = true,
+            (TYPE_INCREMENTAL, Some(data)) => self.observer.incremental(facts, at, data),
+            (TYPE_META, data) => {
+                facts.pages += 1;
+                data.into_iter().for_each(|data| self.observer.meta(data));
             }
+            (TYPE_PLUGIN, Some(data)) => self.observer.plugin(facts, data),
             _ => {}
         }
     }
@@ -224,6 +215,7 @@ impl Builder {
     fn finish(mut self) -> Batch {
         self.facts.raw_bytes = self.payload.len() as u32;
         self.facts.content_hash = BatchFacts::hash(&self.payload);
+        self.facts.urls = self.observer.urls();
         Batch { payload: self.payload, facts: self.facts }
     }
 }
@@ -245,7 +237,7 @@ mod tests {
         let batch = read(array.as_bytes()).unwrap();
         assert_eq!(batch, read(lines.as_bytes()).unwrap());
         assert_eq!(batch.payload.iter().filter(|byte| **byte == b'\n').count(), 2);
-        let facts = batch.facts;
+        let facts = &batch.facts;
         assert_eq!((facts.events, facts.ts_min, facts.ts_max, facts.pages), (2, 3, 5, 1));
         assert!(facts.full_snapshot);
         assert_eq!(facts.kinds, [0, 0, 1, 0, 1, 0, 0, 0]);

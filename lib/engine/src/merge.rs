@@ -6,13 +6,15 @@
 //! batches when their turn comes, so a reader holds one batch per stream that is being read, and no more.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use schemas::BatchFacts;
-use schemas::http::{Completeness, EventCounts, MissingRange};
-use schemas::limits::MISSING_RANGES_MAX;
+use schemas::facts::Urls;
+use schemas::http::{Completeness, ConsoleCounts, EventCounts, MissingRange};
+use schemas::limits::{MISSING_RANGES_MAX, SESSION_URLS_MAX};
 use schemas::{session_object, shared_object};
 
+use crate::activity::active_between_ms;
 use crate::events;
 
 /// Where a batch's events lie.
@@ -73,6 +75,29 @@ pub struct Stream {
     pub batches: Vec<Batch>,
 }
 
+impl Stream {
+    /// Time in which the user was active in this stream, in milliseconds: however it was cut into batches, it is the same.
+    fn active_ms(&self) -> u64 {
+        let mut last = None;
+        let mut active_ms = 0;
+        for facts in self.batches.iter().map(|batch| &batch.facts) {
+            active_ms += u64::from(facts.active_ms);
+            if let Some((first, until)) = facts.interacted {
+                active_ms += last.map_or(0, |last| active_between_ms(last, first));
+                last = Some(until);
+            }
+        }
+        active_ms
+    }
+}
+
+/// The first visit of a page.
+struct Visit<'a> {
+    stream: u32,
+    seq: u32,
+    url: &'a str,
+}
+
 /// A session object's footer, by the reader's own numbering.
 pub type SessionSource<'a> = (usize, &'a session_object::Footer);
 
@@ -101,7 +126,7 @@ pub struct Plan {
 }
 
 /// Sums over a plan.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Totals {
     /// Events.
     pub events: u64,
@@ -115,6 +140,19 @@ pub struct Totals {
     pub errors: u64,
     /// The least and greatest timestamp, when there is any event.
     pub span: Option<(i64, i64)>,
+    /// Time in which the user was active, in milliseconds: within batches, and between neighbouring batches of a stream.
+    /// It is a sum over streams: what was done in two tabs at the same time counts twice.
+    pub active_ms: u64,
+    /// Clicks.
+    pub clicks: u64,
+    /// Inputs into form fields.
+    pub keypresses: u64,
+    /// Console messages by level.
+    pub console: ConsoleCounts,
+    /// Requests of the page that failed.
+    pub failed_requests: u64,
+    /// Pages by origin and path, each once, in the order of the first visits; the first [`SESSION_URLS_MAX`].
+    pub urls: Vec<String>,
 }
 
 impl Plan {
@@ -135,7 +173,7 @@ impl Plan {
                     plan.duplicates += 1;
                     continue;
                 }
-                let batch = Batch { seq: entry.seq, end: entry.end, facts: entry.facts, location };
+                let batch = Batch { seq: entry.seq, end: entry.end, facts: entry.facts.clone(), location };
                 copies.push((source.partition, entry.offset, source.chunk.stream, batch));
             }
         }
@@ -173,13 +211,21 @@ impl Plan {
 
     /// Sums over all batches.
     pub fn totals(&self) -> Totals {
-        let mut totals = Totals::default();
+        let mut totals = Totals {
+            active_ms: self.streams.iter().map(Stream::active_ms).sum(),
+            urls: self.visits().into_iter().map(|visit| visit.url.to_owned()).collect(),
+            ..Totals::default()
+        };
         for facts in self.streams.iter().flat_map(|stream| &stream.batches).map(|batch| &batch.facts) {
             totals.events += u64::from(facts.events);
             totals.raw_bytes += u64::from(facts.raw_bytes);
             totals.counts.add(&facts.kinds);
             totals.pages += u64::from(facts.pages);
             totals.errors += u64::from(facts.errors);
+            totals.clicks += u64::from(facts.clicks);
+            totals.keypresses += u64::from(facts.keypresses);
+            totals.console.add(facts);
+            totals.failed_requests += u64::from(facts.failed_requests);
             if facts.events > 0 {
                 let (min, max) = totals.span.unwrap_or((facts.ts_min, facts.ts_max));
                 totals.span = Some((min.min(facts.ts_min), max.max(facts.ts_max)));
@@ -188,14 +234,36 @@ impl Plan {
         totals
     }
 
-    /// Streams as a session object's footer lists them.
+    /// The first visits of pages, in order, [`SESSION_URLS_MAX`] at most. A batch's place in the order is told by itself
+    /// alone, so that a part of the session keeps what the whole will ask for, however it is merged (C1).
+    fn visits(&self) -> Vec<Visit<'_>> {
+        let batches = self.streams.iter().flat_map(|stream| stream.batches.iter().map(move |batch| (stream, batch)));
+        let mut visited: Vec<_> = batches.filter(|(_, batch)| !batch.facts.urls.is_empty()).collect();
+        visited.sort_by_key(|(stream, batch)| (batch.facts.ts_min, stream.stream, batch.seq));
+        let mut seen = BTreeSet::new();
+        let all = visited.into_iter().flat_map(|(stream, batch)| {
+            batch.facts.urls.iter().map(|url| Visit { stream: stream.stream, seq: batch.seq, url })
+        });
+        all.filter(|visit| seen.insert(visit.url)).take(SESSION_URLS_MAX).collect()
+    }
+
+    /// Streams as a session object's footer lists them. A page stands with its first visit alone: how large a footer is
+    /// does not depend on how often a client says where it is.
     pub fn stream_infos(&self) -> Vec<session_object::StreamInfo> {
-        let info = |batch: &Batch| session_object::BatchInfo { seq: batch.seq, end: batch.end, facts: batch.facts };
+        let mut visits: BTreeMap<(u32, u32), Vec<&str>> = BTreeMap::new();
+        for visit in self.visits() {
+            visits.entry((visit.stream, visit.seq)).or_default().push(visit.url);
+        }
+        let mut info = |stream: u32, batch: &Batch| {
+            let urls = Urls::new(visits.remove(&(stream, batch.seq)).unwrap_or_default());
+            let facts = BatchFacts { urls, ..batch.facts.clone() };
+            session_object::BatchInfo { seq: batch.seq, end: batch.end, facts }
+        };
         self.streams
             .iter()
             .map(|stream| session_object::StreamInfo {
                 stream: stream.stream,
-                batches: stream.batches.iter().map(info).collect(),
+                batches: stream.batches.iter().map(|batch| info(stream.stream, batch)).collect(),
             })
             .collect()
     }
@@ -242,7 +310,7 @@ impl Builder {
                 found.sort_by_key(|(position, _)| *position);
                 let pieces = found.into_iter().map(|(_, piece)| piece).collect();
                 let location = Location::Session { object, pieces };
-                self.add(stream.stream, Batch { seq: info.seq, end: info.end, facts: info.facts, location });
+                self.add(stream.stream, Batch { seq: info.seq, end: info.end, facts: info.facts.clone(), location });
             }
         }
     }

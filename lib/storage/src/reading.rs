@@ -83,13 +83,15 @@ impl Weighter<ObjectId, Footer> for FooterCost {
     fn weight(&self, _: &ObjectId, footer: &Footer) -> u64 {
         let parts = match footer {
             Footer::Shared(footer) => {
-                let batches: usize = footer.chunks.iter().map(|chunk| chunk.batches.len()).sum();
-                batches * size_of::<shared_object::BatchEntry>() + size_of_val(footer.chunks.as_slice())
+                let batches = footer.chunks.iter().flat_map(|chunk| &chunk.batches);
+                let in_batches = batches.map(|batch| size_of_val(batch) + batch.facts.urls.heap_bytes());
+                in_batches.sum::<usize>() + size_of_val(footer.chunks.as_slice())
             }
             Footer::Session(footer) => {
-                let batches: usize = footer.streams.iter().map(|stream| stream.batches.len()).sum();
+                let batches = footer.streams.iter().flat_map(|stream| &stream.batches);
+                let in_batches = batches.map(|batch| size_of_val(batch) + batch.facts.urls.heap_bytes());
                 let segments: usize = footer.frames.iter().map(|frame| frame.segments.len()).sum();
-                batches * size_of::<session_object::BatchInfo>()
+                in_batches.sum::<usize>()
                     + segments * size_of::<session_object::Segment>()
                     + size_of_val(footer.frames.as_slice())
             }

@@ -16,9 +16,18 @@ fn session() -> SessionKey {
 /// Timestamps of each batch's events.
 type Batches = Vec<Vec<i64>>;
 
+/// The page that is visited at a time.
+fn page(at: i64) -> String {
+    format!("https://a.example/{}", at.rem_euclid(13))
+}
+
 fn payload(stream: u32, seq: usize, timestamps: &[i64]) -> Vec<u8> {
     let line = |(position, at): (usize, &i64)| {
-        format!("{{\"type\":{},\"timestamp\":{at},\"data\":\"{stream}/{seq}/{position}\"}}\n", 2 + position % 2)
+        // A snapshot, a click, a page; of each the data says whose it is.
+        let kind = 2 + position % 3;
+        let found = [r#""x":0"#.to_owned(), r#""source":2,"type":2"#.to_owned(), format!("\"href\":\"{}\"", page(*at))];
+        let of = format!("{stream}/{seq}/{position}");
+        format!("{{\"type\":{kind},\"timestamp\":{at},\"data\":{{{},\"of\":\"{of}\"}}}}\n", found[kind - 2])
     };
     timestamps.iter().enumerate().map(line).collect::<String>().into_bytes()
 }
@@ -33,7 +42,10 @@ struct Store {
 
 impl Store {
     fn put_shared(&mut self, partition: i32, offset: u64, stream: u32, seq: usize, end: bool, timestamps: &[i64]) {
-        let payload = payload(stream, seq, timestamps);
+        self.put(partition, offset, stream, seq, end, payload(stream, seq, timestamps));
+    }
+
+    fn put(&mut self, partition: i32, offset: u64, stream: u32, seq: usize, end: bool, payload: Vec<u8>) {
         let facts = if payload.is_empty() { BatchFacts::default() } else { events::read(&payload).unwrap().facts };
         let entry = BatchEntry { seq: seq as u32, end, offset, len: payload.len() as u32, facts };
         self.chunks.push((
@@ -137,8 +149,47 @@ fn expected(streams: &BTreeMap<u32, Batches>, range: Range) -> Vec<String> {
     all.into_iter().map(|(.., line)| line).collect()
 }
 
+/// The sums by the definition, over all events one by one.
+fn expected_totals(streams: &BTreeMap<u32, Batches>) -> Totals {
+    let mut totals = Totals::default();
+    let mut visits = Vec::new();
+    for (stream, batches) in streams {
+        let mut clicked: Option<i64> = None;
+        for (seq, timestamps) in batches.iter().enumerate() {
+            let start = timestamps.iter().min();
+            totals.raw_bytes += payload(*stream, seq, timestamps).len() as u64;
+            for (position, at) in timestamps.iter().enumerate() {
+                totals.events += 1;
+                let (min, max) = totals.span.unwrap_or((*at, *at));
+                totals.span = Some((min.min(*at), max.max(*at)));
+                match position % 3 {
+                    0 => totals.counts.full_snapshot += 1,
+                    1 => {
+                        totals.counts.incremental += 1;
+                        totals.clicks += 1;
+                        let pause = at - clicked.replace(*at).unwrap_or(*at);
+                        totals.active_ms += if (0..=5_000).contains(&pause) { pause as u64 } else { 0 };
+                    }
+                    _ => {
+                        totals.counts.meta += 1;
+                        totals.pages += 1;
+                        visits.push((start, *stream, seq, position, page(*at)));
+                    }
+                }
+            }
+        }
+    }
+    visits.sort();
+    for (.., url) in visits {
+        if !totals.urls.contains(&url) {
+            totals.urls.push(url);
+        }
+    }
+    totals
+}
+
 fn any_streams() -> impl Strategy<Value = BTreeMap<u32, Batches>> {
-    let batches = prop::collection::vec(prop::collection::vec(-50i64..50, 0..6), 1..6);
+    let batches = prop::collection::vec(prop::collection::vec(-9_000i64..9_000, 0..8), 1..6);
     prop::collection::btree_map(0u32..5, batches, 1..4)
 }
 
@@ -150,7 +201,7 @@ proptest! {
         copies in 1usize..3,
         compact_every in 1usize..12,
         frame_bytes in 1usize..200,
-        (from, to) in (-60i64..60, -60i64..60),
+        (from, to) in (-10_000i64..10_000, -10_000i64..10_000),
     ) {
         let mut arrivals: Vec<(u32, usize)> = streams
             .iter()
@@ -171,9 +222,10 @@ proptest! {
         prop_assert_eq!(store.read(Range::ALL), expected(&streams, Range::ALL));
         let range = Range { from, to };
         prop_assert_eq!(store.read(range), expected(&streams, range));
-        let before = store.read(Range::ALL);
+        let before = (store.read(Range::ALL), store.plan().totals());
+        prop_assert_eq!(&before.1, &expected_totals(&streams));
         store.compact(frame_bytes);
-        prop_assert_eq!(store.read(Range::ALL), before);
+        prop_assert_eq!((store.read(Range::ALL), store.plan().totals()), before);
         let completeness = store.plan().completeness();
         prop_assert!(completeness.ended && completeness.missing.is_empty() && completeness.conflicts == 0);
         prop_assert_eq!(completeness.duplicates_dropped, ((copies - 1) * completeness.batches as usize) as u64);
@@ -204,4 +256,70 @@ fn a_batch_that_is_not_what_its_facts_say_is_refused() {
     assert_eq!(merger.step(), Ok(Step::Need { stream: 0, batch: 0 }));
     assert_eq!(merger.supply(0, b"short\n".to_vec()), Err(Mismatch));
     assert_eq!(merger.supply(0, vec![b'x'; plan.streams[0].batches[0].facts.raw_bytes as usize]), Err(Mismatch));
+}
+
+/// Goal: what a session's pages cost is bounded, and which are kept does not depend on how it was merged (C1). Method: two
+/// streams that together open more pages than are kept, and each of them often; merged at once, in parts, and in parts
+/// that came in the wrong order.
+#[test]
+fn c01_the_first_pages_of_a_session_are_kept_however_it_is_merged() {
+    let visit = |stream: u32, seq: usize| format!("https://a.example/{}", seq * 2 + stream as usize);
+    let batches = SESSION_URLS_MAX + 10;
+    let put = |store: &mut Store, stream, seq: usize| {
+        let line =
+            |at: usize, url: String| format!("{{\"type\":4,\"timestamp\":{at},\"data\":{{\"href\":\"{url}?q\"}}}}\n");
+        let at = seq * 10 + stream as usize;
+        let urls = [visit(stream, seq), visit(stream, seq.saturating_sub(1)), "https://a.example/home".to_owned()];
+        store.put(0, (seq * 2) as u64, stream, seq, false, urls.map(|url| line(at, url)).concat().into_bytes());
+    };
+    let first: Vec<String> = std::iter::once((0, 0))
+        .chain((0..batches).flat_map(|seq| [(0, seq), (1, seq)]))
+        .enumerate()
+        .map(|(place, (stream, seq))| if place == 1 { "https://a.example/home".to_owned() } else { visit(stream, seq) })
+        .take(SESSION_URLS_MAX)
+        .collect();
+    let places: Vec<(u32, usize)> = (0..batches).flat_map(|seq| [(0, seq), (1, seq)]).collect();
+    let turned: Vec<(u32, usize)> = places.iter().copied().rev().collect();
+    for (order, compact_every) in [(&places, usize::MAX), (&places, 7), (&turned, 7), (&turned, usize::MAX)] {
+        let mut store = Store::default();
+        for (number, (stream, seq)) in order.iter().enumerate() {
+            put(&mut store, *stream, *seq);
+            if number % compact_every == compact_every - 1 {
+                store.compact(1_000);
+            }
+        }
+        assert_eq!(store.plan().totals().urls, first, "merged each {compact_every}");
+        store.compact(1_000);
+        assert_eq!(store.plan().totals().urls, first, "merged each {compact_every}, then all");
+        let footer = &store.objects[0].0;
+        let kept = footer.streams.iter().flat_map(|stream| &stream.batches).map(|batch| batch.facts.urls.len());
+        assert_eq!(kept.sum::<usize>(), SESSION_URLS_MAX);
+    }
+}
+
+/// Cutting a stream elsewhere changes no sum, whether batches without interactions lie between or batches are missing.
+#[test]
+fn active_time_goes_on_over_the_ends_of_batches() {
+    let click = |at: i64| format!("{{\"type\":3,\"timestamp\":{at},\"data\":{{\"source\":2,\"type\":2}}}}\n");
+    let other = |at: i64| format!("{{\"type\":3,\"timestamp\":{at},\"data\":{{\"source\":0}}}}\n");
+    let check = |batches: &[(usize, String)], active_ms| {
+        let mut store = Store::default();
+        for (seq, payload) in batches {
+            store.put(0, *seq as u64, 7, *seq, false, payload.clone().into_bytes());
+        }
+        assert_eq!(store.plan().totals().active_ms, active_ms, "{batches:?}");
+        store.compact(100);
+        assert_eq!(store.plan().totals().active_ms, active_ms, "{batches:?}");
+    };
+    let whole: String = [0, 100, 4_000, 9_000, 14_001].map(click).concat();
+    check(&[(0, whole)], 9_000);
+    check(&[(0, [0, 100].map(click).concat()), (1, [4_000, 9_000].map(click).concat()), (2, click(14_001))], 9_000);
+    check(&[(0, click(0)), (1, other(50)), (2, String::new()), (5, click(100))], 100);
+    check(&[(0, click(0)), (1, click(-40)), (2, click(5_001))], 0);
+    // Two streams at the same time count twice.
+    let mut store = Store::default();
+    for stream in [1, 2] {
+        store.put(0, u64::from(stream), stream, 0, true, [0, 100].map(click).concat().into_bytes());
+    }
+    assert_eq!(store.plan().totals().active_ms, 200);
 }

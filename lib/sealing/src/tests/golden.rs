@@ -1,8 +1,10 @@
 //! Golden files: what each version of each format looks like, and what must be read from it for ever.
 //!
-//! `schemas/golden/v<N>/` holds files of version N, and in `expected.json` the keys and all that the files decode to. They were
-//! made once. `MAKE_GOLDEN=1 cargo test -p sealing golden` makes those that do not exist, and never touches another.
+//! `schemas/golden/v<N>/` holds files of version N, and in `expected.json` the keys and all that the files decode to; so does
+//! `v<N>-<what>/` with what was appended within the version. They were made once. `MAKE_GOLDEN=1 cargo test -p sealing golden`
+//! makes those that do not exist, and never touches another.
 
+mod appended;
 mod v1;
 mod versions;
 
@@ -32,19 +34,27 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../schemas/golden")
 }
 
-/// The golden folders by version. Missing files of version 1 are made first, when that is asked for.
-fn folders() -> &'static BTreeMap<u8, PathBuf> {
-    static FOLDERS: OnceLock<BTreeMap<u8, PathBuf>> = OnceLock::new();
+/// A golden folder.
+struct Folder {
+    version: u8,
+    path: PathBuf,
+}
+
+/// The golden folders by name. Missing files of version 1 are made first, when that is asked for.
+fn folders() -> &'static BTreeMap<String, Folder> {
+    static FOLDERS: OnceLock<BTreeMap<String, Folder>> = OnceLock::new();
     FOLDERS.get_or_init(|| {
         if std::env::var_os("MAKE_GOLDEN").is_some() {
-            make(&root().join("v1"));
+            make(&root().join("v1"), v1::files);
+            make(&root().join(appended::FOLDER), appended::files);
         }
-        let version = |path: PathBuf| {
+        let folder = |path: PathBuf| {
             let name = path.file_name().unwrap().to_str().unwrap().to_owned();
-            let number = name.strip_prefix('v').and_then(|number| number.parse().ok());
-            (number.unwrap_or_else(|| panic!("{name} is no version")), path)
+            let number = name.strip_prefix('v').and_then(|rest| rest.split('-').next()?.parse().ok());
+            let version = number.unwrap_or_else(|| panic!("{name} is no version"));
+            (name, Folder { version, path })
         };
-        std::fs::read_dir(root()).unwrap().map(|entry| version(entry.unwrap().path())).collect()
+        std::fs::read_dir(root()).unwrap().map(|entry| folder(entry.unwrap().path())).collect()
     })
 }
 
@@ -99,7 +109,46 @@ fn keys(of: &Value) -> Keys {
     }
 }
 
+/// The facts without what was appended after the first release.
+fn first_release(facts: &BatchFacts) -> BatchFacts {
+    BatchFacts {
+        events: facts.events,
+        raw_bytes: facts.raw_bytes,
+        ts_min: facts.ts_min,
+        ts_max: facts.ts_max,
+        kinds: facts.kinds,
+        pages: facts.pages,
+        errors: facts.errors,
+        full_snapshot: facts.full_snapshot,
+        content_hash: facts.content_hash,
+        ..BatchFacts::default()
+    }
+}
+
+/// The facts are those of the events, as this release or the first one finds them.
+fn check_facts(facts: &BatchFacts, events: &[String]) {
+    let found = samples::facts(events);
+    assert!(*facts == found || *facts == first_release(&found), "the facts are those of the events");
+}
+
 fn facts_json(facts: &BatchFacts) -> Value {
+    let mut value = first_release_json(facts);
+    if *facts != first_release(facts) {
+        let appended = json!({
+            "active_ms": facts.active_ms,
+            "interacted": facts.interacted,
+            "clicks": facts.clicks,
+            "keypresses": facts.keypresses,
+            "console": facts.console,
+            "failed_requests": facts.failed_requests,
+            "urls": facts.urls.iter().collect::<Vec<_>>(),
+        });
+        value.as_object_mut().unwrap().extend(appended.as_object().unwrap().clone());
+    }
+    value
+}
+
+fn first_release_json(facts: &BatchFacts) -> Value {
     json!({
         "events": facts.events,
         "raw_bytes": facts.raw_bytes,
@@ -145,7 +194,7 @@ fn header_json(header: &Header) -> Value {
 fn record_json(value: &[u8], record: &reader::Record) -> Value {
     let (envelope, _) = Envelope::read(value).unwrap();
     if let Header::Batch { facts, .. } = &record.header {
-        assert_eq!(samples::facts(&record.events), *facts, "the facts are those of the events");
+        check_facts(facts, &record.events);
     }
     json!({
         "envelope": { "epoch": envelope.epoch, "salt": hex(&envelope.salt), "number": envelope.number },
@@ -156,7 +205,7 @@ fn record_json(value: &[u8], record: &reader::Record) -> Value {
 
 fn shared_json(object: &[u8], shared: &reader::Shared) -> Value {
     let batch = |(entry, events): (&shared_object::BatchEntry, &Vec<String>)| {
-        assert_eq!(samples::facts(events), entry.facts, "the facts are those of the events");
+        check_facts(&entry.facts, events);
         json!({
             "seq": entry.seq,
             "end": entry.end,
@@ -288,8 +337,8 @@ fn decode(keys: &Keys, known: &Value, bytes: &[u8]) -> Value {
     whole.into()
 }
 
-/// Writes the files of version 1 that do not exist.
-fn make(folder: &Path) {
+/// Writes those of these files of version 1 that do not exist.
+fn make(folder: &Path, made: fn(&Keys) -> Vec<v1::Made>) {
     std::fs::create_dir_all(folder).unwrap();
     let put = |name: &str, bytes: &[u8]| {
         let path = folder.join(name);
@@ -300,7 +349,7 @@ fn make(folder: &Path) {
     let keys_json = v1::keys();
     let keys = keys(&keys_json);
     let mut files = Map::new();
-    for (name, known, bytes) in v1::files(&keys) {
+    for (name, known, bytes) in made(&keys) {
         put(name, &bytes);
         if !folder.join(EXPECTED).exists() {
             files.insert(name.to_owned(), decode(&keys, &known, &std::fs::read(folder.join(name)).unwrap()));
@@ -311,21 +360,24 @@ fn make(folder: &Path) {
     put(SUMS, sums(folder).as_bytes());
 }
 
+fn expected(folder: &str) -> Value {
+    serde_json::from_slice(&std::fs::read(folders()[folder].path.join(EXPECTED)).unwrap()).unwrap()
+}
+
 /// Reading all golden files gives what was written into them, down to the events.
 #[test]
 fn golden_files_are_read_as_they_were_when_they_were_made() {
-    for (version, folder) in folders() {
-        let expected = std::fs::read(folder.join(EXPECTED)).unwrap();
-        let expected: Value = serde_json::from_slice(&expected).unwrap();
+    for (name, Folder { version, path: folder }) in folders() {
+        let expected = expected(name);
         assert_eq!(expected["version"], *version);
         let keys = keys(&expected["keys"]);
         let files = expected["files"].as_object().unwrap();
         let mut named: Vec<&str> = files.keys().map(String::as_str).chain([EXPECTED]).collect();
         named.sort_unstable();
-        assert_eq!(names(folder), named, "v{version}: expected.json tells of each file");
-        for (name, content) in files {
-            let bytes = std::fs::read(folder.join(name)).unwrap();
-            assert_eq!(decode(&keys, content, &bytes), *content, "v{version}/{name}");
+        assert_eq!(names(folder), named, "{name}: expected.json tells of each file");
+        for (file, content) in files {
+            let bytes = std::fs::read(folder.join(file)).unwrap();
+            assert_eq!(decode(&keys, content, &bytes), *content, "{name}/{file}");
         }
     }
 }
@@ -333,16 +385,16 @@ fn golden_files_are_read_as_they_were_when_they_were_made() {
 /// Whoever makes golden files anew has to change their sums as well, and explain it.
 #[test]
 fn golden_files_are_those_that_were_made() {
-    for (version, folder) in folders() {
-        let noted = std::fs::read_to_string(folder.join(SUMS)).unwrap();
-        assert_eq!(sums(folder), noted, "v{version}: golden files were changed; they are never made anew");
+    for (name, Folder { path, .. }) in folders() {
+        let noted = std::fs::read_to_string(path.join(SUMS)).unwrap();
+        assert_eq!(sums(path), noted, "{name}: golden files were changed; they are never made anew");
     }
 }
 
 /// What a stranger's reader may trip over is in the files: what the page says of them holds.
 #[test]
 fn golden_files_show_every_part_of_the_formats() {
-    let expected: Value = serde_json::from_slice(&std::fs::read(folders()[&1].join(EXPECTED)).unwrap()).unwrap();
+    let expected = expected("v1");
     let files = &expected["files"];
     let list = |value: &Value| value.as_array().unwrap().clone();
     let chunks = list(&files["shared.bin"]["chunks"]);
@@ -357,4 +409,26 @@ fn golden_files_show_every_part_of_the_formats() {
     assert_eq!(list(&files["session.bin"]["streams"]).len(), 2);
     let number = list(&files["journal.bin"]["sessions"]).len();
     assert_eq!(number, 2);
+}
+
+/// Fields that were appended to facts within version 1 are in files of their own, in each format that has facts; files of the
+/// first release are without them.
+#[test]
+fn golden_files_show_facts_with_and_without_what_was_appended() {
+    let appended = expected(appended::FOLDER);
+    let files = &appended["files"];
+    for facts in [
+        &files["record-batch.bin"]["header"]["facts"],
+        &files["shared.bin"]["chunks"][0]["batches"][0]["facts"],
+        &files["session.bin"]["streams"][0]["batches"][0]["facts"],
+    ] {
+        for field in ["active_ms", "clicks", "keypresses", "failed_requests"] {
+            assert!(facts[field].as_u64().unwrap() > 0, "{field}: {facts}");
+        }
+        assert!(
+            facts["interacted"][0].is_i64() && facts["console"].as_array().unwrap().iter().any(|count| *count != 0)
+        );
+        assert_eq!(facts["urls"], json!(["https://shop.example/cart", "https://shop.example/zahlung/ü"]));
+    }
+    assert!(expected("v1")["files"]["record-batch.bin"]["header"]["facts"].get("active_ms").is_none());
 }

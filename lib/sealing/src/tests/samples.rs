@@ -1,6 +1,7 @@
 //! Writers: objects as batcher, compactor and retention worker make them, from events to bytes.
 
 use schemas::codec;
+use schemas::facts::Urls;
 use schemas::object::ObjectKind;
 use schemas::session_object::{self, BatchInfo, Frame, Segment, StreamInfo};
 use schemas::shared_object::{self, BatchEntry, Chunk, QuarantineReason, Quarantined};
@@ -39,6 +40,7 @@ pub(super) fn facts(events: &[String]) -> BatchFacts {
         content_hash: BatchFacts::hash(&payload),
         ..BatchFacts::default()
     };
+    let mut urls = Vec::new();
     for (number, event) in events.iter().enumerate() {
         let event: Value = serde_json::from_str(event).unwrap();
         let (kind, at) = (event["type"].as_u64().unwrap(), event["timestamp"].as_i64().unwrap());
@@ -48,8 +50,30 @@ pub(super) fn facts(events: &[String]) -> BatchFacts {
         facts.errors += u32::from(event["data"]["payload"]["level"] == "error");
         (facts.ts_min, facts.ts_max) =
             if number == 0 { (at, at) } else { (facts.ts_min.min(at), facts.ts_max.max(at)) };
+        add_activity(&mut facts, &event);
+        urls.extend(event["data"]["href"].as_str().and_then(|href| href.split(['?', '#']).next()).map(str::to_owned));
     }
+    facts.urls = Urls::new(urls.iter().map(String::as_str));
     facts
+}
+
+/// Clicks, inputs, messages and requests, as far as samples have them.
+fn add_activity(facts: &mut BatchFacts, event: &Value) {
+    let (at, data) = (event["timestamp"].as_i64().unwrap(), &event["data"]);
+    let source = data["source"].as_u64().filter(|source| [2, 5].contains(source));
+    if let Some(source) = source {
+        let (first, last) = facts.interacted.unwrap_or((at, at));
+        facts.active_ms += if at - last <= 5_000 { (at - last) as u32 } else { 0 };
+        facts.interacted = Some((first, at));
+        facts.clicks += u32::from(source == 2);
+        facts.keypresses += u32::from(source == 5);
+    }
+    if let Some(level) = data["payload"]["level"].as_str().filter(|level| *level != "error") {
+        facts.console[["warn", "info", "log"].iter().position(|name| *name == level).unwrap_or(3)] += 1;
+    }
+    let requests = data["payload"]["requests"].as_array();
+    let failed = requests.into_iter().flatten().filter(|request| request["status"].as_u64() >= Some(400));
+    facts.failed_requests += failed.count() as u32;
 }
 
 /// A batch on its way into a shared object.

@@ -280,7 +280,8 @@ impl Index {
         let mut tx = self.pool.begin().await.map_err(failed("begin erasing"))?;
         sqlx::query(
             "update session set state = 3, events = 0, bytes_stored = 0, bytes_received = 0, pages = 0, errors = 0,
-                 counts = default, ts_min = null, ts_max = null
+                 counts = default, ts_min = null, ts_max = null, active_ms = 0, clicks = 0, keypresses = 0,
+                 console = default, failed_requests = 0, urls = default
              where workspace_id = $1 and id = $2 and state < 3",
         )
         .bind(leaving.key.workspace.0)
@@ -428,7 +429,8 @@ async fn begin_deletion(
     .execute(&mut *tx)
     .await
     .map_err(failed("insert deletion's sessions"))?;
-    sqlx::query("update session set state = 1 where workspace_id = $1 and id = any($2) and state = 0")
+    // Pages stand in clear in the row: they go with the readers' right to them, and do not wait for the bytes.
+    sqlx::query("update session set state = 1, urls = default where workspace_id = $1 and id = any($2) and state = 0")
         .bind(workspace.0)
         .bind(&sessions)
         .execute(&mut *tx)

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use schemas::limits::SESSION_URLS_MAX;
 use schemas::shared_object::SessionFilter;
 use schemas::{ObjectId, SessionKey};
 use sqlx::{PgConnection, Row as _};
@@ -339,6 +340,16 @@ async fn update_session(tx: &mut PgConnection, result: &SessionResult, is_final:
              ts_min = least(ts_min, $9), ts_max = greatest(ts_max, $10),
              counts = (select array_agg(case when $3 then 0 else coalesce(old, 0) end + new order by place)
                  from unnest(counts, $11::bigint[]) with ordinality as both_counts (old, new, place)),
+             active_ms = case when $3 then 0 else active_ms end + $13,
+             clicks = case when $3 then 0 else clicks end + $14,
+             keypresses = case when $3 then 0 else keypresses end + $15,
+             failed_requests = case when $3 then 0 else failed_requests end + $16,
+             console = (select array_agg(case when $3 then 0 else coalesce(old, 0) end + new order by place)
+                 from unnest(console, $17::bigint[]) with ordinality as both_counts (old, new, place)),
+             urls = (select coalesce(array_agg(url order by visit), '{}') from (
+                 select url, min(place) as visit
+                 from unnest(case when $3 then '{}' else urls end || $18::text[]) with ordinality as page (url, place)
+                 group by url order by visit limit $19) visits),
              end_seen = $12,
              final = $3
          where workspace_id = $1 and id = $2",
@@ -355,6 +366,13 @@ async fn update_session(tx: &mut PgConnection, result: &SessionResult, is_final:
     .bind(span.map(|(_, max)| max))
     .bind(totals.counts.to_array().map(signed).to_vec())
     .bind(result.ended)
+    .bind(signed(totals.active_ms))
+    .bind(signed(totals.clicks))
+    .bind(signed(totals.keypresses))
+    .bind(signed(totals.failed_requests))
+    .bind(totals.console.but_errors().map(signed).to_vec())
+    .bind(&totals.urls)
+    .bind(SESSION_URLS_MAX as i64)
     .execute(&mut *tx)
     .await
     .map(drop)

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use schemas::http::{ConsentFacts, EventCounts, SessionState};
+use schemas::http::{ConsentFacts, ConsoleCounts, EventCounts, SessionState};
 use schemas::shared_object::SessionFilter;
 use schemas::{LinkId, ReceiptId, SessionId, SessionKey, WorkspaceId};
 use sqlx::Row as _;
@@ -45,6 +45,18 @@ pub struct SessionRow {
     pub bytes_stored: u64,
     /// The least and greatest timestamp, as of the last merge.
     pub span: Option<(i64, i64)>,
+    /// Time in which the user was active, in milliseconds, as of the last merge.
+    pub active_ms: u64,
+    /// Clicks, as of the last merge.
+    pub clicks: u64,
+    /// Inputs into form fields, as of the last merge.
+    pub keypresses: u64,
+    /// Console messages by level, as of the last merge.
+    pub console: ConsoleCounts,
+    /// Failed requests, as of the last merge.
+    pub failed_requests: u64,
+    /// Pages by origin and path, as of the last merge.
+    pub urls: Vec<String>,
 }
 
 /// What a session is to one workspace.
@@ -84,6 +96,8 @@ pub struct Filter {
     pub has_errors: Option<bool>,
     /// At least this long, milliseconds.
     pub min_duration_ms: Option<i64>,
+    /// With a page whose origin and path begin with this.
+    pub url: Option<String>,
 }
 
 /// The columns of a [`SessionRow`]; `$1` is the silence after which a session is over, in seconds.
@@ -92,7 +106,8 @@ const COLUMNS: &str = "
     (s.end_seen or s.last_activity_at < now() - make_interval(secs => $1)) as is_over,
     s.started_at, s.last_activity_at, s.started_at + clairvio.retention(w.plan) as expires_at,
     s.notice_version, s.consented_at, s.receipt_id,
-    s.events, s.counts, s.pages, s.errors, s.bytes_received, s.bytes_stored, s.ts_min, s.ts_max, s.partitions";
+    s.events, s.counts, s.pages, s.errors, s.bytes_received, s.bytes_stored, s.ts_min, s.ts_max, s.partitions,
+    s.active_ms, s.clicks, s.keypresses, s.console, s.failed_requests, s.urls";
 const TABLES: &str = "
     from session s join workspace w on w.id = s.workspace_id
     left join link l on l.workspace_id = s.workspace_id and l.id = s.link_id";
@@ -101,6 +116,8 @@ fn session_row(row: &PgRow) -> Result<SessionRow, IndexError> {
     let not_ours = || IndexError::Row("session");
     let counts: Vec<i64> = row.get("counts");
     let counts: [i64; schemas::facts::KINDS] = counts.try_into().map_err(|_| not_ours())?;
+    let console: Vec<i64> = row.get("console");
+    let console: [i64; schemas::facts::CONSOLE_LEVELS] = console.try_into().map_err(|_| not_ours())?;
     let link: Option<uuid::Uuid> = row.get("link_id");
     let receipt: Option<uuid::Uuid> = row.get("receipt_id");
     let notice_version: Option<String> = row.get("notice_version");
@@ -129,6 +146,12 @@ fn session_row(row: &PgRow) -> Result<SessionRow, IndexError> {
         bytes_received: unsigned(row.get("bytes_received")),
         bytes_stored: unsigned(row.get("bytes_stored")),
         span: ts_min.zip(ts_max),
+        active_ms: unsigned(row.get("active_ms")),
+        clicks: unsigned(row.get("clicks")),
+        keypresses: unsigned(row.get("keypresses")),
+        console: ConsoleCounts::new(unsigned(row.get("errors")), console.map(unsigned)),
+        failed_requests: unsigned(row.get("failed_requests")),
+        urls: row.get("urls"),
     })
 }
 
@@ -150,6 +173,8 @@ impl Index {
                      and ($5::timestamptz is null or s.started_at < $5)
                      and ($6::boolean is null or (s.errors > 0) = $6)
                      and ($7::bigint is null or s.ts_max - s.ts_min >= $7)
+                     and ($12::text is null
+                         or exists (select from unnest(s.urls) as page (url) where starts_with(page.url, $12)))
                      and ($9::timestamptz is null or (s.started_at, s.id) < ($9, $10))) found
              where $8::boolean is null or is_over = $8
              order by started_at desc, id desc limit $11"
@@ -165,6 +190,7 @@ impl Index {
         .bind(before.map(|before| before.at))
         .bind(before.map(|before| before.id))
         .bind(i64::from(limit))
+        .bind(&filter.url)
         .fetch_all(&self.pool)
         .await
         .map_err(failed("list sessions"))?;

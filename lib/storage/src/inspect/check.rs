@@ -189,7 +189,7 @@ impl<'a> SessionCheck<'a> {
         let mut batches = BTreeMap::new();
         for stream in &footer.streams {
             for info in &stream.batches {
-                let gathered = Gathered { facts: info.facts, ..Gathered::default() };
+                let gathered = Gathered { facts: info.facts.clone(), ..Gathered::default() };
                 if batches.insert((stream.stream, info.seq), gathered).is_some() {
                     let place = Place::Batch { stream: stream.stream, seq: info.seq };
                     verified.fault(place, FormatError::Field("seq"));

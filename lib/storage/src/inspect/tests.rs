@@ -115,7 +115,7 @@ fn shared_parts() -> (Vec<u8>, Footer) {
         let (id, lens) = seal_chunk(&Map::key(n), context, frames.iter().map(Vec::as_slice), &mut body).unwrap();
         let mut batches = Vec::new();
         for (seq, (len, (_, facts))) in lens.iter().zip(&payloads).enumerate() {
-            batches.push(BatchEntry { seq: seq as u32, end: false, offset, len: *len as u32, facts: *facts });
+            batches.push(BatchEntry { seq: seq as u32, end: false, offset, len: *len as u32, facts: facts.clone() });
             offset += 1;
         }
         footer.chunks.push(Chunk { key: session(n), stream, id: *id.as_bytes(), at, batches });
@@ -468,7 +468,7 @@ async fn a_session_footer_that_says_what_is_not_so_is_found() {
     let expect = format!("frame 0 at byte {place}: {events} events, {} expected", events + 1);
     check(|f| f.frames[0].segments[0].events += 1, &[&expect]).await;
     let twice = |f: &mut session_object::Footer| {
-        let copy = f.streams[0].batches[0];
+        let copy = f.streams[0].batches[0].clone();
         f.streams[0].batches.push(copy);
     };
     check(twice, &["batch 0 of stream 5: field seq is out of its range"]).await;
@@ -607,7 +607,7 @@ fn a_record_is_compared_with_its_header_and_its_key() {
         let value = RecordSealer::new(&key, EpochId(1)).unwrap().seal(&at, header, payload).unwrap();
         EpochKeys::new([(EpochId(1), key.clone())].into()).open(&at, &value).unwrap()
     };
-    let whole = sealed(&header(facts), &compressed(&raw));
+    let whole = sealed(&header(facts.clone()), &compressed(&raw));
     let raw_bytes = raw.len() as u64;
     let expect = Verified { frames: 1, batches: 1, events: 2, raw_bytes, ..Verified::default() };
     assert_eq!(check_record(&whole, record_key.as_bytes()), expect);

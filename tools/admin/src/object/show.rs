@@ -164,6 +164,9 @@ pub(crate) fn header(header: &Header) -> Value {
     }
 }
 
+/// What a batch tells of activity.
+const ACTIVITY: [&str; 6] = ["active_ms", "clicks", "keypresses", "errors", "failed_requests", "urls"];
+
 fn add_session(to: &mut Value, key: &SessionKey) {
     to["workspace"] = json!(key.workspace.to_string());
     to["session"] = json!(key.session.to_string());
@@ -182,6 +185,13 @@ fn add_facts(to: &mut Value, facts: &BatchFacts) {
     to["time_min"] = json!((facts.events > 0).then(|| moment_ms(facts.ts_min)));
     to["time_max"] = json!((facts.events > 0).then(|| moment_ms(facts.ts_max)));
     to["full_snapshot"] = json!(facts.full_snapshot);
+    to["active_ms"] = json!(facts.active_ms);
+    to["clicks"] = json!(facts.clicks);
+    to["keypresses"] = json!(facts.keypresses);
+    to["errors"] = json!(facts.errors);
+    to["failed_requests"] = json!(facts.failed_requests);
+    // How many: where a person went is theirs, as the events are.
+    to["urls"] = json!(facts.urls.len());
 }
 
 /// A record's key in the log. Ours are ids; what a stranger wrote is shown as it is.
@@ -217,7 +227,8 @@ pub(super) fn render(described: &Value) -> String {
         out.push_str(&facts_of(of, &["workspace", "session", "chunk", "duplicates", "conflicts"]));
         let frames = ["from", "to", "raw_bytes", "events", "time_min", "time_max", "full_snapshot"];
         out.push_str(&columns("frames", of, "frames", &frames));
-        let batches = ["stream", "seq", "events", "raw_bytes", "time_min", "time_max", "end"];
+        let mut batches = vec!["stream", "seq", "events", "raw_bytes", "time_min", "time_max", "end"];
+        batches.extend(ACTIVITY);
         out.push_str(&columns("batches", of, "batches", &batches));
     }
     out
@@ -235,7 +246,9 @@ fn render_shared(of: &Value, out: &mut String) {
             text(&chunk["from"]),
             text(&chunk["to"]),
         ));
-        out.push_str(&rows(chunk, "batches", &["seq", "offset", "bytes", "events", "raw_bytes", "end"]));
+        let mut batches = vec!["seq", "offset", "bytes", "events", "raw_bytes", "end"];
+        batches.extend(ACTIVITY);
+        out.push_str(&rows(chunk, "batches", &batches));
     }
     if list(of, "quarantined").next().is_some() {
         out.push_str(&columns(
@@ -316,6 +329,7 @@ pub(super) fn verified(verified: &Verified) -> String {
 
 #[cfg(test)]
 mod tests {
+    use schemas::facts::Urls;
     use schemas::shared_object::{BatchEntry, Chunk, Footer, QuarantineReason, Quarantined};
     use schemas::{ObjectId, SessionId, WorkspaceId};
     use sealing::keyring::KeyVersion;
@@ -360,7 +374,8 @@ mod tests {
 
     #[test]
     fn chunks_batches_and_records_in_quarantine_are_listed() {
-        let facts = BatchFacts { events: 3, raw_bytes: 400, ..BatchFacts::default() };
+        let urls = Urls::new(["https://app.example/cart"]);
+        let facts = BatchFacts { events: 3, raw_bytes: 400, active_ms: 70, clicks: 2, urls, ..BatchFacts::default() };
         let key = SessionKey { workspace: WorkspaceId(Uuid::from_u128(1)), session: SessionId(Uuid::from_u128(2)) };
         let batch = BatchEntry { seq: 4, end: true, offset: 11, len: 40, facts };
         let footer = Footer {
@@ -381,9 +396,12 @@ mod tests {
         assert_eq!(described["shared"]["chunks"][0]["batches"][0]["raw_bytes"], json!(400));
         let shown = render(&described);
         assert!(shown.contains("stream 9, id abababab"), "{shown}");
-        for expect in
-            ["4 11 40 3 400 yes", "12 cdcdcdcd-cdcd-cdcd-cdcd-cdcdcdcdcdcd 45 60 key", "records in quarantine: 1"]
-        {
+        assert!(!described.to_string().contains("app.example"), "pages are counted, and not shown");
+        for expect in [
+            "4 11 40 3 400 yes 70 2 0 0 0 1",
+            "12 cdcdcdcd-cdcd-cdcd-cdcd-cdcdcdcdcdcd 45 60 key",
+            "records in quarantine: 1",
+        ] {
             assert!(lines(&shown).iter().any(|line| line == expect), "{expect} in {shown}");
         }
     }

@@ -22,9 +22,9 @@ const SHARED_ID: u128 = 0x0199_0000_0001_7000_8000_0000_0000_0011;
 const QUARANTINE_ID: u128 = 0x0199_0000_0002_7000_8000_0000_0000_0012;
 const SESSION_ID: u128 = 0x0199_0000_0003_7000_8000_0000_0000_0013;
 const JOURNAL_ID: u128 = 0x0199_0000_0004_7000_8000_0000_0000_0014;
-const START: u64 = 1_790_000_000_000;
+pub(super) const START: u64 = 1_790_000_000_000;
 
-fn one() -> SessionKey {
+pub(super) fn one() -> SessionKey {
     samples::session_key(0x0190_0000_0000_7000_8000_0000_0000_000a, 0x1111_0000_0000_8000_8000_0000_0000_0001)
 }
 
@@ -61,16 +61,16 @@ fn meta(at: u64) -> String {
     format!(r#"{{"type":4,"timestamp":{at},"data":{{"href":"https://shop.example/cart","width":1280,"height":720}}}}"#)
 }
 
-fn full_snapshot(at: u64) -> String {
+pub(super) fn full_snapshot(at: u64) -> String {
     let node = r#"{"type":0,"childNodes":[{"type":2,"tagName":"html","attributes":{"lang":"de"},"childNodes":[],"id":2}],"id":1}"#;
     format!(r#"{{"type":2,"timestamp":{at},"data":{{"node":{node},"initialOffset":{{"top":0,"left":0}}}}}}"#)
 }
 
-fn click(at: u64, id: u32) -> String {
+pub(super) fn click(at: u64, id: u32) -> String {
     format!(r#"{{"type":3,"timestamp":{at},"data":{{"source":2,"type":2,"id":{id},"x":40,"y":7}}}}"#)
 }
 
-fn console_error(at: u64) -> String {
+pub(super) fn console_error(at: u64) -> String {
     format!(
         r#"{{"type":6,"timestamp":{at},"data":{{"plugin":"rrweb/console@1","payload":{{"level":"error","payload":["“Grüße”"]}}}}}}"#
     )
@@ -93,12 +93,12 @@ pub(super) fn files(keys: &Keys) -> Vec<Made> {
     [records(keys), shared_objects(keys), vec![session_object(keys), journal(keys), wrapped(keys)]].concat()
 }
 
-fn batch_header(key: SessionKey, stream: u32, seq: u32, end: bool, events: &[String]) -> Header {
+pub(super) fn batch_header(key: SessionKey, stream: u32, seq: u32, end: bool, events: &[String]) -> Header {
     let place = StreamSeq::new(stream, seq).unwrap();
     Header::Batch { key, consent: consent(0xc2), place, end, facts: samples::facts(events) }
 }
 
-fn seal_record(keys: &Keys, epoch: u32, record_key: &[u8], header: &Header, events: &[String]) -> Vec<u8> {
+pub(super) fn seal_record(keys: &Keys, epoch: u32, record_key: &[u8], header: &Header, events: &[String]) -> Vec<u8> {
     let epoch = EpochId(epoch);
     let sealer = RecordSealer::new(keys.epochs.get(epoch).unwrap(), epoch).unwrap();
     let place = LogPlace { topic: TOPIC, key: record_key };
