@@ -69,6 +69,9 @@ pub(crate) enum AssembleError {
     Seal(#[from] SealError),
 }
 
+/// A batch's entry, and its frame before sealing.
+type Frame<'a> = (BatchEntry, &'a [u8]);
+
 /// The keys of one flush.
 pub(crate) struct FlushKeys {
     pub(crate) sessions: BTreeMap<SessionKey, Key>,
@@ -93,7 +96,7 @@ pub(crate) fn assemble(
     keys: &FlushKeys,
 ) -> Result<Assembled, AssembleError> {
     let (id, partition, offsets) = (flush.object, flush.partition, flush.offsets);
-    let mut by_stream: BTreeMap<(SessionKey, u32), Vec<(BatchEntry, &[u8])>> = BTreeMap::new();
+    let mut by_stream: BTreeMap<(SessionKey, u32), Vec<Frame<'_>>> = BTreeMap::new();
     let mut unreadable = Vec::new();
     let preamble = ObjectKind::Shared.preamble();
     let mut body_len = preamble.len();
@@ -167,12 +170,12 @@ fn chunk_of(
     data_key: &Key,
     key: SessionKey,
     stream: u32,
-    batches: Vec<(BatchEntry, &[u8])>,
+    batches: Vec<Frame<'_>>,
     body: &mut Vec<u8>,
 ) -> Result<Chunk, SealError> {
     let (context, at) = (ChunkContext { session: key, kind: ChunkKind::Shared }, body.len() as u64);
     let (id, lens) = seal_chunk(data_key, context, batches.iter().map(|(_, payload)| *payload), body)?;
-    let sealed = |((entry, _), len): ((BatchEntry, &[u8]), usize)| BatchEntry { len: len as u32, ..entry };
+    let sealed = |((entry, _), len): (Frame<'_>, usize)| BatchEntry { len: len as u32, ..entry };
     let batches = batches.into_iter().zip(lens).map(sealed).collect();
     Ok(Chunk { key, stream, id: *id.as_bytes(), at, batches })
 }
