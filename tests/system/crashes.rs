@@ -10,7 +10,7 @@ use sqlx::Row as _;
 use tokio::time::Instant;
 use virtual_sdk::{Encoding, Form, Seen, until};
 
-use crate::harness::{LATER, SOON, System, run};
+use crate::harness::{LATER, SOON, System, metric, run};
 use crate::load::{self, small_batch};
 
 /// The supervisor kills what has not ended by then; a service that drains is faster.
@@ -202,7 +202,7 @@ async fn wait_for_work(system: &System<'_>, published: bool) -> Result<()> {
 }
 
 /// Next offset and epoch by partition.
-async fn progress(system: &System<'_>) -> Result<BTreeMap<i32, (i64, i64)>> {
+pub(crate) async fn progress(system: &System<'_>) -> Result<BTreeMap<i32, (i64, i64)>> {
     let rows = sqlx::query("select partition, next_offset, epoch from partition_progress")
         .fetch_all(system.index.pool())
         .await?;
@@ -231,7 +231,8 @@ async fn wait_for_progress(system: &System<'_>) -> Result<()> {
     Ok(())
 }
 
-async fn watch_progress(system: &System<'_>, stop: &AtomicBool) -> Result<()> {
+/// Makes sure until `stop` that progress and epochs of no partition go back (B1).
+pub(crate) async fn watch_progress(system: &System<'_>, stop: &AtomicBool) -> Result<()> {
     let mut looks = tokio::time::interval(Duration::from_millis(20));
     let mut before = progress(system).await?;
     while !stop.load(std::sync::atomic::Ordering::Acquire) {
@@ -309,14 +310,6 @@ fn rival(system: &System<'_>) -> Result<ServiceSpec> {
     }
     let (name, binary) = (system.service("batcher", 9), find_binary("batcher")?);
     Ok(ServiceSpec { name, binary, env, admin_url: format!("http://{admin}"), restart: false })
-}
-
-/// A counter of a service, 0 where there is none.
-async fn metric(admin_url: &str, name: &str) -> u64 {
-    let Ok(answer) = reqwest::get(format!("{admin_url}/metrics")).await else { return 0 };
-    let text = answer.text().await.unwrap_or_default();
-    let value = text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
-    value.unwrap_or_default()
 }
 
 /// Goal: a batcher's death between reading and publishing loses nothing, whichever step it dies in. Method: with nothing
