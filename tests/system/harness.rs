@@ -1,7 +1,7 @@
 //! One stack for all tests, and a deployment for each.
 
 use std::panic::AssertUnwindSafe;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicU32;
 use std::time::{Duration, Instant};
@@ -141,7 +141,9 @@ pub(crate) fn logs(stack: &Stack, name: &str) -> Result<Vec<PathBuf>> {
 
 /// The stack's folder goes when this process ends; what a person wants to see is copied.
 fn keep_logs(stack: &Stack, name: &str) -> Result<PathBuf> {
-    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("system-{}", std::process::id())).join(name);
+    // Cargo names a folder to tests alone.
+    let folder = option_env!("CARGO_TARGET_TMPDIR").map_or_else(std::env::temp_dir, PathBuf::from);
+    let kept = folder.join(format!("system-{}", std::process::id())).join(name);
     std::fs::create_dir_all(&kept)?;
     let parts = ["kafka", "postgres", "s3"].map(|part| stack.log(part));
     for log in logs(stack, name)?.into_iter().chain(parts) {

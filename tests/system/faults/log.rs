@@ -14,8 +14,7 @@ use service_kit::kafka::topics::{self, TopicSpec};
 use sqlx::Row as _;
 use virtual_sdk::{Body, Comparison, Content, Encoding, Form, Sdk, Seen, Session, until};
 
-use super::{kafka_admin, kafka_client, log_of, quick};
-use crate::crashes::progress;
+use super::{kafka_admin, kafka_client, log_of, progress, quick};
 use crate::harness::{LATER, SOON, System, metric, run_on};
 use crate::load::{self, small_batch};
 

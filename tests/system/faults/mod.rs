@@ -5,10 +5,13 @@
 //! doubled is counted by the caller, anything else that is wrong is an error.
 
 mod log;
+mod outages;
 mod partitions;
 mod postgres;
+mod processes;
 mod s3;
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -21,9 +24,9 @@ use rdkafka::admin::AdminClient;
 use rdkafka::client::DefaultClientContext;
 use service_kit::config::kafka::KafkaConfig;
 use service_kit::kafka;
+use sqlx::Row as _;
 use virtual_sdk::Comparison;
 
-use crate::crashes::watch_progress;
 use crate::harness::System;
 use crate::load;
 
@@ -46,6 +49,22 @@ pub(crate) const GROWN: Fault =
 pub(crate) const LOG_CUT: Fault = Fault { name: "logcut", round: |stack, name| log::is_cut(stack, name).boxed_local() };
 pub(crate) const LOG_ANEW: Fault =
     Fault { name: "loganew", round: |stack, name| log::is_made_anew(stack, name).boxed_local() };
+
+pub(crate) const SIGTERM: Fault =
+    Fault { name: "sigterm", round: |stack, name| processes::are_terminated(stack, name).boxed_local() };
+pub(crate) const KILL_NINE: Fault =
+    Fault { name: "killnine", round: |stack, name| processes::are_killed(stack, name).boxed_local() };
+pub(crate) const ZOMBIES: Fault =
+    Fault { name: "zombies", round: |stack, name| processes::are_frozen(stack, name).boxed_local() };
+pub(crate) const RIVALS: Fault =
+    Fault { name: "rivals", round: |stack, name| processes::are_rivals(stack, name).boxed_local() };
+/// Its rounds have a stack of their own.
+pub(crate) const OUTAGES: Fault = Fault { name: "outages", round: |_, name| outages::of_parts(name).boxed_local() };
+
+/// All of them, for those who run them again and again.
+#[cfg(not(test))]
+pub(crate) static ALL: [Fault; 11] =
+    [S3_UPLOADS, S3_REFUSES, COMMITS, GROWN, LOG_CUT, LOG_ANEW, SIGTERM, KILL_NINE, ZOMBIES, RIVALS, OUTAGES];
 
 /// A deployment in which much happens soon: flushes, runs, ends of sessions.
 fn quick(name: &str) -> DeploymentOptions {
@@ -73,6 +92,31 @@ async fn under_load(
     let (sent, ()) = tokio::try_join!(sending, watch_progress(system, &stop_watching))?;
     ensure!(sent > 50, "a load of {sent} batches is none");
     load::count_settled(system).await
+}
+
+/// Next offset and epoch by partition.
+async fn progress(system: &System<'_>) -> Result<BTreeMap<i32, (i64, i64)>> {
+    let rows = sqlx::query("select partition, next_offset, epoch from partition_progress")
+        .fetch_all(system.index.pool())
+        .await?;
+    Ok(rows.iter().map(|row| (row.get(0), (row.get(1), row.get(2)))).collect())
+}
+
+/// Makes sure until `stop` that progress and epochs of no partition go back (B1).
+async fn watch_progress(system: &System<'_>, stop: &AtomicBool) -> Result<()> {
+    let mut looks = tokio::time::interval(Duration::from_millis(20));
+    let mut before = progress(system).await?;
+    while !stop.load(Ordering::Acquire) {
+        looks.tick().await;
+        let now = progress(system).await?;
+        for (partition, (next, epoch)) in &before {
+            let seen = now.get(partition);
+            let grew = seen.is_some_and(|(next_now, epoch_now)| next_now >= next && epoch_now >= epoch);
+            ensure!(grew, "B1: partition {partition} went from {next} under epoch {epoch} to {seen:?}");
+        }
+        before = now;
+    }
+    Ok(())
 }
 
 /// A client of the deployment's Kafka, as services have one.

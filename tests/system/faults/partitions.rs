@@ -8,8 +8,7 @@ use futures::future::try_join_all;
 use rdkafka::admin::{AdminOptions, NewPartitions};
 use virtual_sdk::{Comparison, Encoding, Form, Seen, Session, until};
 
-use super::{kafka_admin, quick, under_load};
-use crate::crashes::progress;
+use super::{kafka_admin, progress, quick, under_load};
 use crate::harness::{SOON, System, run_on};
 use crate::load::{self, small_batch};
 

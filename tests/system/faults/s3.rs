@@ -57,6 +57,8 @@ const BUFFER_BYTES_MAX: u64 = limits::KAFKA_MESSAGE_BYTES_MAX as u64;
 const OPENING_BYTES_MAX: u64 = 24 * limits::MIB as u64;
 /// The stack's group forgets a member that it has not heard of for 6 s.
 const GROUP_PATIENCE: Duration = Duration::from_secs(6);
+const RECORDS_IN: &str = r#"batcher_records_total{what="in"}"#;
+/// Together more than the bound.
 const SESSIONS: usize = 12;
 const BATCHES: u32 = 12;
 const BATCH_BYTES: usize = 128 << 10;
@@ -75,7 +77,7 @@ pub(super) async fn refuses_for_long(stack: &Stack, name: &str) -> Result<Compar
         ensure!(rebalances > 0, "the batcher's log names no assignment, so it would name no other one either");
         proxy.set(Plan::Refuse);
         let since = Instant::now();
-        send_more_than_the_bound(system).await?;
+        send_sessions(system, SESSIONS).await?;
         until("reading has paused", SOON, || async {
             match metric(&admin, "batcher_pauses_total").await {
                 0 => Seen::not_yet("it has not"),
@@ -89,6 +91,17 @@ pub(super) async fn refuses_for_long(stack: &Stack, name: &str) -> Result<Compar
             if is_over { Seen::Done(()) } else { Seen::not_yet(format_args!("{refused} refused, {elapsed:?}")) }
         })
         .await?;
+        // What comes now stays in Kafka.
+        let taken_in = metric(&admin, RECORDS_IN).await;
+        send_sessions(system, 2).await?;
+        let refused = proxy.refused();
+        until("uploads go on being tried", SOON, || async {
+            let more = proxy.refused() - refused;
+            if more >= 10 { Seen::Done(()) } else { Seen::not_yet(more) }
+        })
+        .await?;
+        let taken_in_then = metric(&admin, RECORDS_IN).await;
+        ensure!(taken_in_then == taken_in, "B7: {taken_in} records grew to {taken_in_then} while reading was paused");
         let buffered = metric(&admin, "batcher_buffered_bytes").await;
         let bound = BUFFER_BYTES_MAX..BUFFER_BYTES_MAX + OPENING_BYTES_MAX;
         ensure!(bound.contains(&buffered), "B7: {buffered} bytes are buffered at a bound of {BUFFER_BYTES_MAX}");
@@ -102,9 +115,10 @@ pub(super) async fn refuses_for_long(stack: &Stack, name: &str) -> Result<Compar
     .await
 }
 
-async fn send_more_than_the_bound(system: &System<'_>) -> Result<()> {
+/// Sends sessions whose batches compress badly.
+async fn send_sessions(system: &System<'_>, sessions: usize) -> Result<()> {
     let (link, sdk) = (system.link(&system.name).await?, system.sdk(1)?);
-    let sending = (0..SESSIONS).map(|_| async {
+    let sending = (0..sessions).map(|_| async {
         let session = load::begin(system, &sdk, &link).await?;
         for seq in 0..BATCHES {
             let batch = load::dense_batch(session.id, seq, seq + 1 == BATCHES, BATCH_BYTES)?;
