@@ -14,7 +14,7 @@ use service_kit::kafka::topics::{self, TopicSpec};
 use sqlx::Row as _;
 use virtual_sdk::{Body, Comparison, Content, Encoding, Form, Sdk, Seen, Session, until};
 
-use super::{kafka_admin, kafka_client, log_of, progress, quick};
+use super::{PARTITIONS, kafka_admin, kafka_client, log_of, progress, quick};
 use crate::harness::{LATER, SOON, System, metric, run_on};
 use crate::load::{self, small_batch};
 
@@ -76,7 +76,6 @@ pub(super) async fn is_cut(stack: &Stack, name: &str) -> Result<Comparison> {
 /// What the batcher and others say when their topic goes and another one comes in its place.
 const MADE_ANEW: &[&str] = &[MADE_ANEW_ALARM, "offset out of range", "part is down", "produce record", "trying again"];
 const MADE_ANEW_ALARM: &str = "the topic was made anew";
-const PARTITIONS: usize = 4;
 /// Looks at progress, 20 ms apart, that must all show the same: much longer than a flush takes.
 const LOOKS: usize = 150;
 

@@ -66,6 +66,9 @@ pub(crate) const OUTAGES: Fault = Fault { name: "outages", round: |_, name| outa
 pub(crate) static ALL: [Fault; 11] =
     [S3_UPLOADS, S3_REFUSES, COMMITS, GROWN, LOG_CUT, LOG_ANEW, SIGTERM, KILL_NINE, ZOMBIES, RIVALS, OUTAGES];
 
+/// Partitions of a deployment's topic, where nothing else is said.
+const PARTITIONS: usize = 4;
+
 /// A deployment in which much happens soon: flushes, runs, ends of sessions.
 fn quick(name: &str) -> DeploymentOptions {
     DeploymentOptions::named(name)

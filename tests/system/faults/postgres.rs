@@ -39,8 +39,13 @@ pub(super) async fn commits_go_wrong(stack: &Stack, name: &str) -> Result<Compar
         };
         let comparison = under_load(system, 4, 40, faults).await?;
         let unanswered = proxy.hits(CommitFault::ReplyLost) + proxy.hits(CommitFault::Cut);
-        let failed = metric(&system.admin_url("batcher", 1)?, r#"batcher_failures_total{step="publish"}"#).await;
+        let admin = system.admin_url("batcher", 1)?;
+        let failed = metric(&admin, r#"batcher_failures_total{step="publish"}"#).await;
         ensure!(failed >= unanswered, "{unanswered} commits had no answer, and the batcher saw {failed} fail");
+        // Whoever guesses instead of looking it up loses the swap that follows, and begins anew: nothing is lost by that, only
+        // work. Nobody else swaps here.
+        let lost_swaps = metric(&admin, "batcher_lost_swaps_total").await;
+        ensure!(lost_swaps == 0, "{lost_swaps} swaps were lost, so commits were not looked up but guessed");
         Ok(comparison)
     })
     .await

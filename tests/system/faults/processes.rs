@@ -8,7 +8,7 @@ use devstack::{DeploymentOptions, ServiceSpec, Stack, find_binary, free_port};
 use tokio::time::Instant;
 use virtual_sdk::{Comparison, Seen, until};
 
-use super::{progress, watch_progress};
+use super::{PARTITIONS, progress, watch_progress};
 use crate::harness::{LATER, SOON, System, metric, run_on};
 use crate::load;
 
@@ -186,7 +186,6 @@ async fn wait_for_work(system: &System<'_>, published: bool) -> Result<()> {
 
 /// Waits until every partition's progress has moved twice from here on: once could be what was under way.
 async fn wait_for_progress(system: &System<'_>) -> Result<()> {
-    const PARTITIONS: usize = 4;
     for _ in 0..2 {
         let before = progress(system).await?;
         until("every partition moves on", SOON, || async {

@@ -7,7 +7,7 @@ use devstack::Stack;
 use schemas::limits;
 use virtual_sdk::{Comparison, Encoding, Form, Seen, until};
 
-use super::{log_of, quick, under_load};
+use super::{PARTITIONS, log_of, progress, quick, under_load};
 use crate::harness::{LATER, SOON, System, metric, run_on};
 use crate::load;
 use crate::proxy::s3::{Plan, S3Proxy, UploadFault};
@@ -17,7 +17,7 @@ const EXPECTED: &[&str] = &["part is down"];
 /// Objects that each fault must have hit.
 const HITS_MIN: u64 = 3;
 /// Uploads that may be under way when S3 is healed, one per partition: those succeed at last.
-const UNDER_WAY_MAX: u64 = 4;
+const UNDER_WAY_MAX: u64 = PARTITIONS as u64;
 
 /// All faults of an upload, by turns.
 pub(super) async fn uploads_go_wrong(stack: &Stack, name: &str) -> Result<Comparison> {
@@ -73,6 +73,13 @@ pub(super) async fn refuses_for_long(stack: &Stack, name: &str) -> Result<Compar
     );
     run_on(stack, options, EXPECTED, async |system| {
         let (batcher, admin) = (system.service("batcher", 1), system.admin_url("batcher", 1)?);
+        until("the batcher has taken all partitions", SOON, || async {
+            match progress(system).await {
+                Ok(taken) if taken.len() == PARTITIONS => Seen::Done(()),
+                other => Seen::not_yet(format_args!("{other:?}")),
+            }
+        })
+        .await?;
         let (pid, rebalances) = (system.deployment.supervisor.pid(&batcher), rebalances(system)?);
         ensure!(rebalances > 0, "the batcher's log names no assignment, so it would name no other one either");
         proxy.set(Plan::Refuse);
