@@ -6,9 +6,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use devstack::{DeploymentOptions, Part};
 use tokio::time::Instant;
-use virtual_sdk::{Body, Comparison, Encoding, Form};
+use virtual_sdk::{Body, Comparison, Encoding, Form, Seen, until};
 
-use crate::harness::{System, run_on, start_stack};
+use crate::harness::{SOON, System, metric, run_on, start_stack};
 use crate::load::{self, small_batch, wait_readyz};
 
 /// What services say while a part is away: that it is, and that they try again.
@@ -30,8 +30,11 @@ const EXPECTED: &[&str] = &[
 /// An edge that knows that Kafka is away answers within this.
 const REFUSED_WITHIN: Duration = Duration::from_secs(3);
 
+const BATCHERS: usize = 2;
+const FLUSHES: &str = "batcher_flushes_total";
+
 pub(super) async fn of_parts(name: &str) -> Result<Comparison> {
-    let options = DeploymentOptions { edges: 2, batchers: 2, ..DeploymentOptions::named(name) }
+    let options = DeploymentOptions { edges: 2, batchers: BATCHERS, ..DeploymentOptions::named(name) }
         .with("batcher", "CLAIRVIO_FLUSH_AGE_MS", 200)
         .with("compactor", "CLAIRVIO_RUN_AGE_MS", 1_500)
         .with("", "CLAIRVIO_SESSION_SILENCE_MS", 5_000);
@@ -42,7 +45,6 @@ pub(super) async fn of_parts(name: &str) -> Result<Comparison> {
         let stop = AtomicBool::new(false);
         let faults = async {
             without_kafka(system).await.context("without kafka")?;
-            // Both batchers are in the middle of flushes all the while: what is killed is what they publish to.
             let noticing = [
                 (Part::Postgres, [("batcher", 1), ("batcher", 2), ("retention-worker", 1)].as_slice()),
                 (Part::S3, &[("batcher", 1), ("batcher", 2)]),
@@ -50,6 +52,10 @@ pub(super) async fn of_parts(name: &str) -> Result<Comparison> {
             for (part, services) in noticing {
                 let services = services.iter().map(|(kind, number)| system.service(kind, *number));
                 let services: Vec<String> = services.collect();
+                // Both batchers are in the middle of flushes: what is killed is what they publish to.
+                for number in 1..=BATCHERS {
+                    wait_publishing(system, number).await?;
+                }
                 system.stack.kill(part).await?;
                 for service in &services {
                     wait_readyz(system, service, 503).await.with_context(|| format!("without {part}"))?;
@@ -70,6 +76,19 @@ pub(super) async fn of_parts(name: &str) -> Result<Comparison> {
     .await;
     let stopped = stack.stop().await;
     outcome.and_then(|comparison| stopped.map(|()| comparison))
+}
+
+/// Waits until a batcher has published something more. One that has no partitions does not notice what it publishes to going
+/// away, and gets none while the other cannot read from the index where to go on.
+async fn wait_publishing(system: &System<'_>, number: usize) -> Result<()> {
+    let admin = system.admin_url("batcher", number)?;
+    let before = metric(&admin, FLUSHES).await;
+    until("the batcher publishes", SOON, || async {
+        let now = metric(&admin, FLUSHES).await;
+        if now > before { Seen::Done(()) } else { Seen::not_yet(format_args!("{FLUSHES} is {now}")) }
+    })
+    .await?;
+    Ok(())
 }
 
 async fn without_kafka(system: &System<'_>) -> Result<()> {
