@@ -6,16 +6,19 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use devstack::Stack;
+use futures::future::try_join_all;
 use rdkafka::admin::AdminOptions;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::{Offset, TopicPartitionList};
+use schemas::SessionId;
 use schemas::http::{LinkCreated, MissingRange};
 use service_kit::kafka::topics::{self, TopicSpec};
 use sqlx::Row as _;
+use virtual_sdk::sdk::random_attempt;
 use virtual_sdk::{Body, Comparison, Content, Encoding, Form, Sdk, Seen, Session, until};
 
 use super::{PARTITIONS, kafka_admin, kafka_client, log_of, progress, quick};
-use crate::harness::{LATER, SOON, System, metric, run_on};
+use crate::harness::{LATER, NOTICE_VERSION, SOON, System, metric, run_on};
 use crate::load::{self, small_batch};
 
 const CUT: &[&str] = &["offset out of range", "offsets are gone from the log before they were stored"];
@@ -79,8 +82,17 @@ const MADE_ANEW_ALARM: &str = "the topic was made anew";
 /// Looks at progress, 20 ms apart, that must all show the same: much longer than a flush takes.
 const LOOKS: usize = 150;
 
+/// How far the new topic's partitions reach when the batcher sees them.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reaches {
+    /// They end before the offset that is stored next.
+    LessFar,
+    /// They have a record at that offset, another one than was expected.
+    Farther,
+}
+
 /// The topic is deleted and made anew while the batcher is down.
-pub(super) async fn is_made_anew(stack: &Stack, name: &str) -> Result<Comparison> {
+pub(super) async fn is_made_anew(stack: &Stack, name: &str, reaches: Reaches) -> Result<Comparison> {
     run_on(stack, quick(name), MADE_ANEW, async |system| {
         let (link, sdk) = (system.link(&system.name).await?, system.sdk(1)?);
         while progress(system).await?.into_values().filter(|(next, _)| *next > 2).count() < PARTITIONS {
@@ -90,11 +102,11 @@ pub(super) async fn is_made_anew(stack: &Stack, name: &str) -> Result<Comparison
         take_batcher_down(system).await?;
         let stored = offsets(system).await?;
         make_topic_anew(system).await?;
-        // Two records in all: no partition is as long as it was.
-        let foreign = sdk.accept_until_answered(&link.token, "test-1", "foreign", load::deadline()).await?.answer;
-        let batch = small_batch(foreign.id, 0, 0, true, 100)?;
-        let body = Body::of_batch(&batch, Form::Array, Encoding::Identity)?;
-        sdk.send_until_acknowledged(&foreign, 0, 0, true, &body, load::deadline()).await?;
+        // Two records: no partition is as long as it was.
+        let mut foreign = vec![send_foreign(&sdk, &link).await?];
+        while reaches == Reaches::Farther && !is_longer(system, &stored).await? {
+            foreign.extend(try_join_all((0..8).map(|_| send_foreign(&sdk, &link))).await?);
+        }
         bring_batcher_back(system).await?;
 
         until("every partition has raised the alarm", SOON, || async {
@@ -117,8 +129,10 @@ pub(super) async fn is_made_anew(stack: &Stack, name: &str) -> Result<Comparison
         }
         let now = offsets(system).await?;
         ensure!(now == stored, "records of the new topic were stored as the old one's: {stored:?} became {now:?}");
-        let status = system.api.session(foreign.id).await.err().and_then(|error| error.status());
-        ensure!(status == Some(404), "a session of the new topic is there: {status:?}");
+        for session in foreign {
+            let status = system.api.session(session).await.err().and_then(|error| error.status());
+            ensure!(status == Some(404), "a session of the new topic is there: {status:?}");
+        }
         load::count_settled(system).await
     })
     .await
@@ -149,8 +163,28 @@ async fn send_sessions(system: &System<'_>, sdk: &Sdk, link: &LinkCreated, sessi
         }
         anyhow::Ok(())
     });
-    futures::future::try_join_all(sending).await?;
+    try_join_all(sending).await?;
     Ok(())
+}
+
+/// Sends a session that nobody may ever read: it lies in another log than the one that is stored.
+async fn send_foreign(sdk: &Sdk, link: &LinkCreated) -> Result<SessionId> {
+    let accepted = sdk.accept_until_answered(&link.token, NOTICE_VERSION, &random_attempt(), load::deadline()).await?;
+    let session = accepted.answer;
+    let batch = small_batch(session.id, 0, 0, true, 100)?;
+    let body = Body::of_batch(&batch, Form::Array, Encoding::Identity)?;
+    sdk.send_until_acknowledged(&session, 0, 0, true, &body, load::deadline()).await?;
+    Ok(session.id)
+}
+
+/// Whether the log of every partition reaches beyond the offset that is stored next.
+async fn is_longer(system: &System<'_>, stored: &BTreeMap<i32, i64>) -> Result<bool> {
+    for (partition, next) in stored {
+        if log_end(system, *partition).await? <= *next {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 async fn partition_of(system: &System<'_>, session: &Session) -> Result<i32> {

@@ -27,6 +27,8 @@ use service_kit::kafka;
 use sqlx::Row as _;
 use virtual_sdk::Comparison;
 
+use log::Reaches;
+
 use crate::harness::System;
 use crate::load;
 
@@ -48,7 +50,9 @@ pub(crate) const GROWN: Fault =
     Fault { name: "grown", round: |stack, name| partitions::are_added(stack, name).boxed_local() };
 pub(crate) const LOG_CUT: Fault = Fault { name: "logcut", round: |stack, name| log::is_cut(stack, name).boxed_local() };
 pub(crate) const LOG_ANEW: Fault =
-    Fault { name: "loganew", round: |stack, name| log::is_made_anew(stack, name).boxed_local() };
+    Fault { name: "loganew", round: |stack, name| log::is_made_anew(stack, name, Reaches::LessFar).boxed_local() };
+pub(crate) const LOG_ANEW_LONGER: Fault =
+    Fault { name: "loglonger", round: |stack, name| log::is_made_anew(stack, name, Reaches::Farther).boxed_local() };
 
 pub(crate) const SIGTERM: Fault =
     Fault { name: "sigterm", round: |stack, name| processes::are_terminated(stack, name).boxed_local() };
@@ -189,5 +193,12 @@ mod tests {
     #[test]
     fn a_topic_made_anew_halts_its_partitions() -> Result<()> {
         run_round(&LOG_ANEW)
+    }
+
+    /// The same, and the new topic has grown beyond the offset that is stored next: only the last record that was stored of
+    /// the old one tells them apart.
+    #[test]
+    fn a_topic_made_anew_that_has_grown_longer_halts_its_partitions() -> Result<()> {
+        run_round(&LOG_ANEW_LONGER)
     }
 }
