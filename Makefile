@@ -4,6 +4,7 @@
 #   HOME_DIR       the stack's folder (DEVSTACK_HOME), .devstack by default
 #   BENCH_SECONDS  how long `make bench` puts load on, 120 by default
 #   SEEDS          how many seeds `make simulate` runs, 100000 by default; FIRST with which to begin
+#   SOAK_MINUTES   how long `make soak` inflicts faults, 60 by default
 #   FUZZ_SECONDS   how long `make fuzz` gives each target, 60 by default
 #   CARGO          the cargo to use
 #   ARGS           passed on: to the tests (make test-unit ARGS=retention), to devstack, to the bench; targets for make fuzz
@@ -15,6 +16,7 @@ CARGO ?= cargo
 BENCH_SECONDS ?= 120
 SEEDS ?= 100000
 FIRST ?= 0
+SOAK_MINUTES ?= 60
 FUZZ_SECONDS ?= 60
 HOME_DIR ?=
 ARGS ?=
@@ -27,7 +29,7 @@ endif
 # The programs stand where these rules look for them, whatever the caller's environment says.
 export CARGO_TARGET_DIR := $(CURDIR)/target
 
-.PHONY: help setup build demo up test test-unit test-simulation simulate test-fuzz test-system fuzz lint bench fmt clean
+.PHONY: help setup build demo up test test-unit test-simulation simulate test-fuzz test-system soak fuzz lint bench fmt clean
 
 help: ## List what there is to do
 	@echo 'usage: make <target>'
@@ -68,6 +70,9 @@ test-fuzz: setup ## Each fuzz target for 3 seconds, from what earlier runs found
 
 test-system: build ## Tests over real processes and real faults
 	$(CARGO) test --locked --workspace --no-fail-fast --test devstack --test system $(ARGS)
+
+soak: build ## All faults of the system tests, on and on; a table of what was sent, lost and doubled
+	SOAK_MINUTES=$(SOAK_MINUTES) target/debug/examples/soak
 
 fuzz: setup ## Look for inputs that break a parser; findings in fuzz/artifacts
 	@CARGO='$(CARGO)' fuzz/run $(FUZZ_SECONDS) $(ARGS)

@@ -1,11 +1,12 @@
 //! One stack for all tests, and a deployment for each.
 
 use std::panic::AssertUnwindSafe;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::OnceLock;
+use std::sync::atomic::AtomicU32;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use bytes::Bytes;
 use devstack::{Deployment, DeploymentOptions, Given, S3Kind, Stack, StackOptions};
 use futures::FutureExt as _;
@@ -27,6 +28,7 @@ use tokio::runtime::Runtime;
 use virtual_sdk::{Api, Ledger, Sdk, SdkOptions};
 
 use crate::check;
+use crate::faults::Fault;
 
 /// For a condition that depends on a few flushes or passes, on a machine that is busy with other tests.
 pub(crate) const SOON: Duration = Duration::from_secs(60);
@@ -65,6 +67,15 @@ pub(crate) fn runtime() -> Result<Runtime> {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("start runtime")
 }
 
+/// Runs a round of a fault once, on the stack of all, and demands that nothing was lost or doubled.
+pub(crate) fn run_round(fault: &Fault) -> Result<()> {
+    let stack = shared_stack()?;
+    let comparison = runtime()?.block_on((fault.round)(stack, fault.name))?;
+    ensure!(comparison.expected > 0, "nothing was sent, so nothing was compared");
+    ensure!(comparison.is_exact(), "{comparison}");
+    Ok(())
+}
+
 /// Runs a test on the stack of all, in a deployment of its own. `expected` are texts of WARN and ERROR lines that belong to
 /// what the test does to the system.
 pub(crate) fn run(
@@ -76,13 +87,13 @@ pub(crate) fn run(
     runtime()?.block_on(run_on(stack, options, expected, test))
 }
 
-/// The same on a given stack.
-pub(crate) async fn run_on(
+/// The same on a given stack; gives what the test gives.
+pub(crate) async fn run_on<T>(
     stack: &Stack,
     options: DeploymentOptions,
     expected: &[&str],
-    test: impl AsyncFnOnce(&System<'_>) -> Result<()>,
-) -> Result<()> {
+    test: impl AsyncFnOnce(&System<'_>) -> Result<T>,
+) -> Result<T> {
     let name = options.name.clone().context("a test's deployment has a name")?;
     let begun = Instant::now();
     let outcome = run_and_check(stack, &name, options, expected, test).await;
@@ -93,23 +104,24 @@ pub(crate) async fn run_on(
     })
 }
 
-async fn run_and_check(
+async fn run_and_check<T>(
     stack: &Stack,
     name: &str,
     options: DeploymentOptions,
     expected: &[&str],
-    test: impl AsyncFnOnce(&System<'_>) -> Result<()>,
-) -> Result<()> {
+    test: impl AsyncFnOnce(&System<'_>) -> Result<T>,
+) -> Result<T> {
     let system = System::start(stack, name, &options).await?;
     // What panicked was told by the panic's own message.
     let outcome = AssertUnwindSafe(test(&system)).catch_unwind().await.unwrap_or_else(|_| Err(anyhow!("it panicked")));
     let conserved = if outcome.is_ok() { check::conservation(&system).await } else { Ok(()) };
     let stopped = system.deployment.supervisor.stop_all().await;
-    outcome?;
+    let outcome = outcome?;
     conserved?;
     stopped?;
     check::index(&system).await.context("look at the index afterwards")?;
-    check::logs(&logs(stack, name)?, expected)
+    check::logs(&logs(stack, name)?, expected)?;
+    Ok(outcome)
 }
 
 /// The logs of a deployment's services.
@@ -129,7 +141,9 @@ pub(crate) fn logs(stack: &Stack, name: &str) -> Result<Vec<PathBuf>> {
 
 /// The stack's folder goes when this process ends; what a person wants to see is copied.
 fn keep_logs(stack: &Stack, name: &str) -> Result<PathBuf> {
-    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("system-{}", std::process::id())).join(name);
+    // Cargo names a folder to tests alone.
+    let folder = option_env!("CARGO_TARGET_TMPDIR").map_or_else(std::env::temp_dir, PathBuf::from);
+    let kept = folder.join(format!("system-{}", std::process::id())).join(name);
     std::fs::create_dir_all(&kept)?;
     let parts = ["kafka", "postgres", "s3"].map(|part| stack.log(part));
     for log in logs(stack, name)?.into_iter().chain(parts) {
@@ -154,6 +168,8 @@ pub(crate) struct System<'s> {
     pub(crate) keys: SessionKeys,
     pub(crate) pool: Pool,
     pub(crate) ledger: Ledger,
+    /// Holes that the test made in the log: the index must note as many.
+    pub(crate) gaps_made: AtomicU32,
 }
 
 impl<'s> System<'s> {
@@ -186,6 +202,7 @@ impl<'s> System<'s> {
             index,
             objects,
             ledger: Ledger::default(),
+            gaps_made: AtomicU32::new(0),
             deployment,
         })
     }
@@ -217,6 +234,11 @@ impl<'s> System<'s> {
         let text = String::from_utf8_lossy(&bytes).into_owned();
         let pairs = text.split('\0').filter_map(|pair| pair.split_once('='));
         Ok(pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
+    }
+
+    /// Where the admin interface of a service is.
+    pub(crate) fn admin_url(&self, kind: &str, number: usize) -> Result<String> {
+        Ok(format!("http://{}", self.variable(&self.service(kind, number), "CLAIRVIO_ADMIN_LISTEN")?))
     }
 
     /// Where the public interface of a service is.
@@ -284,4 +306,12 @@ pub(crate) async fn link_of(api: &Api, reference: &str) -> Result<LinkCreated> {
         masking: None,
     };
     Ok(api.create_link(&request).await?)
+}
+
+/// A counter of a service, with its labels if it has some; 0 where there is none.
+pub(crate) async fn metric(admin_url: &str, name: &str) -> u64 {
+    let Ok(answer) = reqwest::get(format!("{admin_url}/metrics")).await else { return 0 };
+    let text = answer.text().await.unwrap_or_default();
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+    value.unwrap_or_default()
 }

@@ -19,7 +19,7 @@ use virtual_sdk::{
     Api, Body, Comparison, Content, Encoding, EventsFormat, Form, Recording, Sdk, Seen, Session, recordings, until,
 };
 
-use crate::harness::{NOTICE_VERSION, SOON, System};
+use crate::harness::{LATER, NOTICE_VERSION, SOON, System};
 
 /// For one batch to be acknowledged, repetitions and restarts of services included.
 const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(90);
@@ -141,6 +141,19 @@ pub(crate) fn made_up_batch(
     Ok(Arc::new(Batch::new(stream, seq, end, u64::from(seq), events)?))
 }
 
+/// A batch of stream 0 of about so many bytes that compress badly.
+pub(crate) fn dense_batch(session: SessionId, seq: u32, end: bool, bytes: usize) -> Result<Arc<Batch>> {
+    let mut noise = String::with_capacity(bytes);
+    while noise.len() < bytes {
+        noise.push_str(&random_attempt());
+    }
+    let source = format!("{session}/0/{seq}/0");
+    let kind = if seq == 0 { 2 } else { 3 };
+    let at = 1_700_000_000_000_i64 + i64::from(seq) * 100;
+    let event = serde_json::json!({"type": kind, "data": {"source": source, "noise": noise}, "timestamp": at});
+    Ok(Arc::new(Batch::new(0, seq, end, u64::from(seq), vec![serde_json::value::to_raw_value(&event)?])?))
+}
+
 /// A batch of stream 0 with a text planted in every event, among texts that are like it: what compresses it refers back.
 pub(crate) fn planted_batch(session: SessionId, seq: u32, end: bool, planted: &str) -> Result<Arc<Batch>> {
     let like = planted.replace(|character: char| character.is_ascii_digit(), "0");
@@ -206,7 +219,22 @@ pub(crate) async fn load_during(
     Ok(acknowledged)
 }
 
-/// Waits until every session in the ledger shows its batches, and compares each with it.
+/// Waits until every session in the ledger shows its batches, and compares each with it. What is not there by then is found
+/// lost, not an error: the caller counts.
+pub(crate) async fn count_all(system: &System<'_>, within: Duration) -> Result<Comparison> {
+    let deadline = Instant::now() + within;
+    let mut total = Comparison::default();
+    for session in system.ledger.sessions() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let waited = wait_readable(system, session, left).await;
+        let comparison = read(system, session).await?;
+        ensure!(waited.is_ok() || !comparison.is_exact(), "session {session} shows all events and {waited:?}");
+        total.add(comparison);
+    }
+    Ok(total)
+}
+
+/// The same, and anything lost or doubled is an error.
 pub(crate) async fn compare_all(system: &System<'_>, within: Duration) -> Result<Comparison> {
     let mut total = Comparison::default();
     for session in system.ledger.sessions() {
@@ -217,12 +245,36 @@ pub(crate) async fn compare_all(system: &System<'_>, within: Duration) -> Result
 
 /// The same for one session.
 pub(crate) async fn compare(system: &System<'_>, session: SessionId, within: Duration) -> Result<Comparison> {
-    let ledger = system.ledger.session(session).context("find session in ledger")?;
-    let batches = ledger.batches();
-    until("all batches are readable", within, || look_for_batches(&system.api, session, batches)).await?;
-    let comparison = read_back(&system.api, session, &ledger, EventsFormat::Lines).await?.comparison;
+    wait_readable(system, session, within).await?;
+    let comparison = read(system, session).await?;
     ensure!(comparison.is_exact(), "session {session}: {comparison}");
     Ok(comparison)
+}
+
+async fn wait_readable(system: &System<'_>, session: SessionId, within: Duration) -> Result<()> {
+    let batches = system.ledger.session(session).context("find session in ledger")?.batches();
+    until("all batches are readable", within, || look_for_batches(&system.api, session, batches)).await?;
+    Ok(())
+}
+
+async fn read(system: &System<'_>, session: SessionId) -> Result<Comparison> {
+    let ledger = system.ledger.session(session).context("find session in ledger")?;
+    match read_back(&system.api, session, &ledger, EventsFormat::Lines).await {
+        Ok(read) => Ok(read.comparison),
+        // It shows nothing at all, so all of it is lost.
+        Err(error) if error.status() == Some(404) => Ok(ledger.compare(session, [""; 0])),
+        Err(error) => Err(error).with_context(|| format!("read session {session}")),
+    }
+}
+
+/// Counts, waits for compaction, and counts again; once is enough when something is lost already.
+pub(crate) async fn count_settled(system: &System<'_>) -> Result<Comparison> {
+    let before = count_all(system, SOON).await?;
+    if !before.is_exact() {
+        return Ok(before);
+    }
+    wait_compacted(system, LATER).await?;
+    count_all(system, SOON).await
 }
 
 /// Waits until every session in the ledger is nothing but session objects, and gives them.

@@ -1,94 +1,14 @@
 //! Kafka, Postgres and S3 going away and coming back.
 
-use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use anyhow::Result;
 
-use anyhow::{Context, Result, ensure};
-use devstack::{DeploymentOptions, Part};
-use tokio::time::Instant;
-use virtual_sdk::{Body, Encoding, Form};
-
-use crate::harness::{LATER, System, run_on, runtime, start_stack};
-use crate::load::{self, small_batch, wait_readyz};
-
-/// What services say while a part is away: that it is, and that they try again.
-const EXPECTED: &[&str] = &[
-    "part is down",
-    "trying again",
-    "pass failed",
-    "ask the index",
-    "read session",
-    "produce record",
-    "give back partitions",
-    "stop reading partition",
-    "read partition",
-    "rebalance",
-    "compare log with index",
-    "testing the connection",
-];
-
-/// An edge that knows that Kafka is away answers within this.
-const REFUSED_WITHIN: Duration = Duration::from_secs(3);
+use crate::faults;
+use crate::harness::run_round;
 
 /// Goal: an outage of any part loses nothing that was acknowledged, and the edge says 503 quickly instead of waiting. Method:
 /// on a stack of its own, kill -9 each part under a light load, wait until the services have noticed, start it again; then
 /// the ledger is exact, before and after compaction.
 #[test]
 fn kafka_postgres_and_s3_outages_lose_nothing() -> Result<()> {
-    let options = DeploymentOptions { edges: 2, ..DeploymentOptions::named("outage") }
-        .with("compactor", "CLAIRVIO_RUN_AGE_MS", 1_500)
-        .with("", "CLAIRVIO_SESSION_SILENCE_MS", 5_000);
-    let runtime = runtime()?;
-    runtime.block_on(async {
-        let stack = start_stack().await?;
-        let outcome = run_on(&stack, options, EXPECTED, async |system| {
-            let link = system.link("outage").await?;
-            let sdks = [system.sdk(1)?, system.sdk(2)?];
-            let stop = AtomicBool::new(false);
-            let faults = async {
-                without_kafka(system).await.context("without kafka")?;
-                for (part, service) in [(Part::Postgres, "retention-worker"), (Part::S3, "batcher")] {
-                    let service = system.service(service, 1);
-                    system.stack.kill(part).await?;
-                    wait_readyz(system, &service, 503).await.with_context(|| format!("without {part}"))?;
-                    // Edges need neither.
-                    wait_readyz(system, &system.service("ingest-edge", 1), 200).await?;
-                    system.stack.restart(part).await?;
-                    wait_readyz(system, &service, 200).await.with_context(|| format!("{part} is back"))?;
-                }
-                Ok(())
-            };
-            let sent = load::load_during(load::load(system, &sdks, &link, 2, 30, &stop), &stop, faults).await?;
-            ensure!(sent > 50, "a load of {sent} batches is none");
-            load::compare_all(system, LATER).await?;
-            load::wait_compacted(system, LATER).await?;
-            load::compare_all(system, LATER).await?;
-            Ok(())
-        })
-        .await;
-        let stopped = stack.stop().await;
-        outcome.and(stopped)
-    })
-}
-
-async fn without_kafka(system: &System<'_>) -> Result<()> {
-    let (sdk, link) = (system.sdk(1)?, system.link("without-kafka").await?);
-    let session = load::begin(system, &sdk, &link).await?;
-    let edge = system.service("ingest-edge", 1);
-    system.stack.kill(Part::Kafka).await?;
-    wait_readyz(system, &edge, 503).await?;
-    let batch = small_batch(session.id, 0, 0, true, 100)?;
-    let body = Body::of_batch(&batch, Form::Array, Encoding::Identity)?;
-    for _ in 0..5 {
-        let begun = Instant::now();
-        let refused = sdk.send(&session, 0, 0, true, &body).await.err().context("a batch was acknowledged")?;
-        ensure!(refused.status() == Some(503), "without Kafka the edge answers {refused}");
-        ensure!(refused.refused().is_some_and(|refused| refused.retry_after.is_some()), "without Retry-After");
-        ensure!(begun.elapsed() < REFUSED_WITHIN, "it took {:.1} s to say so", begun.elapsed().as_secs_f32());
-    }
-    let refused = sdk.accept(&link.token, "v", "attempt").await.err().context("a consent was acknowledged")?;
-    ensure!(refused.status() == Some(503), "without Kafka a consent is answered {refused}");
-    system.stack.restart(Part::Kafka).await?;
-    wait_readyz(system, &edge, 200).await?;
-    load::send(system, &sdk, &session, &batch, Form::Array, Encoding::Identity).await
+    run_round(&faults::OUTAGES)
 }

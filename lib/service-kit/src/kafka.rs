@@ -30,6 +30,8 @@ fn client_of(brokers: &str, client_id: &str) -> ClientConfig {
         .set("client.id", client_id)
         .set("message.max.bytes", KAFKA_MESSAGE_BYTES_MAX.to_string())
         .set("socket.keepalive.enable", "true")
+        // Partitions that a topic gets are noticed within this, whoever else asks or does not; the default is 5 minutes.
+        .set("topic.metadata.refresh.interval.ms", "30000")
         // A restarted broker is found again within this.
         .set("reconnect.backoff.max.ms", "2000");
     client

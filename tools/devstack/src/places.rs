@@ -74,11 +74,13 @@ pub(crate) fn publish_folder(made: &Path, name: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// One of this workspace's binaries: next to the running program, or one folder up when that is a test in `deps/`.
+/// One of this workspace's binaries: next to the running program, or one folder up when that is a test in `deps/` or a program
+/// in `examples/`.
 pub fn find_binary(name: &str) -> anyhow::Result<PathBuf> {
     let program = std::env::current_exe().context("find running program")?;
     let folder = program.parent().context("find folder of running program")?;
-    let folder = if folder.ends_with("deps") { folder.parent().unwrap_or(folder) } else { folder };
+    let is_below = folder.ends_with("deps") || folder.ends_with("examples");
+    let folder = if is_below { folder.parent().unwrap_or(folder) } else { folder };
     let binary = folder.join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
     if !binary.is_file() {
         bail!("find binary {name}: {} does not exist\n  build it: cargo build --workspace", binary.display());
