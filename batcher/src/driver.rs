@@ -355,8 +355,8 @@ impl Driver {
             Effect::AlarmForeign(partition) => {
                 tracing::error!(
                     partition,
-                    "the log is not the one that was stored from: the topic was made anew; this partition is not read\n  \
-                     hint: a new topic needs a new name, set KAFKA_TOPIC_EVENTS of edges and batchers to it"
+                    "the log is not the one that was stored from: the topic was made anew; this partition is not read: a new \
+                     topic needs a new name, set KAFKA_TOPIC_EVENTS of edges and batchers to it"
                 );
             }
             Effect::Stopped => self.stopped = true,
@@ -627,8 +627,8 @@ impl Outside {
                         workspace = %key.workspace,
                         session = %key.session,
                         version = version.map(|version| version.0),
-                        "the key of a session does not open; what comes of it is quarantined\n  hint: give the keyring the \
-                         version that it lacks, then `clairvio quarantine replay`"
+                        "the key of a session does not open; what comes of it is quarantined: give the keyring the version \
+                         that it lacks, then run `clairvio quarantine replay`"
                     );
                     staged.aside.push(key);
                 }

@@ -309,8 +309,7 @@ pub(super) async fn deleted_among(
 async fn publish_in(tx: &mut PgConnection, publishing: &Publishing<'_>) -> Result<Option<(u64, u64)>, IndexError> {
     let (first, next) = publishing.offsets;
     let swapped = sqlx::query(
-        "update partition_progress
-         set next_offset = $4, last_offset = $6, last_fingerprint = $7, updated_at = now()
+        "update partition_progress set next_offset = $4, last_offset = $6, last_fingerprint = $7, updated_at = now()
          where topic = $1 and partition = $2 and next_offset = $3 and epoch = $5",
     )
     .bind(publishing.topic)
