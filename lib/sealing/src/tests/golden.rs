@@ -5,6 +5,7 @@
 //! makes those that do not exist, and never touches another.
 
 mod appended;
+mod copies;
 mod v1;
 mod versions;
 
@@ -47,6 +48,7 @@ fn folders() -> &'static BTreeMap<String, Folder> {
         if std::env::var_os("MAKE_GOLDEN").is_some() {
             make(&root().join("v1"), v1::files);
             make(&root().join(appended::FOLDER), appended::files);
+            make(&root().join(copies::FOLDER), copies::files);
         }
         let folder = |path: PathBuf| {
             let name = path.file_name().unwrap().to_str().unwrap().to_owned();
@@ -205,7 +207,10 @@ fn record_json(value: &[u8], record: &reader::Record) -> Value {
 
 fn shared_json(object: &[u8], shared: &reader::Shared) -> Value {
     let batch = |(entry, events): (&shared_object::BatchEntry, &Vec<String>)| {
-        check_facts(&entry.facts, events);
+        // Of a copy only the facts are there.
+        if !entry.is_copy() {
+            check_facts(&entry.facts, events);
+        }
         json!({
             "seq": entry.seq,
             "end": entry.end,
@@ -431,4 +436,16 @@ fn golden_files_show_facts_with_and_without_what_was_appended() {
         assert_eq!(facts["urls"], json!(["https://shop.example/cart", "https://shop.example/zahlung/ü"]));
     }
     assert!(expected("v1")["files"]["record-batch.bin"]["header"]["facts"].get("active_ms").is_none());
+}
+
+#[test]
+fn golden_files_show_copies_and_what_was_set_aside() {
+    let copies = expected(copies::FOLDER);
+    let shared = &copies["files"]["shared.bin"];
+    let batches = shared["chunks"][0]["batches"].as_array().unwrap();
+    let is_copy =
+        |batch: &Value| batch["len"] == 16 && batch["facts"]["raw_bytes"] != 0 && batch["events"] == json!([]);
+    assert_eq!(batches.iter().map(is_copy).collect::<Vec<_>>(), [false, true, true]);
+    assert_eq!(shared["quarantined"][0]["reason"], "session_key");
+    assert_eq!(shared["quarantined"][0]["record"]["header"]["kind"], "batch");
 }

@@ -144,6 +144,8 @@ fn read_chunk(keys: &Keys, chunk: &shared_object::Chunk, object: &[u8]) -> Read<
         // Nobody asks for a batch without events: all that there is of it stands in the footer.
         batches.push(match batch.facts.events {
             0 => Events::new(),
+            // The events lie where they were first.
+            _ if batch.is_copy() => Events::new(),
             _ => events(&open_frame(&opener, object, (number, count), (at, batch.len))?, batch.facts.raw_bytes)?,
         });
         at += u64::from(batch.len);
@@ -154,8 +156,10 @@ fn read_chunk(keys: &Keys, chunk: &shared_object::Chunk, object: &[u8]) -> Read<
 fn quarantined(keys: &Keys, entry: &shared_object::Quarantined, object: &[u8]) -> Read<Option<Record>> {
     let value = object.get(entry.at as usize..entry.at as usize + entry.len as usize).ok_or(FormatError::Truncated)?;
     match entry.reason {
-        // Its epoch's key had not arrived, and has by now.
-        shared_object::QuarantineReason::Key => record(keys, &entry.record_key, value).map(Some),
+        // The key that was missing, of its epoch or of its session, is there by now.
+        shared_object::QuarantineReason::Key | shared_object::QuarantineReason::SessionKey => {
+            record(keys, &entry.record_key, value).map(Some)
+        }
         // Nobody ever opened it: it lies there as it is.
         _ => Ok(None),
     }

@@ -83,6 +83,8 @@ pub(super) struct Batch {
     pub(super) end: bool,
     pub(super) offset: u64,
     pub(super) events: Vec<String>,
+    /// Whether only that it came again is noted.
+    pub(super) is_copy: bool,
 }
 
 /// One stream's batches, and the key that seals them.
@@ -122,7 +124,8 @@ pub(super) fn finish<F>(kind: ObjectKind, mut body: Vec<u8>, region: &[u8], foot
 fn chunk(stream: &Stream<'_>, body: &mut Vec<u8>) -> Chunk {
     let at = body.len() as u64;
     let context = ChunkContext { session: stream.key, kind: ChunkKind::Shared };
-    let frames: Vec<Vec<u8>> = stream.batches.iter().map(|batch| compressed(&raw(&batch.events))).collect();
+    let frame = |batch: &Batch| if batch.is_copy { Vec::new() } else { compressed(&raw(&batch.events)) };
+    let frames: Vec<Vec<u8>> = stream.batches.iter().map(frame).collect();
     let (id, lens) = seal_chunk(stream.data_key, context, frames.iter().map(Vec::as_slice), body).unwrap();
     let entry = |(batch, len): (&Batch, usize)| BatchEntry {
         seq: batch.seq,

@@ -88,7 +88,7 @@ fn shared(keys: &Keys, id: ObjectId, streams: &[(usize, Lengths)], number: &mut 
         let mut batches = Vec::new();
         for (seq, lengths) in (0..).zip(lengths) {
             let events = lengths.iter().map(|len| event(*len, number)).collect();
-            batches.push(Batch { seq, end: false, offset: u64::from(seq), events });
+            batches.push(Batch { seq, end: false, offset: u64::from(seq), events, is_copy: false });
         }
         made.push(Stream { key, data_key: &keys.sessions[&key], stream, batches });
     }

@@ -60,7 +60,7 @@ fn make_shared(keys: &Keys, id: ObjectId, first: u32) -> Object<shared_object::F
     let mut stream = |key: SessionKey, stream: u32, count: u32| {
         let mut batch = |seq: u32| {
             let number = numbers.next().unwrap();
-            Batch { seq, end: false, offset: u64::from(number), events: vec![event(number)] }
+            Batch { seq, end: false, offset: u64::from(number), events: vec![event(number)], is_copy: false }
         };
         Stream { key, data_key: &keys.sessions[&key], stream, batches: (0..count).map(&mut batch).collect() }
     };
@@ -71,7 +71,7 @@ fn make_shared(keys: &Keys, id: ObjectId, first: u32) -> Object<shared_object::F
         stream(foreign(), 1, 2),
         stream(other(), 1, 2),
     ];
-    streams[4].batches.push(Batch { seq: 2, end: true, offset: 80, events: Vec::new() });
+    streams[4].batches.push(Batch { seq: 2, end: true, offset: 80, events: Vec::new(), is_copy: false });
     let sealer = RecordSealer::new(keys.epochs.get(EPOCH).unwrap(), EPOCH).unwrap();
     let unreadable = [
         (90, QuarantineReason::Key, twin().session.as_bytes().to_vec(), record(&sealer, twin(), 8_000)),

@@ -66,7 +66,8 @@ pub(super) fn files(keys: &Keys) -> Vec<Made> {
 
     let version = KeyVersion(2);
     let storage = StorageKey { version, key: keys.storage(version).unwrap() };
-    let batch = |seq, offset, events: &[String]| Batch { seq, end: seq == 1, offset, events: events.to_vec() };
+    let batch =
+        |seq, offset, events: &[String]| Batch { seq, end: seq == 1, offset, events: events.to_vec(), is_copy: false };
     let batches = vec![batch(0, 80_000, &events), batch(1, 80_001, &later)];
     let streams = [Stream { key, data_key: &keys.sessions[&key], stream: 3, batches }];
     let (shared_id, partition) = (samples::object_id(SHARED_ID), 3);

@@ -28,7 +28,7 @@ pub(super) fn one() -> SessionKey {
     samples::session_key(0x0190_0000_0000_7000_8000_0000_0000_000a, 0x1111_0000_0000_8000_8000_0000_0000_0001)
 }
 
-fn two() -> SessionKey {
+pub(super) fn two() -> SessionKey {
     samples::session_key(one().workspace.0.as_u128(), 0x1111_0000_0000_8000_8000_0000_0000_0002)
 }
 
@@ -128,7 +128,8 @@ fn records(keys: &Keys) -> Vec<Made> {
 fn shared_objects(keys: &Keys) -> Vec<Made> {
     let storage =
         |version| StorageKey { version: KeyVersion(version), key: keys.storage(KeyVersion(version)).unwrap() };
-    let batch = |seq, offset, end, events: &[String]| Batch { seq, end, offset, events: events.to_vec() };
+    let batch =
+        |seq, offset, end, events: &[String]| Batch { seq, end, offset, events: events.to_vec(), is_copy: false };
     let stream = |key: SessionKey, stream, batches| Stream { key, data_key: &keys.sessions[&key], stream, batches };
     let streams = [
         stream(
