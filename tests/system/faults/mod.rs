@@ -67,8 +67,20 @@ pub(crate) const OUTAGES: Fault = Fault { name: "outages", round: |_, name| outa
 
 /// All of them, for those who run them again and again.
 #[cfg(not(test))]
-pub(crate) static ALL: [Fault; 11] =
-    [S3_UPLOADS, S3_REFUSES, COMMITS, GROWN, LOG_CUT, LOG_ANEW, SIGTERM, KILL_NINE, ZOMBIES, RIVALS, OUTAGES];
+pub(crate) static ALL: [Fault; 12] = [
+    S3_UPLOADS,
+    S3_REFUSES,
+    COMMITS,
+    GROWN,
+    LOG_CUT,
+    LOG_ANEW,
+    LOG_ANEW_LONGER,
+    SIGTERM,
+    KILL_NINE,
+    ZOMBIES,
+    RIVALS,
+    OUTAGES,
+];
 
 /// Partitions of a deployment's topic, where nothing else is said.
 const PARTITIONS: usize = 4;
