@@ -813,7 +813,6 @@ impl Machine {
         // Looked up once per record.
         staged.refused.sort_unstable();
         staged.aside.sort_unstable();
-        flight.failures = 0;
         flight.staged = staged.clone();
         if flight.stores_something() {
             flight.phase = Phase::Uploading;

@@ -189,6 +189,11 @@ fn b10_a_failed_upload_is_staged_under_another_number() {
     let again = Run::stage_of(&run.wait(100));
     assert_ne!(again.id, flush.id);
     assert_eq!((again.first, again.next, &again.records), (flush.first, flush.next, &flush.records));
+    // Uploads that go on failing wait longer each time, though each is staged anew.
+    run.give(staged(&again));
+    run.give(Input::Uploaded { flush: again.id, ok: false });
+    assert_eq!(run.machine.poll_timeout().map(|at| at - run.now_ms), Some(200));
+    let again = Run::stage_of(&run.wait(200));
     // The late answer of the burnt attempt changes nothing.
     assert_eq!(run.give(uploaded(&flush)), []);
     run.commit(&again);
