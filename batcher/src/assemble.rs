@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use engine::batching::{Fate, RecordMeta, Staged};
+use engine::batching::{Fate, RecordKind, RecordMeta, Staged};
 use schemas::object::ObjectKind;
 use schemas::record::Header;
 use schemas::shared_object::{BatchEntry, Chunk, Footer, QuarantineReason, Quarantined, SessionFilter};
@@ -138,7 +138,13 @@ pub(crate) fn assemble(
         footer.quarantined.push(Quarantined { offset, record_key: record_key.to_vec(), at, len, reason });
         body.extend_from_slice(&value);
     }
-    let mut sessions: Vec<SessionKey> = footer.chunks.iter().map(|chunk| chunk.key).collect();
+    // Also those of which records are set aside: who deletes a session has to find the object.
+    let aside = records.iter().filter_map(|(record, _)| match (staged.fate(&record.kind), record.kind) {
+        (Fate::Quarantined(_), RecordKind::Batch { key, .. } | RecordKind::Copy(key)) => Some(key),
+        _ => None,
+    });
+    let mut sessions: Vec<SessionKey> = footer.chunks.iter().map(|chunk| chunk.key).chain(aside).collect();
+    sessions.sort_unstable();
     sessions.dedup();
     let region = seal_shared_footer(&keys.storage, &footer)?;
     let quarantined = footer.quarantined.len();
@@ -182,7 +188,6 @@ fn chunk_of(
 
 #[cfg(test)]
 mod tests {
-    use engine::batching::RecordKind;
     use schemas::object::TRAILER_BYTES;
     use schemas::record::Consent;
     use schemas::{BatchFacts, LinkId, ReceiptId, SessionId, StreamSeq, WorkspaceId};
@@ -319,6 +324,7 @@ mod tests {
         assert_eq!(footer.chunks.iter().map(|chunk| chunk.key).collect::<Vec<_>>(), [key(1)]);
         let [record] = footer.quarantined.as_slice() else { panic!("{footer:?}") };
         assert_eq!((record.offset, record.reason), (5, QuarantineReason::SessionKey));
+        assert!(object.filter.may_contain(&key(2)), "who deletes the session finds the object");
         let value = &object.body[record.at as usize..][..record.len as usize];
         let opened = keys.transport.keys().open(&LogPlace { topic: "events", key: &record.record_key }, value).unwrap();
         let Content::Read(header, _) = &records[0].1.content else { panic!("it was read") };

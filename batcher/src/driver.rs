@@ -20,6 +20,7 @@ use service_kit::keys::transport::TransportKeys;
 use service_kit::keys::{self, Watched};
 use service_kit::pool::Pool;
 use service_kit::service::Surroundings;
+use service_kit::shutdown::Shutdown;
 use service_kit::telemetry::chain;
 use service_kit::time::Monotonic;
 use storage::Schema;
@@ -134,6 +135,19 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         published: BTreeMap::new(),
         stopped: false,
     };
+    let ended = read(&mut driver, &outside, &mut heard, &mut told, &shutdown).await;
+    // Whichever way it ended: an assignment that nobody answers would hold up the process's end for ever.
+    outside.consumer.close();
+    ended
+}
+
+async fn read(
+    driver: &mut Driver,
+    outside: &Outside,
+    heard: &mut mpsc::UnboundedReceiver<Heard>,
+    told: &mut mpsc::UnboundedReceiver<Told>,
+    shutdown: &Shutdown,
+) -> anyhow::Result<()> {
     let grace = tokio::time::sleep(Duration::MAX);
     tokio::pin!(grace);
     let mut stopping = false;
@@ -162,14 +176,12 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
             message = outside.consumer.stream().recv(), if !stopping && driver.opening.has_room() => match message {
                 Ok(message) => driver.opening.begin(&message),
                 Err(error @ KafkaError::MessageConsumptionFatal(_)) => {
-                    outside.consumer.close();
                     return Err(error).context("read from kafka; the client cannot go on, a new process can");
                 }
                 Err(error) => driver.consume_error(&error),
             },
         }
     }
-    outside.consumer.close();
     Ok(())
 }
 
@@ -223,6 +235,7 @@ impl Driver {
         }
         ::metrics::gauge!(metrics::IMBALANCE).set(count.imbalance() as f64);
         ::metrics::gauge!(metrics::BUFFERED).set(self.machine.buffered_bytes() as f64);
+        ::metrics::gauge!(metrics::HALTED).set(self.machine.halted() as f64);
     }
 
     fn hear(&mut self, heard: Heard) {
@@ -236,7 +249,13 @@ impl Driver {
             }
             Heard::Assigned(partitions) => {
                 tracing::info!(?partitions, "partitions assigned");
-                self.wave.extend(partitions.iter().map(|partition| (*partition, None)));
+                // One that is held already gets no offset again, and must not be waited for.
+                let fresh = partitions.iter().filter(|partition| !self.machine.holds(**partition));
+                self.wave.extend(fresh.map(|partition| (*partition, None)));
+                if partitions.is_empty() {
+                    // The topic may be another one under the same name: the group tells its members names only.
+                    self.input(Input::LogDoubted);
+                }
                 for partition in partitions {
                     self.input(Input::Assigned(partition));
                 }
@@ -249,6 +268,10 @@ impl Driver {
                 tracing::info!(?partitions, "partitions revoked");
                 // All of them first: those that are left are answered once, and may have waited for these alone.
                 let was_waiting = !self.wave.is_empty();
+                for partition in partitions.iter().filter(|partition| self.published.remove(partition).is_some()) {
+                    // Whoever owns it now shows it.
+                    show_lag(*partition, 0);
+                }
                 self.wave.retain(|partition, _| !partitions.contains(partition));
                 for partition in partitions {
                     self.input(Input::Revoked(partition));
@@ -296,18 +319,41 @@ impl Driver {
     }
 
     fn consume_error(&mut self, error: &KafkaError) {
-        if error.rdkafka_error_code() != Some(RDKafkaErrorCode::AutoOffsetReset) {
-            // The client tries again by itself; whether Kafka is there is watched elsewhere.
-            tracing::debug!(%error, "read from kafka");
-            return;
+        match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::AutoOffsetReset) => tracing::error!(%error, "offset out of range"),
+            // It was deleted; what comes under its name may be another one.
+            Some(
+                RDKafkaErrorCode::UnknownTopicOrPartition
+                | RDKafkaErrorCode::UnknownTopic
+                | RDKafkaErrorCode::UnknownPartition
+                | RDKafkaErrorCode::UnknownTopicId,
+            ) => tracing::warn!(%error, "the topic is away"),
+            _ => {
+                // The client tries again by itself; whether Kafka is there is watched elsewhere.
+                tracing::debug!(%error, "read from kafka");
+                return;
+            }
         }
-        tracing::error!(%error, "offset out of range");
-        self.input(Input::OutOfRange);
+        self.input(Input::LogDoubted);
+    }
+
+    /// Does something outside of the loop, which then hears of it. What panics must not leave its partition waiting for ever:
+    /// `lost` is told in its place.
+    fn begin(&self, lost: Input, work: impl Future<Output = Told> + Send + 'static) {
+        let tell = self.tell.clone();
+        tokio::spawn(async move {
+            let told = tokio::spawn(work).await.unwrap_or_else(|error| {
+                tracing::error!(%error, "a step of a flush ended without an answer; it is tried again");
+                Told::Input(lost)
+            });
+            // Nobody listens any more once the loop has ended.
+            let _ = tell.send(told);
+        });
     }
 
     fn ask_log(&self, partition: i32, question: QuestionId) {
-        let (outside, tell) = (Arc::clone(&self.outside), self.tell.clone());
-        tokio::spawn(async move {
+        let outside = Arc::clone(&self.outside);
+        self.begin(Input::LogAsked { question, span: None }, async move {
             let asking = Arc::clone(&outside);
             let span = match tokio::task::spawn_blocking(move || asking.consumer.watermarks(partition)).await {
                 Ok(Ok((first, next))) => Some(LogSpan { first, next }),
@@ -321,7 +367,7 @@ impl Driver {
                     None
                 }
             };
-            let _ = tell.send(Told::Input(Input::LogAsked { question, span }));
+            Told::Input(Input::LogAsked { question, span })
         });
     }
 
@@ -368,10 +414,6 @@ impl Driver {
         self.opening.turn(partition);
         self.forget(partition, u64::MAX);
         self.works.retain(|_, work| work.flush.partition != partition);
-        if self.published.remove(&partition).is_some() {
-            // Whoever owns it now shows it.
-            show_lag(partition, 0);
-        }
         if let Err(error) = self.outside.consumer.unassign([partition]) {
             tracing::warn!(%error, partition, "stop reading partition");
         }
@@ -392,8 +434,8 @@ impl Driver {
     }
 
     fn take_epoch(&self, partition: i32) {
-        let (outside, tell) = (Arc::clone(&self.outside), self.tell.clone());
-        tokio::spawn(async move {
+        let outside = Arc::clone(&self.outside);
+        self.begin(Input::EpochFailed(partition), async move {
             let input = match outside.index.take_epoch(&outside.topic, partition).await {
                 Ok(owned) => {
                     outside.postgres.up();
@@ -405,7 +447,7 @@ impl Driver {
                     Input::EpochFailed(partition)
                 }
             };
-            let _ = tell.send(Told::Input(input));
+            Told::Input(input)
         });
     }
 
@@ -453,9 +495,9 @@ impl Driver {
         let object = flush.has_object().then(|| ObjectId(Uuid::now_v7()));
         let first_seen = first_sights(&flush, &records);
         let id = flush.id;
-        let (outside, tell, staged) = (Arc::clone(&self.outside), self.tell.clone(), flush.clone());
+        let (outside, staged) = (Arc::clone(&self.outside), flush.clone());
         self.works.insert(id, Work { flush, object, records, assembled: None, begun: Instant::now() });
-        tokio::spawn(async move {
+        self.begin(Input::Staged { flush: id, staged: None }, async move {
             let staging = Staging {
                 object,
                 topic: &outside.topic,
@@ -484,7 +526,7 @@ impl Driver {
                     None
                 }
             };
-            let _ = tell.send(Told::Input(Input::Staged { flush: id, staged }));
+            Told::Input(Input::Staged { flush: id, staged })
         });
     }
 
@@ -493,16 +535,15 @@ impl Driver {
         let Some(object) = work.object else { return };
         let (partition, offsets) = (work.flush.partition, (work.flush.first, work.flush.next));
         let records = Arc::clone(&work.records);
-        let (outside, tell) = (Arc::clone(&self.outside), self.tell.clone());
-        tokio::spawn(async move {
-            let told = match outside.upload(object, partition, offsets, records, staged).await {
+        let outside = Arc::clone(&self.outside);
+        self.begin(Input::Uploaded { flush, ok: false }, async move {
+            match outside.upload(object, partition, offsets, records, staged).await {
                 Ok(assembled) => Told::Assembled(flush, Arc::new(assembled)),
                 Err(NotUploaded { step, part, error }) => {
                     failed(step, part, error.as_ref());
                     Told::Input(Input::Uploaded { flush, ok: false })
                 }
-            };
-            let _ = tell.send(told);
+            }
         });
     }
 
@@ -513,8 +554,8 @@ impl Driver {
         let activity = last_activity(activity, &work.records);
         let declines = declines(&work.records);
         let gaps: Vec<(u64, u64)> = flush.gaps.iter().map(|gap| (gap.first, gap.next)).collect();
-        let (outside, tell) = (Arc::clone(&self.outside), self.tell.clone());
-        tokio::spawn(async move {
+        let outside = Arc::clone(&self.outside);
+        self.begin(Input::Published { flush: id, attempt, outcome: Published::Unknown }, async move {
             let publishing = Publishing {
                 topic: &outside.topic,
                 partition: flush.partition,
@@ -546,15 +587,15 @@ impl Driver {
                     Published::Unknown
                 }
             };
-            let _ = tell.send(Told::Input(Input::Published { flush: id, attempt, outcome }));
+            Told::Input(Input::Published { flush: id, attempt, outcome })
         });
     }
 
     fn look_up(&self, id: FlushId, attempt: u32) {
         let Some(work) = self.works.get(&id) else { return };
         let (partition, next) = (work.flush.partition, work.flush.next);
-        let (outside, tell) = (Arc::clone(&self.outside), self.tell.clone());
-        tokio::spawn(async move {
+        let outside = Arc::clone(&self.outside);
+        self.begin(Input::LookedUp { flush: id, attempt, committed: None }, async move {
             let committed = match outside.index.is_published(&outside.topic, partition, next).await {
                 Ok(committed) => Some(committed),
                 Err(error) => {
@@ -562,7 +603,7 @@ impl Driver {
                     None
                 }
             };
-            let _ = tell.send(Told::Input(Input::LookedUp { flush: id, attempt, committed }));
+            Told::Input(Input::LookedUp { flush: id, attempt, committed })
         });
     }
 
@@ -615,6 +656,12 @@ impl Outside {
                 "the key store has lost the key of a session that is being written; what was stored of it before cannot be \
                  opened any more"
             );
+        }
+        // One key that does not open is the key's fault. Most of them are the keyring's: everything would go into quarantine.
+        let closed = found.iter().filter(|(_, found)| matches!(found, DataKey::Closed(_)));
+        let (closed, first) = (closed.clone().count(), closed.map(|(key, _)| key.session).next());
+        if let Some(session) = first.filter(|_| closed > 1 && closed * 2 > found.len()) {
+            return Err(KeyError::NotUnwrapped(session));
         }
         let mut staged = Staged::default();
         for (key, found) in found {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rdkafka::client::ClientContext;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, StreamConsumer};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::statistics::Statistics;
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Offset, TopicPartitionList};
@@ -199,6 +199,8 @@ impl Consumer {
     /// The first offset of a partition and the one behind its last. Blocks.
     pub(crate) fn watermarks(&self, partition: i32) -> Result<(u64, u64), KafkaError> {
         let (low, high) = self.inner.fetch_watermarks(&self.topic, partition, WATERMARKS_TIMEOUT)?;
-        Ok((low.max(0).unsigned_abs(), high.max(0).unsigned_abs()))
+        // A place that Kafka does not know is none: taken for 0, it would tell of a log that is empty.
+        let known = |offset: i64| u64::try_from(offset).map_err(|_| KafkaError::OffsetFetch(RDKafkaErrorCode::Unknown));
+        Ok((known(low)?, known(high)?))
     }
 }

@@ -13,6 +13,7 @@ pub(crate) const RAW_BYTES: &str = "batcher_raw_bytes_total";
 pub(crate) const OBJECT_BYTES: &str = "batcher_object_bytes_total";
 pub(crate) const PUTS: &str = "batcher_puts_total";
 pub(crate) const ROWS: &str = "batcher_index_rows_total";
+pub(crate) const HALTED: &str = "batcher_halted_partitions";
 pub(crate) const LAG: &str = "batcher_lag_records";
 pub(crate) const FLUSH_SECONDS: &str = "batcher_flush_seconds";
 pub(crate) const LOST_SWAPS: &str = "batcher_lost_swaps_total";
@@ -24,6 +25,7 @@ pub(crate) const FAILURES: &str = "batcher_failures_total";
 
 pub(crate) const ALL: &[Described] = &[
     Gauge(LAG, "Records of a partition that the log has and the index does not, as far as this process owns it."),
+    Gauge(HALTED, "Partitions that are not read since their log is another one than was stored from. Alarm on any."),
     Gauge(RECORDS, "Records by what became of them since the start; dropped_copies are duplicates."),
     Gauge(IMBALANCE, "B4: records in less records accounted for. Anything but 0 is a defect."),
     Gauge(BUFFERED, "Bytes buffered or in flight."),

@@ -100,6 +100,12 @@ pub struct RecordMeta {
     pub kind: RecordKind,
 }
 
+impl RecordMeta {
+    fn as_last(&self) -> LastRecord {
+        LastRecord { offset: self.offset, fingerprint: self.fingerprint }
+    }
+}
+
 /// The last record that was published of a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LastRecord {
@@ -263,8 +269,9 @@ pub enum Input {
         /// The record.
         record: RecordMeta,
     },
-    /// Kafka's client met an offset that a log does not have; it does not say which partition's.
-    OutOfRange,
+    /// Kafka's client met an offset that a log does not have, or the topic was away: any partition's log may be another one
+    /// by now, and the client does not say which.
+    LogDoubted,
     /// Kafka's client stopped reading the partition, or could not begin to: it is read anew from the index's offset.
     ReadingStopped(i32),
     /// Staging ended.
@@ -601,7 +608,7 @@ impl Machine {
             Input::EpochFailed(partition) => self.epoch_failed(now_ms, partition),
             Input::LogAsked { question, span } => self.log_asked(now_ms, question, span),
             Input::Record { partition, record } => self.record(now_ms, partition, record),
-            Input::OutOfRange => self.out_of_range(),
+            Input::LogDoubted => self.log_doubted(),
             Input::ReadingStopped(partition) => self.reading_stopped(now_ms, partition),
             Input::Staged { flush, staged } => self.staged(now_ms, flush, staged),
             Input::Uploaded { flush, ok } => self.uploaded(now_ms, flush, ok),
@@ -634,6 +641,16 @@ impl Machine {
                 State::TakingEpoch | State::AskingLog { .. } | State::Halted => None,
             })
             .min()
+    }
+
+    /// Whether a partition is ours, in whatever state.
+    pub fn holds(&self, partition: i32) -> bool {
+        self.partitions.contains_key(&partition)
+    }
+
+    /// Partitions that are not read since their log is another one.
+    pub fn halted(&self) -> usize {
+        self.partitions.values().filter(|entry| matches!(entry.state, State::Halted)).count()
     }
 
     /// What became of all records.
@@ -727,7 +744,7 @@ impl Machine {
             active.gaps.push(gap);
         }
         // Without it, what the log held before is gone, and there is nothing that could be compared.
-        active.proof = active.proof.filter(|proof| proof.offset >= span.first);
+        active.proof = active.last_known().filter(|last| last.offset >= span.first);
         let offset = active.proof.map_or(active.expected, |proof| proof.offset);
         self.effects.extend(gap.map(|gap| Effect::AlarmGap { partition, gap }));
         self.effects.push_back(Effect::Assign { partition, offset });
@@ -744,7 +761,7 @@ impl Machine {
     }
 
     /// Any partition may be the one. Those that are in order are read on from where they are.
-    fn out_of_range(&mut self) {
+    fn log_doubted(&mut self) {
         for (partition, entry) in &mut self.partitions {
             if let State::Active(active) = &mut entry.state {
                 let question = QuestionId(self.next_question);
@@ -931,11 +948,11 @@ impl Machine {
 
     /// Everything that follows from time and from what was just taken in.
     fn advance(&mut self, now_ms: u64) {
+        self.balance_memory();
         let partitions: Vec<i32> = self.partitions.keys().copied().collect();
         for partition in partitions {
             self.advance_partition(now_ms, partition);
         }
-        self.balance_memory();
         if self.stopping && !self.stopped && self.partitions.values().all(Partition::is_idle) {
             self.stopped = true;
             self.effects.push_back(Effect::Stopped);
@@ -994,7 +1011,7 @@ impl Machine {
         let since_ms = active.since_ms;
         let Cut { mut records, gaps, next } = active.cut(flush_bytes);
         active.batches.mark_copies(&mut records);
-        let last = records.last().map(|record| LastRecord { offset: record.offset, fingerprint: record.fingerprint });
+        let last = records.last().map(RecordMeta::as_last);
         let mut sessions: Vec<SessionKey> = records.iter().filter_map(|record| record.kind.session()).collect();
         sessions.sort_unstable();
         sessions.dedup();
@@ -1067,7 +1084,7 @@ impl Active {
             published: next_offset,
             last,
             asked: None,
-            proof: last,
+            proof: None,
             expected: next_offset,
             buffer: Vec::new(),
             buffer_bytes: 0,
@@ -1077,6 +1094,12 @@ impl Active {
             known: KnownSessions::default(),
             batches: KnownBatches::default(),
         }
+    }
+
+    /// The last record that was read or published.
+    fn last_known(&self) -> Option<LastRecord> {
+        let in_flight = || self.in_flight.as_ref().and_then(|flight| flight.flush.last);
+        self.buffer.last().map(RecordMeta::as_last).or_else(in_flight).or(self.last)
     }
 
     fn has_work(&self) -> bool {

@@ -344,7 +344,7 @@ fn b6_an_offset_out_of_range_costs_the_partition_that_it_was_and_no_other() {
     run.own(1, 0, 2);
     run.record(0, batch(3, 1, 10));
     run.record(1, batch(0, 1, 10));
-    let asked = |run: &mut Run| match run.give(Input::OutOfRange).as_slice() {
+    let asked = |run: &mut Run| match run.give(Input::LogDoubted).as_slice() {
         [Effect::AskLog { partition: 0, question: one }, Effect::AskLog { partition: 1, question: other }] => {
             (*one, *other)
         }
@@ -357,7 +357,9 @@ fn b6_an_offset_out_of_range_costs_the_partition_that_it_was_and_no_other() {
     assert_eq!(effects, [Effect::AlarmGap { partition: 0, gap }, Effect::Assign { partition: 0, offset: 9 }]);
     // What came while the question was open does not stand against its answer.
     run.record(1, batch(1, 1, 10));
-    assert_eq!(run.give(answer(other, 0, 1)), [Effect::Assign { partition: 1, offset: 2 }]);
+    // What was read last is read again, as a proof.
+    assert_eq!(run.give(answer(other, 0, 1)), [Effect::Assign { partition: 1, offset: 1 }]);
+    assert_eq!(run.record(1, batch(1, 1, 10)), []);
     assert_eq!((run.machine.conservation().buffered, run.machine.conservation().returned), (3, 0));
     // The log ends before what was held already; an answer that comes again is none to a later question.
     let (_, again) = asked(&mut run);
@@ -366,6 +368,25 @@ fn b6_an_offset_out_of_range_costs_the_partition_that_it_was_and_no_other() {
     assert_eq!(run.machine.conservation().returned, 2);
     let flush = Run::stage_of(&run.wait(1_000));
     assert_eq!((flush.first, flush.next, flush.gaps, flush.last.unwrap().offset), (3, 9, vec![gap], 3));
+}
+
+#[test]
+fn a_log_that_was_made_anew_while_it_was_read_halts() {
+    let mut run = Run::owning(0, 0);
+    let flush = Run::stage_of(&run.record(0, batch(0, 1, 1_000)));
+    for (held, last) in [("in flight", 0), ("buffered", 1)] {
+        if last == 1 {
+            run.record(0, batch(1, 1, 10));
+        }
+        let question = Run::question_of(&run.give(Input::LogDoubted));
+        let span = Some(LogSpan { first: 0, next: 50 });
+        let effects = run.give(Input::LogAsked { question, span });
+        assert_eq!(effects, [Effect::Assign { partition: 0, offset: last }], "what is {held} tells the log");
+    }
+    run.commit(&flush);
+    let effects = run.record(0, RecordMeta { fingerprint: 77, ..batch(1, 1, 10) });
+    assert_eq!(effects, [Effect::Drop(0), Effect::AlarmForeign(0)]);
+    assert_eq!((run.machine.halted(), run.machine.holds(0), run.machine.holds(1)), (1, true, false));
 }
 
 #[test]
@@ -385,7 +406,7 @@ fn the_last_published_record_stays_known_over_flushes_without_records() {
     let flush = Run::stage_of(&run.record(0, batch(3, 1, 1_000)));
     assert_eq!(flush.last, Some(LastRecord { offset: 3, fingerprint: 3 }));
     run.commit(&flush);
-    let question = Run::question_of(&run.give(Input::OutOfRange));
+    let question = Run::question_of(&run.give(Input::LogDoubted));
     run.give(Input::LogAsked { question, span: Some(LogSpan { first: 8, next: 8 }) });
     let flush = Run::stage_of(&run.wait(1_000));
     assert_eq!((flush.first, flush.next, flush.has_object()), (4, 8, false));

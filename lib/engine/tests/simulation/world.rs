@@ -172,6 +172,11 @@ enum Event {
         process: Process,
         partition: i32,
     },
+    /// A client that had found its topic away finds one under that name.
+    TopicBack {
+        process: Process,
+        partition: i32,
+    },
     SessionTimeout(Process),
     Fenced(Process),
     Crash,
@@ -385,6 +390,7 @@ impl World {
             | Event::Answer { process, .. }
             | Event::Revoke { process, .. }
             | Event::Assign { process, .. }
+            | Event::TopicBack { process, .. }
             | Event::Fenced(process)
                 if !self.is_current(*process) || self.put_off(*process, &event) =>
             {
@@ -460,6 +466,13 @@ impl World {
             }
             Event::Revoke { process, partition } => self.revoke(process, partition)?,
             Event::Assign { process, partition } => self.assign(process, partition)?,
+            Event::TopicBack { process, partition } => {
+                let generation = self.log.generation(partition);
+                if let Some(known) = self.nodes[process.0].assigned.get_mut(&partition) {
+                    *known = generation;
+                    self.input(process, Input::LogDoubted)?;
+                }
+            }
             Event::SessionTimeout(process) => {
                 let is_away = !self.is_current(process)
                     || self.nodes[process.0].paused_until.is_some_and(|until| until > self.now_ms);
@@ -824,11 +837,16 @@ impl World {
         }
         self.happened.recreations += 1;
         self.log.recreate(partition);
-        // The group knows topics by their ids: what was assigned of the old one is revoked.
-        if let Some(owner) = self.owner.get(&partition).copied()
-            && self.revoking.insert(partition)
-        {
-            self.after(1, Event::Revoke { process: owner, partition });
+        let Some(owner) = self.owner.get(&partition).copied() else { return };
+        if self.rng.bool() {
+            // The group knows topics by their ids: what was assigned of the old one is revoked.
+            if self.revoking.insert(partition) {
+                self.after(1, Event::Revoke { process: owner, partition });
+            }
+        } else {
+            // It tells its members names, which are the same as before; but the client finds the topic away for a moment.
+            let wait = self.rng.u64(1..1_500);
+            self.after(wait, Event::TopicBack { process: owner, partition });
         }
     }
 

@@ -23,7 +23,7 @@ impl World {
                 Fetched::End => break,
                 Fetched::OutOfRange => {
                     node.reading.remove(&partition);
-                    self.input(process, Input::OutOfRange)?;
+                    self.input(process, Input::LogDoubted)?;
                     break;
                 }
                 Fetched::Record(record) => {
