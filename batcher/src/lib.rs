@@ -1,8 +1,8 @@
 //! The batcher: Kafka in, shared objects and the index out, each event once.
 //!
 //! The decisions are [`engine::batching`]'s; `driver` carries them out with `kafka` (the consumer), `opening` (records out
-//! of their seal) and `assemble` (bytes of an object), both on the pool, and the storage crate. Kafka's committed offsets are for lag monitoring alone: where to go on
-//! is what the index says.
+//! of their seal) and `assemble` (bytes of an object), both on the pool, and the storage crate. Kafka's committed offsets are
+//! for lag monitoring alone: where to go on is what the index says.
 
 mod assemble;
 mod driver;
