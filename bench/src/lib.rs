@@ -8,6 +8,7 @@
 //! Latency is measured from the moment a batch was due, not from when it was sent: a stall counts for every batch that
 //! it held up.
 
+pub mod batcher;
 mod figures;
 mod freshness;
 mod load;
@@ -17,6 +18,7 @@ mod options;
 mod progress;
 mod report;
 pub mod seal;
+mod spread;
 mod verify;
 
 use std::sync::Arc;

@@ -47,6 +47,11 @@ pub(crate) fn difference(before: &BTreeMap<String, f64>, after: &BTreeMap<String
     after.iter().filter_map(|(name, after)| Some((name.clone(), (after - before.get(name)?).max(0.0)))).collect()
 }
 
+/// Processor seconds of the calling thread so far.
+pub(crate) fn thread_cpu_seconds() -> Option<f64> {
+    parse_cpu_seconds(&std::fs::read_to_string("/proc/thread-self/stat").ok()?)
+}
+
 fn cpu_seconds(pid: u32) -> Option<f64> {
     parse_cpu_seconds(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
@@ -70,5 +75,6 @@ mod tests {
         assert_eq!(parse_cpu_seconds(stat), Some(3.0));
         assert_eq!(parse_cpu_seconds("7 (a) S 1"), None);
         assert!(cpu_seconds(std::process::id()).is_some());
+        assert!(thread_cpu_seconds().is_some());
     }
 }

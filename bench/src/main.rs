@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use bench::{Options, Report, Verdict};
 use clap::{Parser, Subcommand};
-use devstack::{Endpoints, Private};
+use devstack::{Endpoints, Private, PrivateStack};
 
 /// Many virtual SDKs against a stack, and proof that nothing it acknowledged was lost.
 #[derive(Debug, Parser)]
@@ -31,6 +31,18 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
     },
+    /// What the batcher costs: CPU beside zstd level 1 over the same bytes, PUTs, index rows; one batcher and two.
+    ///
+    /// Starts a private stack, fills logs through the real edge and lets batchers drain them. Exits with 1 when anything
+    /// that was acknowledged is not in the index, once.
+    #[command(after_help = BATCHER_EXAMPLES)]
+    Batcher {
+        #[command(flatten)]
+        options: bench::batcher::Options,
+        /// Where the report goes, as JSON. [default: standard output]
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
     /// What sealing costs beside the bare cipher, on one core, and the bytes that it adds.
     Seal {
         #[command(flatten)]
@@ -40,6 +52,11 @@ enum Command {
         out: Option<PathBuf>,
     },
 }
+
+const BATCHER_EXAMPLES: &str = "\
+Examples:
+  bench batcher --megabytes 60 --sessions 100 --rounds 1    a look, in a minute
+  bench batcher --megabytes 2000 --out batcher.json         enough for a throughput of two";
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -58,8 +75,13 @@ async fn run(command: Command) -> anyhow::Result<Verdict> {
         Command::Run { options, endpoints, out } => {
             let report = match endpoints {
                 Some(file) => bench::run(&read_endpoints(&file)?, &options).await?,
-                None => run_in_private(&options).await?,
+                None => until_interrupted(run_in_private(&options)).await?,
             };
+            write(&report, out.as_deref())?;
+            Ok(report.verdict)
+        }
+        Command::Batcher { options, out } => {
+            let report = until_interrupted(batcher_in_private(&options)).await?;
             write(&report, out.as_deref())?;
             Ok(report.verdict)
         }
@@ -81,16 +103,25 @@ fn write<R: std::fmt::Display + serde::Serialize>(report: &R, out: Option<&Path>
     }
 }
 
-/// On a stack of its own, which goes afterwards. Interrupted, it leaves nothing either: the stack's guard sees to that.
+/// On a stack of its own, which goes afterwards.
 async fn run_in_private(options: &Options) -> anyhow::Result<Report> {
-    let running = async {
-        let private = Private::start("bench").await?;
-        let report = bench::run(&private.endpoints(), options).await;
-        private.stop().await?;
-        report
-    };
+    let private = Private::start("bench").await?;
+    let report = bench::run(&private.endpoints(), options).await;
+    private.stop().await?;
+    report
+}
+
+async fn batcher_in_private(options: &bench::batcher::Options) -> anyhow::Result<bench::batcher::Report> {
+    let private = PrivateStack::start("bench").await?;
+    let report = bench::batcher::run(private.stack(), options).await;
+    private.stop().await?;
+    report
+}
+
+/// Interrupted, it leaves nothing either: the stack's guard sees to that.
+async fn until_interrupted<T>(running: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     tokio::select! {
-        report = running => report,
+        outcome = running => outcome,
         interrupted = tokio::signal::ctrl_c() => {
             interrupted.context("listen for Ctrl-C")?;
             bail!("interrupted; all of it was ended")

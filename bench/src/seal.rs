@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use aes_gcm::aead::{AeadInOut as _, KeyInit as _};
 use aes_gcm::{Aes256Gcm, Nonce};
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use clap::Args;
 use schemas::record::{Consent, Header};
 use schemas::shared_object::{BatchEntry, Chunk, Footer};
@@ -21,6 +21,8 @@ use sealing::objects::{StorageKey, chunk_opener, frame_at, seal_shared_footer};
 use sealing::transport::{EpochId, EpochKeys, LogPlace, RecordSealer};
 use serde::Serialize;
 use uuid::Uuid;
+
+use crate::spread::Spread;
 
 /// Sizes of frames: a small batch, a usual one, one of a busy page, a session object's.
 const FRAME_BYTES: [usize; 4] = [1 << 10, 16 << 10, 64 << 10, 256 << 10];
@@ -37,25 +39,17 @@ pub struct Options {
     pub seconds: u64,
 }
 
-/// MB/s over the rounds.
-#[derive(Debug, Clone, Copy, Serialize)]
-struct Speed {
-    median: f64,
-    min: f64,
-    max: f64,
-}
-
-/// One size of frames.
+/// One size of frames, in MB/s.
 #[derive(Debug, Clone, Serialize)]
 struct Row {
     frame_bytes: usize,
     rounds: usize,
     /// The crate's cipher alone.
-    bare_seal: Speed,
-    seal_chunk: Speed,
-    seal_record: Speed,
-    open_chunk: Speed,
-    open_record: Speed,
+    bare_seal: Spread,
+    seal_chunk: Spread,
+    seal_record: Spread,
+    open_chunk: Spread,
+    open_record: Spread,
 }
 
 /// Bytes that seals add.
@@ -187,7 +181,11 @@ fn measure(frame_bytes: usize, time: Duration) -> anyhow::Result<Row> {
     }
     ensure!(speeds[0].len() >= 3, "too few rounds in {time:?}: give more seconds");
     let rounds = speeds[0].len();
-    let [bare_seal, seal_chunk, seal_record, open_chunk, open_record] = speeds.map(speed);
+    let [Some(bare_seal), Some(seal_chunk), Some(seal_record), Some(open_chunk), Some(open_record)] =
+        speeds.map(Spread::of)
+    else {
+        bail!("no rounds in {time:?}: give more seconds");
+    };
     Ok(Row { frame_bytes, rounds, bare_seal, seal_chunk, seal_record, open_chunk, open_record })
 }
 
@@ -195,11 +193,6 @@ fn timed(megabytes: f64, mut work: impl FnMut() -> anyhow::Result<()>) -> anyhow
     let begun = Instant::now();
     work()?;
     Ok(megabytes / begun.elapsed().as_secs_f64())
-}
-
-fn speed(mut rounds: Vec<f64>) -> Speed {
-    rounds.sort_by(f64::total_cmp);
-    Speed { median: rounds[rounds.len() / 2], min: rounds[0], max: rounds[rounds.len() - 1] }
 }
 
 fn overhead() -> anyhow::Result<Overhead> {
@@ -241,13 +234,11 @@ impl fmt::Display for Report {
         )?;
         for row in &self.rows {
             let bound = row.bare_seal.median;
-            let ratio = |speed: &Speed| {
-                format!("{:.0} ({:.0} to {:.0}) {:.2}", speed.median, speed.min, speed.max, speed.median / bound)
-            };
-            let bare = format!("{bound:.0} ({:.0} to {:.0})", row.bare_seal.min, row.bare_seal.max);
+            let ratio = |speed: &Spread| format!("{speed:.0} {:.2}", speed.median / bound);
+            let bare = row.bare_seal;
             writeln!(
                 f,
-                "{:>8}  {bare:>22}  {:>30}  {:>30}  {:>30}  {:>30}",
+                "{:>8}  {bare:>22.0}  {:>30}  {:>30}  {:>30}  {:>30}",
                 row.frame_bytes,
                 ratio(&row.seal_chunk),
                 ratio(&row.seal_record),

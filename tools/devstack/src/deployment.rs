@@ -21,6 +21,7 @@ use storage::index::Index;
 use storage::keystore::KeyStore;
 use uuid::Uuid;
 
+use crate::backlog::Backlog;
 use crate::endpoints::write_private;
 use crate::places::is_free;
 use crate::{Endpoints, Part, ServiceSpec, Stack, StackOptions, Supervisor, find_binary, free_port};
@@ -53,6 +54,8 @@ pub struct DeploymentOptions {
     pub plan: Plan,
     /// Whether the first of each service listens on its default port, where that is free.
     pub default_ports: bool,
+    /// Services whose name begins with this are prepared only, until [`Deployment::release`].
+    pub held: Option<String>,
 }
 
 impl Default for DeploymentOptions {
@@ -69,6 +72,7 @@ impl Default for DeploymentOptions {
             restart: true,
             plan: Plan::Scale,
             default_ports: false,
+            held: None,
         }
     }
 }
@@ -99,6 +103,7 @@ pub struct Deployment {
     pub prefix: String,
     /// Where its key files are.
     pub keys: PathBuf,
+    held: Mutex<Vec<ServiceSpec>>,
 }
 
 impl std::fmt::Debug for Deployment {
@@ -163,14 +168,17 @@ impl Deployment {
                 eprintln!("devstack: {error:#}");
             }
         })?;
-        let names: Vec<String> = specs.iter().map(|(spec, _)| spec.name.clone()).collect();
-        for (spec, _) in specs {
+        let is_held = |spec: &ServiceSpec| options.held.as_ref().is_some_and(|held| spec.name.starts_with(held));
+        let (held, started): (Vec<_>, Vec<_>) = specs.into_iter().map(|(spec, _)| spec).partition(is_held);
+        let names: Vec<String> = started.iter().map(|spec| spec.name.clone()).collect();
+        for spec in started {
             supervisor.start(spec).await?;
         }
         let waits = names.iter().map(|name| supervisor.wait_ready(name, READY_WITHIN));
         futures::future::try_join_all(waits).await?;
         ready.store(true, std::sync::atomic::Ordering::Release);
-        let deployment = Deployment { supervisor, endpoints, topic, topic_control, prefix, keys: folder };
+        let held = Mutex::new(held);
+        let deployment = Deployment { supervisor, endpoints, topic, topic_control, prefix, keys: folder, held };
         if options.name.is_none() {
             deployment.endpoints().write(stack.home())?;
         }
@@ -182,30 +190,67 @@ impl Deployment {
         self.endpoints.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Starts the services that were held, at once, and gives their names; they may not be ready yet.
+    pub async fn release(&self) -> anyhow::Result<Vec<String>> {
+        let held = std::mem::take(&mut *self.held.lock().unwrap_or_else(PoisonError::into_inner));
+        let names = held.iter().map(|spec| spec.name.clone()).collect();
+        futures::future::try_join_all(held.into_iter().map(|spec| self.supervisor.start(spec))).await?;
+        Ok(names)
+    }
+
+    /// What the topic of events holds by now, to be watched while batchers bring it into the index.
+    pub async fn backlog(&self) -> anyhow::Result<Backlog> {
+        let endpoints = self.endpoints();
+        Backlog::of(&endpoints.kafka_brokers, &self.topic, &endpoints.database_url).await
+    }
+
     /// Ends the services: they drain what they hold.
     pub async fn stop(self) -> anyhow::Result<()> {
         self.supervisor.stop_all().await
     }
 }
 
+/// A stack in a temporary folder that goes with it.
+#[derive(Debug)]
+pub struct PrivateStack {
+    stack: Stack,
+    // The stack's guard removes the folder; this removes what a start that failed left of it.
+    _folder: tempfile::TempDir,
+}
+
+impl PrivateStack {
+    /// Starts it; `purpose` stands in the folder's name.
+    pub async fn start(purpose: &str) -> anyhow::Result<PrivateStack> {
+        let folder = tempfile::Builder::new().prefix(&format!("clairvio-{purpose}-")).tempdir();
+        let folder = folder.context("make temporary folder")?;
+        let options = StackOptions { progress: true, remove_home: true, ..StackOptions::new(folder.path())? };
+        Ok(PrivateStack { stack: Stack::start(options).await?, _folder: folder })
+    }
+
+    /// For deployments on it.
+    pub fn stack(&self) -> &Stack {
+        &self.stack
+    }
+
+    /// Takes it down.
+    pub async fn stop(self) -> anyhow::Result<()> {
+        self.stack.stop().await
+    }
+}
+
 /// A stack and its services in a temporary folder that goes with them: for the demo and the benchmark.
 #[derive(Debug)]
 pub struct Private {
-    stack: Stack,
+    stack: PrivateStack,
     deployment: Deployment,
-    // The stack's guard removes the folder; this removes what a start that failed left of it.
-    _folder: tempfile::TempDir,
 }
 
 impl Private {
     /// Starts all of it; `purpose` stands in the folder's name.
     pub async fn start(purpose: &str) -> anyhow::Result<Private> {
-        let folder = tempfile::Builder::new().prefix(&format!("clairvio-{purpose}-")).tempdir();
-        let folder = folder.context("make temporary folder")?;
-        let options = StackOptions { progress: true, remove_home: true, ..StackOptions::new(folder.path())? };
-        let stack = Stack::start(options).await?;
-        let deployment = Deployment::start(&stack, &DeploymentOptions::default()).await?;
-        Ok(Private { stack, deployment, _folder: folder })
+        let stack = PrivateStack::start(purpose).await?;
+        let deployment = Deployment::start(stack.stack(), &DeploymentOptions::default()).await?;
+        Ok(Private { stack, deployment })
     }
 
     /// Where everything is.

@@ -9,6 +9,7 @@
 //! stack did not start (`process.rs`); everything listens on 127.0.0.1 alone; stacks with different homes share nothing but
 //! downloaded programs.
 
+mod backlog;
 mod deployment;
 mod endpoints;
 pub mod guard;
@@ -23,7 +24,8 @@ mod stack;
 
 use std::time::Duration;
 
-pub use deployment::{Deployment, DeploymentOptions, Private};
+pub use backlog::{Backlog, Progress};
+pub use deployment::{Deployment, DeploymentOptions, Private, PrivateStack};
 pub use endpoints::{Endpoints, ServiceEndpoint};
 pub use guard::{Guard, StopSignal};
 pub use parts::postgres::postgres_program;

@@ -198,6 +198,13 @@ impl Supervisor {
         })
     }
 
+    /// What a service's `/metrics` shows.
+    pub async fn metrics(&self, name: &str) -> anyhow::Result<String> {
+        let url = format!("{}/metrics", self.service(name)?.spec.admin_url.trim_end_matches('/'));
+        let ask = async { self.http.get(&url).send().await?.error_for_status()?.text().await };
+        ask.await.with_context(|| format!("ask {name} for its metrics at {url}"))
+    }
+
     /// Ends all services at once: SIGTERM, ten seconds to drain, SIGKILL.
     pub async fn stop_all(&self) -> anyhow::Result<()> {
         let services = self.shared.all();
