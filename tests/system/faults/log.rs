@@ -77,7 +77,8 @@ pub(super) async fn is_cut(stack: &Stack, name: &str) -> Result<Comparison> {
 }
 
 /// What the batcher and others say when their topic goes and another one comes in its place.
-const MADE_ANEW: &[&str] = &[MADE_ANEW_ALARM, "offset out of range", "part is down", "produce record", "trying again"];
+const MADE_ANEW: &[&str] =
+    &[MADE_ANEW_ALARM, "offset out of range", "the topic is away", "part is down", "produce record", "trying again"];
 const MADE_ANEW_ALARM: &str = "the topic was made anew";
 /// Looks at progress, 20 ms apart, that must all show the same: much longer than a flush takes.
 const LOOKS: usize = 150;

@@ -24,6 +24,7 @@ const EXPECTED: &[&str] = &[
     "read partition",
     "rebalance",
     "ask where the log begins and ends",
+    "the topic is away",
     "testing the connection",
 ];
 

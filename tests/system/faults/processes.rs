@@ -28,6 +28,7 @@ const STOPPED: &[&str] = &[
     "read partition",
     "lock timeout",
     "idle-in-transaction timeout",
+    "ask where the log begins and ends",
     "testing the connection",
 ];
 
