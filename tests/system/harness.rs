@@ -25,7 +25,7 @@ use storage::keystore::KeyStore;
 use storage::objects::Objects;
 use storage::session_keys::{KeyError, SessionKeys};
 use tokio::runtime::Runtime;
-use virtual_sdk::{Api, Ledger, Sdk, SdkOptions};
+use virtual_sdk::{Api, Ledger, Sdk, SdkOptions, Seen, until};
 
 use crate::check;
 use crate::faults::Fault;
@@ -314,4 +314,18 @@ pub(crate) async fn metric(admin_url: &str, name: &str) -> u64 {
     let text = answer.text().await.unwrap_or_default();
     let value = text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
     value.unwrap_or_default()
+}
+
+/// Waits until the first service of this kind shows this line among its metrics.
+pub(crate) async fn wait_for_metric(system: &System<'_>, kind: &str, line: &str) -> Result<()> {
+    let admin = system.admin_url(kind, 1)?;
+    until(&format!("{kind} says {line}"), SOON, || async {
+        let Ok(answer) = reqwest::get(format!("{admin}/metrics")).await else {
+            return Seen::not_yet("no answer");
+        };
+        let text = answer.text().await.unwrap_or_default();
+        if text.lines().any(|found| found == line) { Seen::Done(()) } else { Seen::not_yet("it does not yet") }
+    })
+    .await?;
+    Ok(())
 }

@@ -20,7 +20,7 @@ use storage::footers::Footer;
 use uuid::Uuid;
 use virtual_sdk::{Encoding, EventsFormat, Form, Sdk, Seen, Session, until};
 
-use crate::harness::{LATER, NOTICE_VERSION, SOON, System, logs, run};
+use crate::harness::{LATER, NOTICE_VERSION, SOON, System, logs, run, wait_for_metric};
 use crate::load::{self, small_batch};
 use crate::unsealed;
 
@@ -324,19 +324,6 @@ async fn give_keys(system: &System<'_>, from: &Path, to: &Path, kind: &str) -> R
         let mut of_kind = logs.iter().filter(|log| log.to_string_lossy().contains(kind));
         let has_read = |log| std::fs::read_to_string(log).is_ok_and(|text| text.contains("keys were read anew"));
         if of_kind.any(has_read) { Seen::Done(()) } else { Seen::not_yet("it has not yet") }
-    })
-    .await?;
-    Ok(())
-}
-
-async fn wait_for_metric(system: &System<'_>, kind: &str, line: &str) -> Result<()> {
-    let admin = system.variable(&system.service(kind, 1), "CLAIRVIO_ADMIN_LISTEN")?;
-    until(&format!("{kind} says {line}"), SOON, || async {
-        let Ok(answer) = reqwest::get(format!("http://{admin}/metrics")).await else {
-            return Seen::not_yet("no answer");
-        };
-        let text = answer.text().await.unwrap_or_default();
-        if text.lines().any(|found| found == line) { Seen::Done(()) } else { Seen::not_yet("it does not yet") }
     })
     .await?;
     Ok(())

@@ -10,7 +10,7 @@ use sealing::keyring::KeyVersion;
 use service_kit::keys::transport::TransportKeys;
 use virtual_sdk::{Encoding, Form, Seen, until};
 
-use crate::harness::{LATER, SOON, System, run};
+use crate::harness::{LATER, SOON, System, run, wait_for_metric};
 use crate::load::{self, small_batch};
 use crate::unsealed;
 
@@ -105,17 +105,7 @@ fn keys_are_rotated_retired_and_destroyed_under_load() -> Result<()> {
 }
 
 async fn wait_for_epoch(system: &System<'_>, epoch: u32) -> Result<()> {
-    let admin = system.variable(&system.service("ingest-edge", 1), "CLAIRVIO_ADMIN_LISTEN")?;
-    let line = format!("edge_transport_epoch {epoch}");
-    until("the edge seals under the new epoch", SOON, || async {
-        let Ok(answer) = reqwest::get(format!("http://{admin}/metrics")).await else {
-            return Seen::not_yet("no answer");
-        };
-        let text = answer.text().await.unwrap_or_default();
-        if text.lines().any(|found| found == line) { Seen::Done(()) } else { Seen::not_yet("it does not yet") }
-    })
-    .await?;
-    Ok(())
+    wait_for_metric(system, "ingest-edge", &format!("edge_transport_epoch {epoch}")).await
 }
 
 /// The tool finds every object whole, and shows the events of a session as they are read.

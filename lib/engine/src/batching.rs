@@ -22,7 +22,6 @@
 //! After every [`Machine::handle`], call [`Machine::poll_effect`] until it gives `None`, then wait until
 //! [`Machine::poll_timeout`] at the longest and hand over [`Input::Tick`].
 
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 
 use schemas::shared_object::QuarantineReason;
@@ -499,45 +498,48 @@ struct Active {
     batches: KnownBatches,
 }
 
-/// Sessions that have a row, and when their activity was noted: bounded, the longest known go first.
-#[derive(Debug, Default)]
-struct KnownSessions {
-    noted_ms: BTreeMap<SessionKey, u64>,
-    order: VecDeque<SessionKey>,
+/// What was learnt lately: bounded, the longest known go first.
+#[derive(Debug)]
+struct Recent<K, V> {
+    known: BTreeMap<K, V>,
+    order: VecDeque<K>,
 }
 
-impl KnownSessions {
-    fn insert(&mut self, key: SessionKey, now_ms: u64, max: usize) {
-        if self.noted_ms.insert(key, now_ms).is_none() {
+impl<K, V> Default for Recent<K, V> {
+    fn default() -> Self {
+        Self { known: BTreeMap::new(), order: VecDeque::new() }
+    }
+}
+
+impl<K: Ord + Copy, V> Recent<K, V> {
+    fn get(&self, key: &K) -> Option<&V> {
+        self.known.get(key)
+    }
+
+    fn insert(&mut self, key: K, value: V, max: usize) {
+        if self.known.insert(key, value).is_none() {
             self.order.push_back(key);
             while self.order.len() > max {
                 if let Some(oldest) = self.order.pop_front() {
-                    self.noted_ms.remove(&oldest);
+                    self.known.remove(&oldest);
                 }
             }
         }
     }
 }
 
-/// Batches that were published lately, with the hash of their content: bounded, the longest known go first.
-#[derive(Debug, Default)]
-struct KnownBatches {
-    content: BTreeMap<(SessionKey, StreamSeq), u64>,
-    order: VecDeque<(SessionKey, StreamSeq)>,
-}
+/// Sessions that have a row, and when their activity was noted.
+type KnownSessions = Recent<SessionKey, u64>;
+
+/// Batches that were published, with the hash of their content.
+type KnownBatches = Recent<(SessionKey, StreamSeq), u64>;
 
 impl KnownBatches {
-    fn insert(&mut self, kind: &RecordKind, max: usize) {
+    fn note(&mut self, kind: &RecordKind, max: usize) {
         let RecordKind::Batch { key, place, content } = *kind else { return };
         // The first stays, as it does for readers.
-        if let Entry::Vacant(vacant) = self.content.entry((key, place)) {
-            vacant.insert(content);
-            self.order.push_back((key, place));
-        }
-        while self.order.len() > max {
-            if let Some(oldest) = self.order.pop_front() {
-                self.content.remove(&oldest);
-            }
+        if self.get(&(key, place)).is_none() {
+            self.insert((key, place), content, max);
         }
     }
 
@@ -547,7 +549,7 @@ impl KnownBatches {
         let mut here = BTreeMap::new();
         for record in records {
             let RecordKind::Batch { key, place, content } = record.kind else { continue };
-            let first = self.content.get(&(key, place)).or_else(|| here.get(&(key, place)));
+            let first = self.get(&(key, place)).or_else(|| here.get(&(key, place)));
             match first {
                 Some(first) if *first == content => record.kind = RecordKind::Copy(key),
                 Some(_) => {}
@@ -861,7 +863,7 @@ impl Machine {
         flight.phase = Phase::Publishing { with_object };
         flight.attempt += 1;
         let attempt = flight.attempt;
-        let due = |key: &&SessionKey| active.known.noted_ms.get(key).is_none_or(|noted| now_ms >= noted + interval_ms);
+        let due = |key: &&SessionKey| active.known.get(key).is_none_or(|noted| now_ms >= noted + interval_ms);
         let activity: Vec<SessionKey> = flight.flush.sessions.iter().filter(due).copied().collect();
         flight.activity.clone_from(&activity);
         self.effects.push_back(Effect::Publish { flush, attempt, with_object, activity });
@@ -922,7 +924,7 @@ impl Machine {
             count.buffered -= 1;
             let counted = match flight.staged.fate(&record.kind) {
                 Fate::Chunked => {
-                    active.batches.insert(&record.kind, batches_max);
+                    active.batches.note(&record.kind, batches_max);
                     &mut count.chunked
                 }
                 Fate::Copy => &mut count.dropped_copies,
@@ -1015,7 +1017,7 @@ impl Machine {
         let mut sessions: Vec<SessionKey> = records.iter().filter_map(|record| record.kind.session()).collect();
         sessions.sort_unstable();
         sessions.dedup();
-        let first_seen = sessions.iter().filter(|key| !active.known.noted_ms.contains_key(key)).copied().collect();
+        let first_seen = sessions.iter().filter(|key| active.known.get(key).is_none()).copied().collect();
         let flush = Flush {
             id,
             partition,

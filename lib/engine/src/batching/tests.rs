@@ -472,10 +472,10 @@ fn only_what_was_stored_makes_copies() {
 fn memory_of_known_batches_is_bounded_and_keeps_the_latest() {
     let mut known = KnownBatches::default();
     for n in 0..1_000 {
-        known.insert(&batch(n, 1, 1).kind, 10);
-        known.insert(&batch(n, 1, 1).kind, 10);
+        known.note(&batch(n, 1, 1).kind, 10);
+        known.note(&batch(n, 1, 1).kind, 10);
     }
-    assert_eq!((known.content.len(), known.order.len()), (10, 10));
+    assert_eq!((known.known.len(), known.order.len()), (10, 10));
     let mut records = [batch(989, 1, 1), batch(990, 1, 1)];
     known.mark_copies(&mut records);
     assert_eq!(records.map(|record| matches!(record.kind, RecordKind::Copy(_))), [false, true]);
@@ -507,7 +507,7 @@ fn memory_of_known_sessions_is_bounded() {
         known.insert(key(n), 0, 10);
         known.insert(key(n), 1, 10);
     }
-    assert_eq!((known.noted_ms.len(), known.order.len()), (10, 10));
+    assert_eq!((known.known.len(), known.order.len()), (10, 10));
 }
 
 #[test]
