@@ -3,6 +3,7 @@
 use axum::extract::FromRequestParts;
 use http::header;
 use http::request::Parts;
+use schemas::plan::Plan;
 use schemas::{ErrorCode, WorkspaceId};
 use storage::index::workspaces::hash_api_key;
 
@@ -16,6 +17,7 @@ const API_KEY_BYTES_MAX: usize = 256;
 pub(crate) struct Caller {
     pub(crate) workspace: WorkspaceId,
     pub(crate) origins: Vec<String>,
+    pub(crate) plan: Plan,
 }
 
 impl FromRequestParts<State> for Caller {
@@ -28,6 +30,6 @@ impl FromRequestParts<State> for Caller {
             return Err(ErrorCode::TokenMalformed.into());
         }
         let caller = state.index.caller(&hash_api_key(key)).await?.ok_or(ErrorCode::TokenKeyUnknown)?;
-        Ok(Self { workspace: caller.workspace, origins: caller.origins })
+        Ok(Self { workspace: caller.workspace, origins: caller.origins, plan: caller.plan })
     }
 }

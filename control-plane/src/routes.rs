@@ -106,6 +106,7 @@ async fn create_link(
         exp: expires_at.unix_timestamp().max(0).unsigned_abs(),
         org: caller.origins.iter().take(limits::ORIGINS_MAX).cloned().collect(),
         max: max_sessions,
+        lim: caller.plan.limits().to_array(),
         msk: request.masking.clone(),
     });
     // The token never stands in a query: a fragment does not reach the redirect's server or its logs.

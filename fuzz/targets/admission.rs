@@ -40,6 +40,7 @@ fn check_consent(request: &ConsentRequest) {
         exp: u64::MAX,
         org: Vec::new(),
         max: 1,
+        lim: [u64::MAX; 6],
         msk: None,
     };
     let attempt = request.attempt.as_deref().unwrap_or("drawn");

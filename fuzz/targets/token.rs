@@ -35,6 +35,7 @@ fn seeds() -> impl Iterator<Item = Vec<u8>> {
         exp: NOW_S + 60,
         org: vec!["https://app.example".into()],
         max: 5,
+        lim: [1, 2, 3, 4, 5, 6],
         msk: Some(serde_json::json!({"inputs": true})),
     };
     let session = SessionClaims {
@@ -48,6 +49,7 @@ fn seeds() -> impl Iterator<Item = Vec<u8>> {
         iat: NOW_S,
         exp: NOW_S + 60,
         org: Some("https://app.example".into()),
+        lim: [1, 2, 3, 4, 5, 6],
         msk: None,
     };
     let parts = |token_type: TokenType, claims: serde_json::Result<Vec<u8>>| {

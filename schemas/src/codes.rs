@@ -73,6 +73,8 @@ codes! {
     KeysUnavailable "keys_unavailable" 503 "This node cannot check tokens safely right now; try again as Retry-After says.";
     Backpressure "backpressure" 503 "This node cannot take more right now; repeat the same batch as Retry-After says.";
     DeliveryUnknown "delivery_unknown" 503 "It is not known whether the batch was stored; repeat the same bytes with the same seq.";
+    ScopeMissing "scope_missing" 403 "The API key lacks the scope that this call needs; use another key, or make one with it.";
+    KeysTooMany "keys_too_many" 409 "The workspace has as many API keys as it may; revoke one that is not used any more.";
     ObjectCorrupt "object_corrupt" 500 "A stored object of this session is corrupt; the operator was told.";
     KeyMissing "key_missing" 500 "The key that opens this session is missing; the operator was told.";
     Unavailable "unavailable" 503 "A part behind this service does not answer right now; try again as Retry-After says.";
@@ -129,13 +131,17 @@ pub struct Refusal {
     pub limit: Option<u64>,
     /// The event that is meant.
     pub index: Option<u64>,
-    /// The field that is meant.
+    /// The field that is meant; of a rate, what was counted.
     pub field: Option<&'static str>,
+    /// Whose rate was passed.
+    pub which: Option<&'static str>,
+    /// When to come again, seconds; 1 where nothing else is known.
+    pub retry_after_s: Option<u64>,
 }
 
 impl From<ErrorCode> for Refusal {
     fn from(code: ErrorCode) -> Self {
-        Self { code, limit: None, index: None, field: None }
+        Self { code, limit: None, index: None, field: None, which: None, retry_after_s: None }
     }
 }
 
@@ -161,6 +167,7 @@ impl Refusal {
             limit: self.limit,
             index: self.index,
             field: self.field.map(str::to_owned),
+            which: self.which.map(str::to_owned),
             ..Problem::new(self.code)
         }
     }

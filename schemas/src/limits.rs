@@ -47,6 +47,8 @@ pub const TOKEN_LEEWAY_S: u64 = 60;
 pub const ORIGINS_MAX: usize = 8;
 /// An origin.
 pub const ORIGIN_BYTES_MAX: usize = 256;
+/// Versions of the notice that a workspace accepts.
+pub const NOTICE_VERSIONS_MAX: usize = 16;
 /// Version of a consent notice.
 pub const NOTICE_VERSION_BYTES_MAX: usize = 64;
 /// The random text by which a consent can be repeated.
@@ -58,11 +60,24 @@ pub const REFERENCE_BYTES_MAX: usize = 256;
 /// A redirect URL.
 pub const REDIRECT_URL_BYTES_MAX: usize = 2 * KIB;
 
-/// A session token is valid for this long after consent, in seconds.
-pub const SESSION_TOKEN_S: u64 = 8 * 3600;
+/// The longest that a session may last, whatever its plan, in seconds.
+pub const SESSION_S_MAX: u64 = 8 * 3600;
+/// A session token is valid for this long after its session's length: whoever goes on is told why it ends. In seconds.
+pub const SESSION_TOKEN_GRACE_S: u64 = 3600;
 /// A deletion's entry on `control` counts for this long: longer than any token of the session, any kept key, and any process
 /// that could still have either. In seconds.
 pub const CONTROL_DELETION_KEPT_S: i64 = 48 * 3600;
+/// An edge's word that a session has begun counts for this long: until the batcher has put it into the index, and the index
+/// has told how far the link is used. In seconds.
+pub const CONTROL_BEGUN_KEPT_S: i64 = 120;
+/// An edge that has not been heard of for this long has no share of a workspace's limits any more. In seconds.
+pub const CONTROL_EDGE_KEPT_S: i64 = 30;
+/// How often an edge says that it is alive. In seconds.
+pub const CONTROL_EDGE_INTERVAL_S: u64 = 10;
+/// Sessions by name in the entry of a link that is nearly used up.
+pub const EXHAUSTION_SESSIONS_MAX: usize = 100;
+/// News on `control` are acted upon within this, or nothing is taken any more. In milliseconds.
+pub const NEWS_SPREAD_MS: u64 = 5_000;
 /// Entries that are taken out of the outbox in one transaction.
 pub const OUTBOX_ROWS_MAX: usize = 100;
 /// A link is valid for this long unless its maker says otherwise, in seconds.
@@ -74,6 +89,10 @@ pub const LINK_SESSIONS_DEFAULT: u32 = 5;
 /// The most sessions that one link may begin.
 pub const LINK_SESSIONS_MAX: u32 = 10_000;
 
+/// API keys of a workspace that are not revoked.
+pub const API_KEYS_MAX: u32 = 100;
+/// A name of a workspace or an API key.
+pub const NAME_BYTES_MAX: usize = 100;
 /// Items of one page of a list.
 pub const PAGE_ITEMS_MAX: u32 = 200;
 /// Items of one page of a list, unless the caller says otherwise.
@@ -124,6 +143,8 @@ const _: () = {
     assert!(FLUSH_BYTES > RECORD_PAYLOAD_BYTES_MAX);
     assert!(TOKEN_BYTES_MAX < SMALL_BODY_BYTES_MAX);
     assert!(TOKEN_BYTES_MAX < HEAD_BYTES_MAX);
-    assert!(CONTROL_DELETION_KEPT_S > 2 * SESSION_TOKEN_S as i64);
+    assert!(CONTROL_DELETION_KEPT_S > 2 * (SESSION_S_MAX + SESSION_TOKEN_GRACE_S) as i64);
+    assert!(CONTROL_EDGE_KEPT_S >= 3 * CONTROL_EDGE_INTERVAL_S as i64);
+    assert!(CONTROL_BEGUN_KEPT_S * 1000 > 10 * NEWS_SPREAD_MS as i64);
     assert!(LINK_EXPIRES_IN_DEFAULT_S <= LINK_EXPIRES_IN_MAX_S);
 };

@@ -66,6 +66,9 @@ pub struct LinkClaims {
     pub org: Vec<String>,
     /// Sessions that it may begin.
     pub max: u32,
+    /// What the workspace and its sessions are held to, as [`Limits::to_array`](crate::plan::Limits::to_array) has it, unless
+    /// the edge has heard of other limits since.
+    pub lim: [u64; 6],
     /// Masking rules, as the link's maker gave them.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub msk: Option<Value>,
@@ -96,6 +99,9 @@ pub struct SessionClaims {
     /// The origin that consent was given on; absent where the client has none.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub org: Option<String>,
+    /// What the workspace and its sessions are held to, as [`Limits::to_array`](crate::plan::Limits::to_array) has it, unless
+    /// the edge has heard of other limits since.
+    pub lim: [u64; 6],
     /// Masking rules.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub msk: Option<Value>,

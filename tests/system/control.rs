@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use devstack::DeploymentOptions;
-use schemas::control::{Entry, Subject};
+use schemas::control::{Entry, News};
 use schemas::limits::CONTROL_DELETION_KEPT_S;
 use schemas::{SessionId, SessionKey};
 use service_kit::config::kafka::ControlConfig;
@@ -194,22 +194,23 @@ impl Heard {
         Ok(())
     }
 
-    /// What was heard is the deletion of these sessions, each once at least, and nothing else.
+    /// What was heard names these sessions as deleted, each once at least, and no others.
     async fn compare(&self, deleted: &[SessionKey], begun_ms: u64) -> Result<()> {
         let entries = || self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let deletion_of = |entry: &Entry| {
-            let Subject::Deletion(key) = entry.subject;
-            key
+        let deletion_of = |entry: &Entry| match entry.news {
+            News::Deletion(key) => Some(key),
+            _ => None,
         };
         until("each deletion is heard", SOON, || async {
-            let heard: Vec<SessionKey> = entries().iter().map(deletion_of).collect();
+            let heard: Vec<SessionKey> = entries().iter().filter_map(deletion_of).collect();
             let missing = deleted.iter().filter(|key| !heard.contains(key)).count();
             if missing == 0 { Seen::Done(()) } else { Seen::not_yet(format_args!("{missing} are missing")) }
         })
         .await?;
         let now = now_ms();
         for entry in entries() {
-            ensure!(deleted.contains(&deletion_of(&entry)), "{entry:?} was heard, and nobody deleted it");
+            let Some(key) = deletion_of(&entry) else { continue };
+            ensure!(deleted.contains(&key), "{entry:?} was heard, and nobody deleted it");
             ensure!((begun_ms..=now).contains(&entry.version), "{entry:?} is of another time");
             let kept_s = entry.not_after.unix_timestamp() - entry.version as i64 / 1000;
             ensure!(kept_s == CONTROL_DELETION_KEPT_S, "{entry:?} does not count for as long as it should");

@@ -5,6 +5,7 @@
 use schemas::codes::Refusal;
 use schemas::http::{ConsentRequest, Decision};
 use schemas::limits;
+use schemas::plan::Limits;
 use schemas::record::{Consent, Header};
 use schemas::token::{AUDIENCE, LinkClaims, SessionClaims};
 use schemas::{BatchFacts, ErrorCode, ReceiptId, SessionId, SessionKey, StreamSeq, WorkspaceId};
@@ -167,6 +168,7 @@ pub fn consent(
     let session = SessionId::derive(link.lnk, attempt);
     let receipt = ReceiptId::derive(link.lnk, attempt);
     let now_s = now_ms / 1000;
+    let held = Limits::from_array(link.lim);
     let consent =
         Consent { link: link.lnk, consented_at_ms: now_ms, notice_version: request.notice_version.clone(), receipt };
     Ok(ConsentOutcome::Begin {
@@ -180,8 +182,9 @@ pub fn consent(
             cst: now_ms,
             ntc: request.notice_version.clone(),
             iat: now_s,
-            exp: now_s + limits::SESSION_TOKEN_S,
+            exp: now_s + held.session_s.min(limits::SESSION_S_MAX) + limits::SESSION_TOKEN_GRACE_S,
             org: origin.map(str::to_owned),
+            lim: link.lim,
             msk: link.msk.clone(),
         }),
     })
@@ -206,6 +209,7 @@ pub fn batch_header(claims: &SessionClaims, place: Place, facts: BatchFacts) -> 
 #[cfg(test)]
 mod tests {
     use schemas::LinkId;
+    use schemas::plan::Plan;
     use uuid::Uuid;
 
     use super::*;
@@ -219,6 +223,7 @@ mod tests {
             exp: 10,
             org: vec!["https://app.example".into()],
             max: 1,
+            lim: Plan::Scale.limits().to_array(),
             msk: None,
         }
     }

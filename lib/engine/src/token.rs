@@ -169,6 +169,7 @@ mod tests {
             iat: NOW,
             exp: NOW + 60,
             org: Some("https://app.example".into()),
+            lim: [1; 6],
             msk: None,
         }
     }

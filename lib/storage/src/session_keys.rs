@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use schemas::control::Subject;
+use schemas::control::News;
 use schemas::{SessionId, SessionKey};
 use sealing::keyring::{KeyVersion, Keyring, KeyringError, Owner};
 use sealing::objects::StorageKey;
@@ -198,8 +198,10 @@ impl SessionKeys {
         shutdown: &Shutdown,
     ) -> Result<(), KafkaError> {
         let keys = self.clone();
-        control::follow(config, client_id, shutdown.clone(), move |entry| match entry.subject {
-            Subject::Deletion(key) => keys.forget([&key]),
+        control::follow(config, client_id, shutdown.clone(), move |entry| {
+            if let News::Deletion(key) = entry.news {
+                keys.forget([&key]);
+            }
         })
     }
 

@@ -47,8 +47,7 @@ enum RelayError {
 pub(super) async fn insert_deletions(tx: &mut PgConnection, keys: &[SessionKey]) -> Result<(), IndexError> {
     let now = now_ms();
     let entries = keys.iter().map(|key| Entry::deletion(*key, now));
-    let (topic_keys, values): (Vec<String>, Vec<Vec<u8>>) =
-        entries.map(|entry| (entry.subject.to_string(), entry.value())).unzip();
+    let (topic_keys, values): (Vec<String>, Vec<Vec<u8>>) = entries.map(|entry| (entry.key(), entry.value())).unzip();
     sqlx::query("insert into outbox (topic_key, value) select * from unnest($1::text[], $2::bytea[])")
         .bind(&topic_keys)
         .bind(&values)

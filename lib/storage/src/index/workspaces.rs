@@ -21,6 +21,8 @@ pub struct Caller {
     pub workspace: WorkspaceId,
     /// Its allowed origins.
     pub origins: Vec<String>,
+    /// What it pays for.
+    pub plan: Plan,
 }
 
 impl Index {
@@ -58,13 +60,17 @@ impl Index {
     /// The caller whose key has this hash.
     pub async fn caller(&self, hash: &[u8; 32]) -> Result<Option<Caller>, IndexError> {
         let row = sqlx::query(
-            "select w.id, w.origins from api_key k join workspace w on w.id = k.workspace_id
+            "select w.id, w.origins, w.plan from api_key k join workspace w on w.id = k.workspace_id
              where k.hash = $1 and k.revoked_at is null",
         )
         .bind(hash.as_slice())
         .fetch_optional(&self.pool)
         .await
         .map_err(failed("look up api key"))?;
-        Ok(row.map(|row| Caller { workspace: WorkspaceId(row.get("id")), origins: row.get("origins") }))
+        row.map(|row| {
+            let plan = Plan::parse(row.get("plan")).ok_or(IndexError::Row("workspace"))?;
+            Ok(Caller { workspace: WorkspaceId(row.get("id")), origins: row.get("origins"), plan })
+        })
+        .transpose()
     }
 }
