@@ -2,6 +2,7 @@
 #![no_main]
 
 use engine::admission::{BodyForm, ConsentOutcome, Encoding, Place, bearer, consent as decide};
+use engine::standing::Standing;
 use fuzz::{consent, plant, session};
 use libfuzzer_sys::fuzz_target;
 use schemas::http::{ConsentRequest, Decision};
@@ -44,7 +45,7 @@ fn check_consent(request: &ConsentRequest) {
         msk: None,
     };
     let attempt = request.attempt.as_deref().unwrap_or("drawn");
-    match decide(request, &link, None, attempt, NOW_MS) {
+    match decide(request, &link, &Standing::default(), None, attempt, NOW_MS) {
         Ok(ConsentOutcome::Begin { acceptance, claims }) => {
             assert_eq!(request.decision, Decision::Accepted);
             assert!(claims.ntc.len() <= NOTICE_VERSION_BYTES_MAX);

@@ -22,7 +22,7 @@ static SIGNING: LazyLock<Signing> = LazyLock::new(|| Signing::new(KID.into(), &S
 static VERIFIERS: LazyLock<Verifiers> = LazyLock::new(|| {
     let mut verifiers = Verifiers::default();
     verifiers.add(KID, &SIGNING.public()).expect("a fresh key is taken");
-    verifiers.retire("k0");
+    verifiers.retire("k0", None).expect("an id alone is retired");
     verifiers
 });
 

@@ -1,6 +1,6 @@
 //! The edge's loop: takes requests, lets the engine decide, carries it out.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context as _;
 use base64::Engine as _;
@@ -8,18 +8,21 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use engine::admission::{self, BodyForm, ConsentOutcome, Encoding, Place};
 use engine::events;
-use engine::token::{Signing, Verifiers};
+use engine::rates::{Cost, Rates};
 use http::{Request, StatusCode, header};
 use hyper::body::Incoming;
 use schemas::codes::Refusal;
-use schemas::http::{BeaconHead, Capture, ConsentRequest, ConsentResponse, EventsResponse, SessionResponse};
+use schemas::http::{
+    BeaconHead, Capture, ConsentRequest, ConsentResponse, EventsResponse, SessionLimits, SessionResponse, WithdrawHead,
+    WithdrawResponse,
+};
+use schemas::plan::Limits;
 use schemas::record::Header;
 use schemas::token::SessionClaims;
-use schemas::{ErrorCode, SessionId, codec, limits};
-use service_kit::health::Health;
+use schemas::{ErrorCode, SessionId, SessionKey, codec, limits};
+use service_kit::health::Part;
 use service_kit::http_server;
-use service_kit::keys::tokens::EdgeKeys;
-use service_kit::keys::{self, Watched};
+use service_kit::keys::Watched;
 use service_kit::pool::Pool;
 use service_kit::service::Surroundings;
 use service_kit::time::now_ms;
@@ -29,24 +32,74 @@ use tokio::sync::Semaphore;
 use crate::declines::Declines;
 use crate::http::{Answer, Asked, Head, Route};
 use crate::kafka::Producer;
+use crate::news::Board;
 use crate::seal::Seal;
+use crate::tokens::Tokens;
 use crate::{Config, body, http as answers, metrics};
 
 /// zstd's level for records: the fastest, since the compactor compresses again.
 const RECORD_ZSTD_LEVEL: i32 = 1;
 
 struct Edge {
-    links: Verifiers,
-    sessions: Arc<Verifiers>,
-    signing: Signing,
+    gate: Arc<Gate>,
     producer: Producer,
     seal: Arc<Seal>,
     pool: Pool,
     declines: Declines,
-    health: Health,
+    log: Part,
     /// Room for bodies, in KiB.
     bodies: Arc<Semaphore>,
     bodies_bytes_max: u64,
+}
+
+/// What decides whether a session's request is let in.
+struct Gate {
+    tokens: Tokens,
+    board: Board,
+    rates: Mutex<Rates>,
+}
+
+impl Gate {
+    /// Whose token this is, if that may send now. The engine decides.
+    fn admit(&self, token: &str, origin: Option<&str>) -> Result<Arc<SessionClaims>, Refusal> {
+        let now_ms = now_ms();
+        let claims = self.tokens.session(token, now_ms / 1000)?;
+        self.board.read(|standing| admission::check_session(&claims, standing, origin, now_ms))?;
+        Ok(claims)
+    }
+
+    /// Whether the session may send more now: asked before its body costs anything.
+    fn check_rate(&self, claims: &SessionClaims) -> Result<(), Refusal> {
+        let now_ms = now_ms();
+        let (limits, edges) = self.held_to(claims, now_ms);
+        self.rates().check(&key_of(claims), &limits, edges, now_ms).map_err(counted)
+    }
+
+    /// Takes a batch of this cost, or refuses it.
+    fn take(&self, claims: &SessionClaims, cost: Cost) -> Result<(), Refusal> {
+        let now_ms = now_ms();
+        let (limits, edges) = self.held_to(claims, now_ms);
+        self.rates().take(&key_of(claims), &limits, edges, cost, now_ms).map_err(counted)
+    }
+
+    fn held_to(&self, claims: &SessionClaims, now_ms: u64) -> (Limits, u64) {
+        self.board
+            .read(|standing| (standing.limits(claims.ws, claims.lim), standing.edges((now_ms / 1000).cast_signed())))
+    }
+
+    fn rates(&self) -> std::sync::MutexGuard<'_, Rates> {
+        self.rates.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn counted(refusal: Refusal) -> Refusal {
+    let (which, what) = (refusal.which.unwrap_or_default(), refusal.field.unwrap_or_default());
+    ::metrics::counter!(metrics::RATE_LIMITED, "which" => which, "what" => what).increment(1);
+    refusal
+}
+
+fn key_of(claims: &SessionClaims) -> SessionKey {
+    SessionKey { workspace: claims.ws, session: claims.ses }
 }
 
 /// Serves until the shutdown, then drains: what was taken in is acknowledged or refused, and sums of declines are sent.
@@ -54,22 +107,20 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
     let Surroundings { listener, health, shutdown } = surroundings;
     let listener = listener.context("the edge has a public address")?;
     service_kit::telemetry::describe(metrics::ALL);
-    let keys: EdgeKeys = keys::read(&config.keys_file)?;
-    let (links, sessions, signing) = keyring(&keys)?;
+    let tokens = Tokens::new(Watched::start(config.keys_file.clone(), &shutdown)?)?;
+    let board = Board::start(&config.control, health.part("control"), &shutdown).context("follow control entries")?;
     let transport = Watched::start(config.transport_keys_file.clone(), &shutdown)?;
     let seal = Seal::new(transport, &config.kafka.topic_events).context("make the seal of records")?;
     let producer = Producer::new(&config.kafka).context("make producer")?;
-    let part = health.part("kafka");
-    tokio::spawn(producer.clone().watch(config.kafka.clone(), part, shutdown.clone()));
+    let log = health.part("kafka");
+    tokio::spawn(producer.clone().watch(config.kafka.clone(), log.clone(), shutdown.clone()));
     let edge = Arc::new(Edge {
-        links,
-        sessions: Arc::new(sessions),
-        signing,
+        gate: Arc::new(Gate { tokens, board, rates: Mutex::default() }),
         producer,
         seal: Arc::new(seal),
         pool: Pool::new("edge", None).context("start pool")?,
         declines: Declines::default(),
-        health,
+        log,
         bodies: Arc::new(Semaphore::new((config.bodies_bytes_max / limits::KIB as u64) as usize)),
         bodies_bytes_max: config.bodies_bytes_max,
     });
@@ -93,34 +144,16 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
     Ok(())
 }
 
-fn keyring(keys: &EdgeKeys) -> anyhow::Result<(Verifiers, Verifiers, Signing)> {
-    let (mut links, mut sessions) = (Verifiers::default(), Verifiers::default());
-    for key in &keys.link_keys {
-        links.add(&key.kid, &key.bytes().context("link key is not 32 bytes in base64")?)?;
-    }
-    let secret = keys.session_signing.bytes().context("session key is not 32 bytes in base64")?;
-    let signing = Signing::new(keys.session_signing.kid.clone(), &secret);
-    sessions.add(&keys.session_signing.kid, &signing.public())?;
-    for key in &keys.session_keys {
-        sessions.add(&key.kid, &key.bytes().context("session key is not 32 bytes in base64")?)?;
-    }
-    for kid in &keys.retired {
-        links.retire(kid);
-        sessions.retire(kid);
-    }
-    Ok((links, sessions, signing))
-}
-
 /// What a batch is made of before its events are read.
 struct Envelope {
-    claims: SessionClaims,
+    claims: Arc<SessionClaims>,
     place: Place,
     events: Bytes,
 }
 
 /// A batch that is ready for the log.
 struct Batch {
-    session: SessionId,
+    claims: Arc<SessionClaims>,
     place: Place,
     facts: schemas::BatchFacts,
     value: Vec<u8>,
@@ -144,6 +177,7 @@ impl Edge {
                     Route::Consent => self.consent(head, body).await,
                     Route::Events => self.events(head, body).await,
                     Route::Session => self.session(&head),
+                    Route::Withdraw => self.withdraw(head, body).await,
                 };
                 (answer.unwrap_or_else(|refusal| self.refuse(&refusal)), route.template(), false)
             }
@@ -160,31 +194,38 @@ impl Edge {
     }
 
     async fn consent(&self, head: Head, body: Incoming) -> Result<Answer, Refusal> {
-        self.check_log()?;
+        self.check_open()?;
         let (body, _room) = body::read(body, limits::SMALL_BODY_BYTES_MAX, &self.bodies).await?;
         let request: ConsentRequest =
             serde_json::from_slice(&body).map_err(|_| Refusal::from(ErrorCode::BodyMalformed))?;
         let now_ms = now_ms();
-        let link = self.links.link(&request.link, now_ms / 1000)?;
+        let Gate { tokens, board, .. } = &*self.gate;
+        let link = tokens.link(&request.link, now_ms / 1000)?;
         let origin = answers::text(&head.headers, header::ORIGIN);
         let attempt = match &request.attempt {
             Some(attempt) => attempt.clone(),
             None => random_attempt()?,
         };
-        match admission::consent(&request, &link, origin, &attempt, now_ms)? {
+        match board.read(|standing| admission::consent(&request, &link, standing, origin, &attempt, now_ms))? {
             ConsentOutcome::CountDecline(workspace) => {
                 self.declines.count(workspace, now_ms);
                 ::metrics::counter!(metrics::DECLINES).increment(1);
                 Ok(answers::empty(StatusCode::NO_CONTENT))
             }
             ConsentOutcome::Begin { acceptance, claims } => {
+                let now_s = (now_ms / 1000).cast_signed();
+                board
+                    .write(|standing| standing.begin(&link, claims.ses, &claims.ntc, now_s))
+                    .map_err(|refusal| if refusal.which.is_some() { counted(refusal) } else { refusal })?;
+                // Others hear of it while Kafka takes the acceptance: what they count too much is one that may be repeated.
+                board.tell_begun(key_of(&claims), link.lnk, now_ms);
                 // The session's first record; only then may anything be sent.
                 let value = sealed(&self.seal, claims.ses, &acceptance, &[])?;
                 self.producer.send(claims.ses.as_bytes(), &value).await?;
                 let expires_at = expires_at(&claims);
                 let response = ConsentResponse {
                     session_id: claims.ses,
-                    token: self.signing.session(&claims),
+                    token: tokens.sign(&claims),
                     expires_at,
                     capture: Capture::of(claims.msk.as_ref()),
                 };
@@ -194,13 +235,33 @@ impl Edge {
     }
 
     fn session(&self, head: &Head) -> Result<Answer, Refusal> {
-        let claims = self.verify_bearer(head)?;
+        self.gate.board.check_news()?;
+        let claims = self.admit_bearer(head)?;
+        let limits = self.gate.board.read(|standing| standing.limits(claims.ws, claims.lim));
         let response = SessionResponse {
             session_id: claims.ses,
             expires_at: expires_at(&claims),
             capture: Capture::of(claims.msk.as_ref()),
+            limits: SessionLimits::of(&limits),
         };
         Ok(answers::json(StatusCode::OK, &response))
+    }
+
+    /// Takes consent back. Never refused for what this edge cannot know right now, and never answered with 202 before Kafka has it.
+    async fn withdraw(&self, head: Head, body: Incoming) -> Result<Answer, Refusal> {
+        let (body, _room) = body::read(body, limits::SMALL_BODY_BYTES_MAX, &self.bodies).await?;
+        let authorization = answers::text(&head.headers, header::AUTHORIZATION);
+        let claims = if authorization.is_none() && !body.is_empty() {
+            // A beacon has no headers.
+            let head: WithdrawHead =
+                serde_json::from_slice(&body).map_err(|_| Refusal::from(ErrorCode::BodyMalformed))?;
+            self.gate.tokens.withdrawal(&head.token)?
+        } else {
+            self.gate.tokens.withdrawal(admission::bearer(authorization)?)?
+        };
+        self.gate.board.withdraw(key_of(&claims), now_ms()).await?;
+        ::metrics::counter!(metrics::WITHDRAWALS).increment(1);
+        Ok(answers::json(StatusCode::ACCEPTED, &WithdrawResponse { session_id: claims.ses }))
     }
 
     async fn events(&self, head: Head, body: Incoming) -> Result<Answer, Refusal> {
@@ -208,14 +269,17 @@ impl Edge {
         let encoding = Encoding::parse(answers::text(&head.headers, header::CONTENT_ENCODING))?;
         // Whoever can prove its right by headers does so before its body is read.
         let proven = match form {
-            BodyForm::Events => Some((self.verify_bearer(&head)?, Place::from_query(&head.query)?)),
+            BodyForm::Events => Some((self.admit_bearer(&head)?, Place::from_query(&head.query)?)),
             BodyForm::Beacon => None,
         };
-        self.check_log()?;
+        self.check_open()?;
+        if let Some((claims, _)) = &proven {
+            self.gate.check_rate(claims)?;
+        }
         let (wire, room) = body::read(body, limits::BODY_BYTES_MAX, &self.bodies).await?;
         self.show_bodies();
         ::metrics::counter!(metrics::BYTES_RECEIVED).increment(wire.len() as u64);
-        let sessions = Arc::clone(&self.sessions);
+        let gate = Arc::clone(&self.gate);
         let origin = answers::text(&head.headers, header::ORIGIN).map(str::to_owned);
         let seal = Arc::clone(&self.seal);
         // Decoding, reading and sealing are one job: what a small body grows to is held by the pool's few threads, and never
@@ -224,30 +288,44 @@ impl Edge {
             let decoded = body::decode(wire, encoding)?;
             let Envelope { claims, place, events } = match proven {
                 Some((claims, place)) => Envelope { claims, place, events: decoded },
-                None => open_beacon(&sessions, origin.as_deref(), &decoded)?,
+                None => open_beacon(&gate, origin.as_deref(), &decoded)?,
             };
             let (facts, frame) = read_batch(&events)?;
+            gate.take(&claims, Cost { events: facts.events.into(), bytes: facts.raw_bytes.into() })?;
             let header = admission::batch_header(&claims, place, facts.clone());
             let value = sealed(&seal, claims.ses, &header, &frame)?;
-            Ok::<_, Refusal>(Batch { session: claims.ses, place, facts, value })
+            Ok::<_, Refusal>(Batch { claims, place, facts, value })
         };
-        let Batch { session, place, facts, value } = self.on_pool(reading).await??;
-        self.producer.send(session.as_bytes(), &value).await?;
+        let Batch { claims, place, facts, value } = self.on_pool(reading).await??;
+        // A slow body may have taken long: what was heard meanwhile counts.
+        self.check_still(&claims)?;
+        self.producer.send(claims.ses.as_bytes(), &value).await?;
         drop(room);
+        // Nothing is acknowledged behind a withdrawal's answer, although it may be in the log: the batcher drops it.
+        self.check_still(&claims)?;
         ::metrics::counter!(metrics::EVENTS).increment(u64::from(facts.events));
         ::metrics::counter!(metrics::BYTES_DECODED).increment(u64::from(facts.raw_bytes));
         let response = EventsResponse { stream: place.at.stream(), seq: place.at.seq() };
         Ok(answers::json(StatusCode::ACCEPTED, &response))
     }
 
-    fn verify_bearer(&self, head: &Head) -> Result<SessionClaims, Refusal> {
+    fn admit_bearer(&self, head: &Head) -> Result<Arc<SessionClaims>, Refusal> {
         let token = admission::bearer(answers::text(&head.headers, header::AUTHORIZATION))?;
-        verify(&self.sessions, token, answers::text(&head.headers, header::ORIGIN))
+        self.gate.admit(token, answers::text(&head.headers, header::ORIGIN))
     }
 
-    /// Refuses at once while Kafka does not answer, instead of letting every request wait for its time-out.
-    fn check_log(&self) -> Result<(), Refusal> {
-        if self.health.ready().0 { Ok(()) } else { Err(ErrorCode::Backpressure.into()) }
+    fn check_still(&self, claims: &SessionClaims) -> Result<(), Refusal> {
+        self.gate.board.check_news()?;
+        self.gate.board.read(|standing| standing.check_session(claims)).map_err(Refusal::from)
+    }
+
+    /// Refuses at once what cannot be taken: while Kafka does not answer, instead of letting every request wait for its time-out;
+    /// and while it is not known who took consent back.
+    fn check_open(&self) -> Result<(), Refusal> {
+        if !self.log.is_up() {
+            return Err(ErrorCode::Backpressure.into());
+        }
+        self.gate.board.check_news()
     }
 
     fn show_bodies(&self) {
@@ -269,18 +347,13 @@ fn sealed(seal: &Seal, session: SessionId, header: &Header, payload: &[u8]) -> R
     })
 }
 
-fn verify(sessions: &Verifiers, token: &str, origin: Option<&str>) -> Result<SessionClaims, Refusal> {
-    let claims = sessions.session(token, now_ms() / 1000)?;
-    admission::check_session_origin(&claims, origin)?;
-    Ok(claims)
-}
-
 /// Takes a beacon's first line off, and proves its right.
-fn open_beacon(sessions: &Verifiers, origin: Option<&str>, body: &Bytes) -> Result<Envelope, Refusal> {
+fn open_beacon(gate: &Gate, origin: Option<&str>, body: &Bytes) -> Result<Envelope, Refusal> {
     let line_len = body.iter().position(|byte| *byte == b'\n').unwrap_or(body.len());
     let beacon: BeaconHead =
         serde_json::from_slice(&body[..line_len]).map_err(|_| Refusal::from(ErrorCode::BodyMalformed))?;
-    let claims = verify(sessions, &beacon.token, origin)?;
+    let claims = gate.admit(&beacon.token, origin)?;
+    gate.check_rate(&claims)?;
     let place = Place::new(beacon.stream, beacon.seq, beacon.end)?;
     Ok(Envelope { claims, place, events: body.slice((line_len + 1).min(body.len())..) })
 }

@@ -13,7 +13,8 @@ use serde::Serialize;
 pub(crate) type Answer = Response<Full<Bytes>>;
 
 /// The edge's calls: method and path, as `schemas/openapi.yaml` has them.
-pub const CALLS: &[(&str, &str)] = &[("post", "/v1/consent"), ("post", "/v1/events"), ("get", "/v1/session")];
+pub const CALLS: &[(&str, &str)] =
+    &[("post", "/v1/consent"), ("post", "/v1/events"), ("get", "/v1/session"), ("post", "/v1/withdraw")];
 
 /// The edge's calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +22,7 @@ pub(crate) enum Route {
     Consent,
     Events,
     Session,
+    Withdraw,
 }
 
 impl Route {
@@ -30,12 +32,13 @@ impl Route {
             Self::Consent => "/v1/consent",
             Self::Events => "/v1/events",
             Self::Session => "/v1/session",
+            Self::Withdraw => "/v1/withdraw",
         }
     }
 
     fn method(self) -> Method {
         match self {
-            Self::Consent | Self::Events => Method::POST,
+            Self::Consent | Self::Events | Self::Withdraw => Method::POST,
             Self::Session => Method::GET,
         }
     }
@@ -58,6 +61,7 @@ pub(crate) fn asked<B>(request: &Request<B>) -> Asked {
         "/v1/consent" => Route::Consent,
         "/v1/events" => Route::Events,
         "/v1/session" => Route::Session,
+        "/v1/withdraw" => Route::Withdraw,
         _ => return Asked::Refused(ErrorCode::NotFound.into(), None),
     };
     match request.method() {
@@ -109,7 +113,8 @@ pub(crate) fn refused(refusal: &Refusal) -> Answer {
     let body = serde_json::to_vec(&refusal.problem()).unwrap_or_default();
     let mut answer = with_type(status, PROBLEM_CONTENT_TYPE, body);
     if matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
-        answer.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        let seconds = refusal.retry_after_s.unwrap_or(1);
+        answer.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
     answer
 }

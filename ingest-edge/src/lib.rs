@@ -1,11 +1,12 @@
 //! The edge: HTTP in, Kafka out.
 //!
-//! Stateless: everything that it knows of a session stands in the session's token. A request proves its right, then its
+//! Stateless: everything that it knows of a session stands in the session's token, and what has changed since on the topic
+//! `control`. A request proves its right, then its
 //! body is read, decoded and validated within bounds (E3), and becomes one record; the answer is 202 only when Kafka has
 //! it on all in-sync replicas (E1). The edge never opens a connection to Postgres or S3.
 //!
-//! `driver` takes requests, `http` reads and answers them, `body` decodes, `seal` seals records, `kafka` produces, `declines`
-//! counts.
+//! `driver` takes requests, `http` reads and answers them, `tokens` verifies, `news` follows and tells what everybody has to know
+//! soon, `body` decodes, `seal` seals records, `kafka` produces, `declines` counts.
 
 mod body;
 mod declines;
@@ -13,12 +14,14 @@ mod driver;
 mod http;
 mod kafka;
 mod metrics;
+mod news;
 mod seal;
+mod tokens;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use service_kit::config::kafka::KafkaConfig;
+use service_kit::config::kafka::{ControlConfig, KafkaConfig};
 use service_kit::config::{Env, Knob, keys};
 use service_kit::service::Definition;
 
@@ -30,6 +33,8 @@ pub use http::CALLS;
 pub struct Config {
     /// Kafka.
     pub kafka: KafkaConfig,
+    /// Where is told who may record.
+    pub control: ControlConfig,
     /// Where the keys of tokens are.
     pub keys_file: PathBuf,
     /// Where the keys of records are.
@@ -73,8 +78,11 @@ pub const DEFINITION: Definition<Config> = Definition {
 
 impl Config {
     fn load(env: &mut Env<'_>) -> Self {
+        let kafka = KafkaConfig::load(env);
+        let control = ControlConfig::load_beside(&kafka, env);
         Self {
-            kafka: KafkaConfig::load(env),
+            kafka,
+            control,
             keys_file: env.path(&KEYS_FILE),
             transport_keys_file: keys::transport_keys_file(env),
             declines_interval: env.millis(&DECLINES_INTERVAL_MS),

@@ -13,6 +13,12 @@ pub(crate) const PRODUCE_SECONDS: &str = "edge_produce_seconds";
 pub(crate) const BODIES_HELD: &str = "edge_bodies_held_bytes";
 pub(crate) const EPOCH: &str = "edge_transport_epoch";
 pub(crate) const DECLINES: &str = "edge_declines_total";
+pub(crate) const WITHDRAWALS: &str = "edge_withdrawals_total";
+pub(crate) const TOKENS: &str = "edge_session_tokens_total";
+pub(crate) const ENDED_SESSIONS: &str = "edge_ended_sessions";
+pub(crate) const EDGES: &str = "edge_edges_alive";
+pub(crate) const UNTOLD: &str = "edge_untold_news_total";
+pub(crate) const RATE_LIMITED: &str = "edge_rate_limited_total";
 
 pub(crate) const ALL: &[Described] = &[
     Counter(REQUESTS, "Requests, by route and status."),
@@ -26,4 +32,10 @@ pub(crate) const ALL: &[Described] = &[
     Gauge(BODIES_HELD, "Bytes of bodies held right now."),
     Gauge(EPOCH, "The transport epoch that records are sealed under."),
     Counter(DECLINES, "Consents declined."),
+    Counter(WITHDRAWALS, "Consents taken back, as far as Kafka acknowledged it."),
+    Counter(TOKENS, "Session tokens that were taken, by how: verified, or cached from an earlier request."),
+    Gauge(ENDED_SESSIONS, "Sessions that are known to be withdrawn or deleted, and refused."),
+    Gauge(EDGES, "Edges that live, this one among them: rates of workspaces are shared out among them."),
+    Counter(UNTOLD, "Entries that Kafka did not take on `control`. Withdrawals are told again."),
+    Counter(RATE_LIMITED, "Requests that were too many, by whose rate was passed and what was counted."),
 ];

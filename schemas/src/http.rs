@@ -7,6 +7,7 @@ use time::OffsetDateTime;
 use crate::facts::BatchFacts;
 use crate::ids::{DeletionId, LinkId, ReceiptId, SessionId};
 use crate::limits;
+use crate::plan::Limits;
 
 /// The attribute below which all text and values are masked.
 pub const MASK_ATTRIBUTE: &str = "data-clairvio-mask";
@@ -90,6 +91,45 @@ pub struct SessionResponse {
     pub expires_at: OffsetDateTime,
     /// How to record.
     pub capture: Capture,
+    /// What the session is held to.
+    pub limits: SessionLimits,
+}
+
+/// What a session is held to, as an SDK needs to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionLimits {
+    /// Events a second, as a mean.
+    pub events_per_s: u64,
+    /// Bytes of events a second, before compression, as a mean.
+    pub bytes_per_s: u64,
+    /// How long the session may last from its consent on, seconds.
+    pub duration_s: u64,
+}
+
+impl SessionLimits {
+    /// Those of a session among its workspace's.
+    pub fn of(limits: &Limits) -> Self {
+        Self {
+            events_per_s: limits.session_events_per_s,
+            bytes_per_s: limits.session_bytes_per_s,
+            duration_s: limits.session_s,
+        }
+    }
+}
+
+/// The body of `POST /v1/withdraw` when the token stands in no header, as with `sendBeacon`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WithdrawHead {
+    /// The session token.
+    pub token: String,
+}
+
+/// The answer to a withdrawal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WithdrawResponse {
+    /// The session that is deleted.
+    pub session_id: SessionId,
 }
 
 /// The answer to a batch.

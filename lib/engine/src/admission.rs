@@ -5,10 +5,11 @@
 use schemas::codes::Refusal;
 use schemas::http::{ConsentRequest, Decision};
 use schemas::limits;
-use schemas::plan::Limits;
 use schemas::record::{Consent, Header};
 use schemas::token::{AUDIENCE, LinkClaims, SessionClaims};
 use schemas::{BatchFacts, ErrorCode, ReceiptId, SessionId, SessionKey, StreamSeq, WorkspaceId};
+
+use crate::standing::Standing;
 
 /// Where a batch belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,13 +116,26 @@ pub fn bearer(header: Option<&str>) -> Result<&str, Refusal> {
     }
 }
 
-/// Whether an `Origin` header lies within what consent covers. A client that sends none is no browser, and what it
-/// could send there proves nothing.
-pub fn check_session_origin(claims: &SessionClaims, origin: Option<&str>) -> Result<(), Refusal> {
-    match (&claims.org, origin) {
-        (Some(consented), Some(origin)) if consented != origin => Err(ErrorCode::ConsentScope.into()),
-        _ => Ok(()),
+/// Whether a session may send now, by its token and by what has been heard since: its origin, its standing, its length.
+///
+/// A client that sends no `Origin` is no browser, and what it could send there proves nothing.
+pub fn check_session(
+    claims: &SessionClaims,
+    standing: &Standing,
+    origin: Option<&str>,
+    now_ms: u64,
+) -> Result<(), Refusal> {
+    if let (Some(consented), Some(origin)) = (&claims.org, origin)
+        && consented != origin
+    {
+        return Err(ErrorCode::ConsentScope.into());
     }
+    standing.check_session(claims)?;
+    let length_s = standing.limits(claims.ws, claims.lim).session_s;
+    if now_ms.saturating_sub(claims.cst) > length_s.saturating_mul(1000) {
+        return Err(Refusal { limit: Some(length_s), ..ErrorCode::SessionClosed.into() });
+    }
+    Ok(())
 }
 
 /// What a consent leads to.
@@ -138,17 +152,21 @@ pub enum ConsentOutcome {
     CountDecline(WorkspaceId),
 }
 
-/// Decides a consent. `attempt` is the client's, or a random one when it gave none.
+/// Decides a consent, but whether the link may begin one more session: that is [`Standing::begin`]'s. `attempt` is the client's,
+/// or a random one when it gave none.
 pub fn consent(
     request: &ConsentRequest,
     link: &LinkClaims,
+    standing: &Standing,
     origin: Option<&str>,
     attempt: &str,
     now_ms: u64,
 ) -> Result<ConsentOutcome, Refusal> {
+    let rules = standing.rules(link.ws);
+    let allowed = rules.map_or(&link.org, |rules| &rules.origins);
     if let Some(origin) = origin
-        && !link.org.is_empty()
-        && !link.org.iter().any(|allowed| allowed == origin)
+        && !allowed.is_empty()
+        && !allowed.iter().any(|allowed| allowed == origin)
     {
         return Err(ErrorCode::ConsentScope.into());
     }
@@ -168,7 +186,7 @@ pub fn consent(
     let session = SessionId::derive(link.lnk, attempt);
     let receipt = ReceiptId::derive(link.lnk, attempt);
     let now_s = now_ms / 1000;
-    let held = Limits::from_array(link.lim);
+    let held = standing.limits(link.ws, link.lim);
     let consent =
         Consent { link: link.lnk, consented_at_ms: now_ms, notice_version: request.notice_version.clone(), receipt };
     Ok(ConsentOutcome::Begin {
@@ -184,7 +202,7 @@ pub fn consent(
             iat: now_s,
             exp: now_s + held.session_s.min(limits::SESSION_S_MAX) + limits::SESSION_TOKEN_GRACE_S,
             org: origin.map(str::to_owned),
-            lim: link.lim,
+            lim: held.to_array(),
             msk: link.msk.clone(),
         }),
     })
@@ -209,6 +227,7 @@ pub fn batch_header(claims: &SessionClaims, place: Place, facts: BatchFacts) -> 
 #[cfg(test)]
 mod tests {
     use schemas::LinkId;
+    use schemas::control::{Entry, WorkspaceRules, WorkspaceState};
     use schemas::plan::Plan;
     use uuid::Uuid;
 
@@ -269,13 +288,20 @@ mod tests {
 
     #[test]
     fn p02_a_decline_is_a_count_of_the_workspace_and_nothing_else() {
-        let outcome = consent(&request(Decision::Declined), &link(), None, "a", 1);
+        let outcome = consent(&request(Decision::Declined), &link(), &Standing::default(), None, "a", 1);
         assert_eq!(outcome, Ok(ConsentOutcome::CountDecline(link().ws)));
     }
 
     #[test]
     fn the_same_attempt_begins_the_same_session() {
-        let begin = |attempt| match consent(&request(Decision::Accepted), &link(), None, attempt, 5_000) {
+        let begin = |attempt| match consent(
+            &request(Decision::Accepted),
+            &link(),
+            &Standing::default(),
+            None,
+            attempt,
+            5_000,
+        ) {
             Ok(ConsentOutcome::Begin { claims, acceptance }) => {
                 let Header::Acceptance { key, consent } = *acceptance else { panic!("{acceptance:?}") };
                 assert_eq!((key.session, consent.receipt), (claims.ses, claims.rcp));
@@ -291,16 +317,46 @@ mod tests {
     fn a_notice_version_is_a_short_line_of_text() {
         for notice_version in ["", "v\0", "v\n", &"v".repeat(limits::NOTICE_VERSION_BYTES_MAX + 1)] {
             let request = ConsentRequest { notice_version: notice_version.into(), ..request(Decision::Accepted) };
-            assert_eq!(consent(&request, &link(), None, "a", 1), Err(Refusal::field("notice_version")));
+            assert_eq!(
+                consent(&request, &link(), &Standing::default(), None, "a", 1),
+                Err(Refusal::field("notice_version"))
+            );
         }
     }
 
     #[test]
     fn consent_is_bound_to_its_origins() {
-        let ask = |origin| consent(&request(Decision::Accepted), &link(), origin, "a", 1);
-        assert_eq!(ask(Some("https://evil.example")), Err(ErrorCode::ConsentScope.into()));
-        let Ok(ConsentOutcome::Begin { claims, .. }) = ask(Some("https://app.example")) else { panic!("refused") };
-        assert_eq!(check_session_origin(&claims, Some("https://app.example")), Ok(()));
-        assert_eq!(check_session_origin(&claims, Some("https://evil.example")), Err(ErrorCode::ConsentScope.into()));
+        let mut standing = Standing::default();
+        let ask = |standing: &Standing, origin| {
+            consent(&request(Decision::Accepted), &link(), standing, Some(origin), "a", 1)
+        };
+        let scope = Refusal::from(ErrorCode::ConsentScope);
+        assert_eq!(ask(&standing, "https://evil.example"), Err(scope));
+        let Ok(ConsentOutcome::Begin { claims, .. }) = ask(&standing, "https://app.example") else { panic!("refused") };
+        assert_eq!(check_session(&claims, &standing, Some("https://app.example"), 1), Ok(()));
+        assert_eq!(check_session(&claims, &standing, Some("https://evil.example"), 1), Err(scope));
+        // Origins that the workspace has now beat those that it had when the link was made.
+        let rules = WorkspaceRules {
+            state: WorkspaceState::Active,
+            limits: Plan::Free.limits(),
+            full_until: None,
+            origins: vec!["https://new.example".into()],
+            notice_versions: Vec::new(),
+        };
+        standing.apply(Entry::workspace(link().ws, rules, 1), 0);
+        assert_eq!(ask(&standing, "https://app.example"), Err(scope));
+        assert!(ask(&standing, "https://new.example").is_ok());
+    }
+
+    #[test]
+    fn a_session_ends_with_its_length() {
+        let standing = Standing::default();
+        let asked = consent(&request(Decision::Accepted), &link(), &standing, None, "a", 5_000);
+        let Ok(ConsentOutcome::Begin { claims, .. }) = asked else { panic!("refused") };
+        let length_s = Plan::Scale.limits().session_s;
+        assert_eq!(check_session(&claims, &standing, None, 5_000 + length_s * 1000), Ok(()));
+        let closed = check_session(&claims, &standing, None, 5_001 + length_s * 1000).unwrap_err();
+        assert_eq!((closed.code, closed.limit), (ErrorCode::SessionClosed, Some(length_s)));
+        assert!(claims.exp > 5 + length_s, "it would be told that its token has expired");
     }
 }

@@ -3,7 +3,8 @@
 //! Nothing here does I/O, reads a clock or draws a random number: time and ids are arguments, effects are values. A
 //! driver in each service feeds inputs in and carries effects out; a test feeds the same inputs and looks.
 //!
-//! - [`token`] and [`admission`]: what an edge lets in, and as what;
+//! - [`token`] and [`admission`]: what an edge lets in, and as what; [`standing`]: what it has heard of who may record; [`rates`]:
+//!   how much each may send;
 //! - [`events`]: what a body of events is, and what is in it; [`pages`]: which page an event is about;
 //! - [`batching`]: when a partition's records become an object, and what happens when that fails;
 //! - [`merge`]: the one order in which a session is read, wherever its batches lie;
@@ -19,5 +20,7 @@ pub mod events;
 pub mod invariants;
 pub mod merge;
 pub mod pages;
+pub mod rates;
 pub mod retention;
+pub mod standing;
 pub mod token;

@@ -56,7 +56,8 @@ impl Signing {
 #[derive(Debug, Clone)]
 enum Verifying {
     Active(VerifyingKey),
-    Retired,
+    /// Its tokens are not taken any more, and still take consent back where the key itself is known.
+    Retired(Option<VerifyingKey>),
 }
 
 /// Why a public key was not taken.
@@ -80,24 +81,29 @@ pub struct Verifiers(BTreeMap<String, Verifying>);
 impl Verifiers {
     /// Adds a key.
     pub fn add(&mut self, kid: &str, public: &[u8; 32]) -> Result<(), KeyError> {
-        let key = VerifyingKey::from_bytes(public).map_err(|_| KeyError::Invalid)?;
-        if key.is_weak() {
-            return Err(KeyError::Weak);
-        }
+        let key = strong(public)?;
         match self.0.insert(kid.to_owned(), Verifying::Active(key)) {
             None => Ok(()),
             Some(_) => Err(KeyError::Doubled),
         }
     }
 
-    /// Remembers a key as retired: its tokens get an answer of their own.
-    pub fn retire(&mut self, kid: &str) {
-        self.0.insert(kid.to_owned(), Verifying::Retired);
+    /// Remembers a key as retired: its tokens get an answer of their own, also when it was added before. With its public half
+    /// they still take consent back.
+    pub fn retire(&mut self, kid: &str, public: Option<&[u8; 32]>) -> Result<(), KeyError> {
+        let named = public.map(strong).transpose()?;
+        let known = match self.0.remove(kid) {
+            Some(Verifying::Active(key)) => Some(key),
+            Some(Verifying::Retired(key)) => key,
+            None => None,
+        };
+        self.0.insert(kid.to_owned(), Verifying::Retired(named.or(known)));
+        Ok(())
     }
 
     /// Verifies a link token at `now_s`, seconds since the epoch. An expired link has a code of its own.
     pub fn link(&self, text: &str, now_s: u64) -> Result<LinkClaims, ErrorCode> {
-        let claims: LinkClaims = self.verify(TokenType::Link, text)?;
+        let claims: LinkClaims = self.verify(TokenType::Link, text, Purpose::Capture)?;
         check_times(&claims.aud, claims.iat, claims.exp, now_s).map_err(|code| match code {
             ErrorCode::TokenExpired => ErrorCode::LinkExpired,
             other => other,
@@ -107,12 +113,18 @@ impl Verifiers {
 
     /// Verifies a session token at `now_s`, seconds since the epoch.
     pub fn session(&self, text: &str, now_s: u64) -> Result<SessionClaims, ErrorCode> {
-        let claims: SessionClaims = self.verify(TokenType::Session, text)?;
+        let claims: SessionClaims = self.verify(TokenType::Session, text, Purpose::Capture)?;
         check_times(&claims.aud, claims.iat, claims.exp, now_s)?;
         Ok(claims)
     }
 
-    fn verify<T: DeserializeOwned>(&self, token_type: TokenType, text: &str) -> Result<T, ErrorCode> {
+    /// Verifies the session token of somebody who takes consent back, whatever its age: that must always be possible.
+    pub fn withdrawal(&self, text: &str) -> Result<SessionClaims, ErrorCode> {
+        let claims: SessionClaims = self.verify(TokenType::Session, text, Purpose::Withdrawal)?;
+        if claims.aud == AUDIENCE { Ok(claims) } else { Err(ErrorCode::TokenAudienceInvalid) }
+    }
+
+    fn verify<T: DeserializeOwned>(&self, token_type: TokenType, text: &str, purpose: Purpose) -> Result<T, ErrorCode> {
         let parts = token::split(text).map_err(|_| ErrorCode::TokenMalformed)?;
         if parts.header.alg != ALGORITHM {
             return Err(ErrorCode::TokenAlgRejected);
@@ -122,14 +134,27 @@ impl Verifiers {
         }
         let key = match self.0.get(&parts.header.kid) {
             None => return Err(ErrorCode::TokenKeyUnknown),
-            Some(Verifying::Retired) => return Err(ErrorCode::TokenKeyRevoked),
             Some(Verifying::Active(key)) => key,
+            Some(Verifying::Retired(Some(key))) if purpose == Purpose::Withdrawal => key,
+            Some(Verifying::Retired(_)) => return Err(ErrorCode::TokenKeyRevoked),
         };
         let signature: [u8; 64] = parts.signature.try_into().map_err(|_| ErrorCode::TokenMalformed)?;
         key.verify_strict(parts.signed.as_bytes(), &Signature::from_bytes(&signature))
             .map_err(|_| ErrorCode::TokenSignatureInvalid)?;
         token::parse(&parts.claims).map_err(|_| ErrorCode::TokenMalformed)
     }
+}
+
+/// What a token is shown for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Capture,
+    Withdrawal,
+}
+
+fn strong(public: &[u8; 32]) -> Result<VerifyingKey, KeyError> {
+    let key = VerifyingKey::from_bytes(public).map_err(|_| KeyError::Invalid)?;
+    if key.is_weak() { Err(KeyError::Weak) } else { Ok(key) }
 }
 
 fn check_times(aud: &str, iat: u64, exp: u64, now_s: u64) -> Result<(), ErrorCode> {
@@ -181,7 +206,7 @@ mod tests {
     fn verifiers() -> Verifiers {
         let mut verifiers = Verifiers::default();
         verifiers.add("s1", &signing().public()).unwrap();
-        verifiers.retire("s0");
+        verifiers.retire("s0", None).unwrap();
         verifiers
     }
 
@@ -229,6 +254,24 @@ mod tests {
         let unsigned =
             format!("{}.", forged(r#"{"alg":"none","typ":"clairvio-session","kid":"s1"}"#).rsplit_once('.').unwrap().0);
         check(&unsigned, TokenAlgRejected);
+    }
+
+    #[test]
+    fn consent_can_be_taken_back_with_an_old_token_and_with_no_other() {
+        let mut verifiers = verifiers();
+        let token = signing().session(&SessionClaims { exp: NOW - 1, iat: NOW + 9_999, ..claims() });
+        assert!(verifiers.withdrawal(&token).is_ok());
+        verifiers.retire("s1", None).unwrap();
+        assert!(verifiers.withdrawal(&token).is_ok(), "its key was known when it was retired");
+        assert_eq!(verifiers.session(&token, NOW), Err(ErrorCode::TokenKeyRevoked));
+        let unknown = Signing::new("s0".into(), &[9; 32]);
+        assert_eq!(verifiers.withdrawal(&unknown.session(&claims())), Err(ErrorCode::TokenKeyRevoked));
+        verifiers.retire("s0", Some(&unknown.public())).unwrap();
+        assert!(verifiers.withdrawal(&unknown.session(&claims())).is_ok());
+        let forged = Signing::new("s0".into(), &[8; 32]).session(&claims());
+        assert_eq!(verifiers.withdrawal(&forged), Err(ErrorCode::TokenSignatureInvalid));
+        let elsewhere = unknown.session(&SessionClaims { aud: "other".into(), ..claims() });
+        assert_eq!(verifiers.withdrawal(&elsewhere), Err(ErrorCode::TokenAudienceInvalid));
     }
 
     #[test]

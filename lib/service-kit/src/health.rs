@@ -52,6 +52,12 @@ impl Health {
 }
 
 impl Part {
+    /// Whether it answers, as far as is known.
+    pub fn is_up(&self) -> bool {
+        let parts = self.health.0.lock().unwrap_or_else(PoisonError::into_inner);
+        parts.get(self.name) == Some(&PartState::Up)
+    }
+
     /// It answers.
     pub fn up(&self) {
         self.health.set(self.name, PartState::Up);

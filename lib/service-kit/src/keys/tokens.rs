@@ -45,9 +45,19 @@ pub struct EdgeKeys {
     /// Session tokens signed by these are taken too.
     #[serde(default)]
     pub session_keys: Vec<PublicKey>,
-    /// Ids of keys that are not taken any more.
+    /// Keys that are not taken any more, but to take consent back.
     #[serde(default)]
-    pub retired: Vec<String>,
+    pub retired: Vec<RetiredKey>,
+}
+
+/// A key whose tokens are not taken any more.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum RetiredKey {
+    /// With its public half: whoever has an old token can still take consent back.
+    Key(PublicKey),
+    /// By its id alone.
+    Id(String),
 }
 
 /// What the control plane holds.
@@ -67,10 +77,18 @@ impl SecretKey {
     fn random(kid: String) -> Result<(Self, PublicKey), KeysError> {
         let mut secret = [0; 32];
         getrandom::fill(&mut secret).map_err(|_| KeysError::Random)?;
-        let public = ed25519_dalek::SigningKey::from_bytes(&secret).verifying_key().to_bytes();
         let key = Self { kid: kid.clone(), secret: STANDARD.encode(secret) };
-        Ok((key, PublicKey { kid, public: STANDARD.encode(public) }))
+        Ok((key, PublicKey { kid, public: public_text(&secret) }))
     }
+
+    /// Its public half; `None` when the secret is not 32 bytes.
+    pub fn public(&self) -> Option<PublicKey> {
+        Some(PublicKey { kid: self.kid.clone(), public: public_text(&self.bytes()?) })
+    }
+}
+
+fn public_text(secret: &[u8; 32]) -> String {
+    STANDARD.encode(ed25519_dalek::SigningKey::from_bytes(secret).verifying_key().to_bytes())
 }
 
 impl PublicKey {
