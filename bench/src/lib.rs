@@ -19,6 +19,7 @@ mod progress;
 mod report;
 pub mod seal;
 mod spread;
+pub mod tokens;
 mod verify;
 
 use std::sync::Arc;

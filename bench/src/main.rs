@@ -43,6 +43,16 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
     },
+    /// What checking consent costs: tokens verified per second, a million ended sessions in memory, the spread of a withdrawal.
+    ///
+    /// Starts a private stack with several edges. Exits with 1 when memory or spread are beyond the design's bounds.
+    Tokens {
+        #[command(flatten)]
+        options: bench::tokens::Options,
+        /// Where the report goes, as JSON. [default: standard output]
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
     /// What sealing costs beside the bare cipher, on one core, and the bytes that it adds.
     Seal {
         #[command(flatten)]
@@ -85,6 +95,11 @@ async fn run(command: Command) -> anyhow::Result<Verdict> {
             write(&report, out.as_deref())?;
             Ok(report.verdict)
         }
+        Command::Tokens { options, out } => {
+            let report = until_interrupted(tokens_in_private(&options)).await?;
+            write(&report, out.as_deref())?;
+            Ok(report.verdict)
+        }
         Command::Seal { options, out } => {
             write(&bench::seal::run(&options)?, out.as_deref())?;
             Ok(Verdict::Held)
@@ -114,6 +129,13 @@ async fn run_in_private(options: &Options) -> anyhow::Result<Report> {
 async fn batcher_in_private(options: &bench::batcher::Options) -> anyhow::Result<bench::batcher::Report> {
     let private = PrivateStack::start("bench").await?;
     let report = bench::batcher::run(private.stack(), options).await;
+    private.stop().await?;
+    report
+}
+
+async fn tokens_in_private(options: &bench::tokens::Options) -> anyhow::Result<bench::tokens::Report> {
+    let private = PrivateStack::start("bench").await?;
+    let report = bench::tokens::run(private.stack(), options).await;
     private.stop().await?;
     report
 }

@@ -302,7 +302,7 @@ impl Edge {
         self.producer.send(claims.ses.as_bytes(), &value).await?;
         drop(room);
         // Nothing is acknowledged behind a withdrawal's answer, although it may be in the log: the batcher drops it.
-        self.check_still(&claims)?;
+        self.gate.board.read(|standing| standing.check_session(&claims))?;
         ::metrics::counter!(metrics::EVENTS).increment(u64::from(facts.events));
         ::metrics::counter!(metrics::BYTES_DECODED).increment(u64::from(facts.raw_bytes));
         let response = EventsResponse { stream: place.at.stream(), seq: place.at.seq() };

@@ -27,6 +27,7 @@ use service_kit::service::Definition;
 
 pub use driver::run;
 pub use http::CALLS;
+pub use tokens::Tokens;
 
 /// The edge's settings.
 #[derive(Debug)]

@@ -26,28 +26,35 @@ struct Ring {
     verified: Cache<[u8; 32], Arc<SessionClaims>>,
 }
 
-/// Verifies and signs tokens.
-pub(crate) struct Tokens {
+/// Verifies and signs tokens, with the keys that their file has by now.
+pub struct Tokens {
     keys: Arc<Watched<EdgeKeys>>,
     /// The ring, and the keys that it was made from or that no ring could be made from.
     ring: RwLock<(Arc<EdgeKeys>, Arc<Ring>)>,
 }
 
+impl std::fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokens").finish_non_exhaustive()
+    }
+}
+
 impl Tokens {
-    /// The tokens of this key file, as it is and as it will be.
-    pub(crate) fn new(keys: Arc<Watched<EdgeKeys>>) -> anyhow::Result<Self> {
+    /// The tokens of this key file, as it is and as it will be. Keys that cannot be used are an error now, and later on told once:
+    /// those before stay in use then.
+    pub fn new(keys: Arc<Watched<EdgeKeys>>) -> anyhow::Result<Self> {
         let known = keys.get();
         let ring = ring(&known)?;
         Ok(Self { keys, ring: RwLock::new((known, Arc::new(ring))) })
     }
 
-    /// Verifies a link's token.
-    pub(crate) fn link(&self, text: &str, now_s: u64) -> Result<LinkClaims, ErrorCode> {
+    /// Verifies a link's token at `now_s`, seconds since the epoch.
+    pub fn link(&self, text: &str, now_s: u64) -> Result<LinkClaims, ErrorCode> {
         self.current().links.link(text, now_s)
     }
 
-    /// Verifies a session's token, or finds it verified.
-    pub(crate) fn session(&self, text: &str, now_s: u64) -> Result<Arc<SessionClaims>, ErrorCode> {
+    /// Verifies a session's token at `now_s`, seconds since the epoch, or finds it verified.
+    pub fn session(&self, text: &str, now_s: u64) -> Result<Arc<SessionClaims>, ErrorCode> {
         if text.len() > schemas::limits::TOKEN_BYTES_MAX {
             return Err(ErrorCode::TokenMalformed);
         }
@@ -68,12 +75,12 @@ impl Tokens {
     }
 
     /// Verifies the token of somebody who takes consent back.
-    pub(crate) fn withdrawal(&self, text: &str) -> Result<SessionClaims, ErrorCode> {
+    pub fn withdrawal(&self, text: &str) -> Result<SessionClaims, ErrorCode> {
         self.current().sessions.withdrawal(text)
     }
 
     /// Signs a session's token.
-    pub(crate) fn sign(&self, claims: &SessionClaims) -> String {
+    pub fn sign(&self, claims: &SessionClaims) -> String {
         self.current().signing.session(claims)
     }
 

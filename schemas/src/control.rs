@@ -333,7 +333,7 @@ mod tests {
             .iter()
             .map(|entry| format!("{} {}", entry.key(), String::from_utf8(entry.value()).unwrap()))
             .collect();
-        let golden = include_str!("../golden/control-v1.txt");
+        let golden = include_str!("../golden-control-v1.txt");
         assert_eq!(written.join("\n"), golden.trim_end());
     }
 

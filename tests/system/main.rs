@@ -26,3 +26,4 @@ mod sealed;
 mod starting;
 mod tenancy;
 mod unsealed;
+mod withdrawal;

@@ -45,7 +45,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("keyring-kms", &["schemas", "sealing", "service-kit"]),
         ("virtual-sdk", &["schemas"]),
         ("devstack", &["schemas", "service-kit", "storage", "virtual-sdk"]),
-        ("bench", &["schemas", "sealing", "devstack", "virtual-sdk"]),
+        ("bench", &["schemas", "engine", "sealing", "service-kit", "ingest-edge", "devstack", "virtual-sdk"]),
         ("system-tests", &["schemas"]),
     ])
 }

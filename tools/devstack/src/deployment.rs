@@ -103,6 +103,8 @@ pub struct Deployment {
     pub prefix: String,
     /// Where its key files are.
     pub keys: PathBuf,
+    /// Public interfaces of all edges.
+    pub edge_urls: Vec<String>,
     held: Mutex<Vec<ServiceSpec>>,
 }
 
@@ -154,6 +156,8 @@ impl Deployment {
             api_url: public_url(&specs, "control-plane")?,
             ..endpoints
         };
+        let edges = specs.iter().filter(|(spec, _)| spec.name.starts_with("ingest-edge"));
+        let edge_urls = edges.filter_map(|(_, url)| url.clone()).collect();
         let endpoints = Arc::new(Mutex::new(endpoints));
         let (told, home) = (Arc::clone(&endpoints), options.name.is_none().then(|| stack.home().to_path_buf()));
         let ready = Arc::new(std::sync::atomic::AtomicBool::new(false));
@@ -178,7 +182,7 @@ impl Deployment {
         futures::future::try_join_all(waits).await?;
         ready.store(true, std::sync::atomic::Ordering::Release);
         let held = Mutex::new(held);
-        let deployment = Deployment { supervisor, endpoints, topic, topic_control, prefix, keys: folder, held };
+        let deployment = Deployment { supervisor, endpoints, topic, topic_control, prefix, keys: folder, edge_urls, held };
         if options.name.is_none() {
             deployment.endpoints().write(stack.home())?;
         }

@@ -1,0 +1,501 @@
+//! Consent that is taken back, links that are used up or revoked, and edges that hear of it.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use devstack::{DeploymentOptions, ServiceSpec, find_binary, free_port};
+use futures::future::{join_all, try_join_all};
+use schemas::control::{Entry, WorkspaceRules, WorkspaceState};
+use schemas::http::{LinkCreated, LinkRequest};
+use schemas::limits::NEWS_SPREAD_MS;
+use schemas::plan::{Limits, Plan};
+use schemas::token::SessionClaims;
+use serde_json::json;
+use service_kit::config::kafka::ControlConfig;
+use service_kit::kafka::control::Publisher;
+use service_kit::keys;
+use service_kit::keys::tokens::{EdgeKeys, RetiredKey};
+use tokio::time::Instant;
+use virtual_sdk::sdk::random_attempt;
+use virtual_sdk::{Body, CallError, Encoding, EventsFormat, Form, Sdk, SdkOptions, Seen, Session, until};
+
+use crate::harness::{LATER, NOTICE_VERSION, SOON, System, run};
+use crate::load::{self, small_batch};
+
+const NEWS_SPREAD: Duration = Duration::from_millis(NEWS_SPREAD_MS);
+const EDGES: usize = 3;
+
+fn three_edges(name: &str) -> DeploymentOptions {
+    DeploymentOptions { edges: EDGES, ..DeploymentOptions::named(name) }
+}
+
+fn sdks(system: &System<'_>) -> Result<Vec<Sdk>> {
+    (1..=EDGES).map(|edge| system.sdk(edge)).collect()
+}
+
+fn code<T>(answer: &Result<T, CallError>) -> &str {
+    answer.as_ref().err().map_or("taken", CallError::code)
+}
+
+/// Sends one small batch once.
+async fn send_once(sdk: &Sdk, session: &Session, seq: u32) -> Result<(), CallError> {
+    let batch = small_batch(session.id, 7, seq, false, 10).expect("a small batch is made");
+    let body = Body::of_batch(&batch, Form::Lines, Encoding::Identity).expect("a small batch has a body");
+    sdk.send(session, 7, seq, false, &body).await.map(drop)
+}
+
+/// Sends through an edge until it refuses; when the last batch that was taken had been asked for, and with what it refused.
+async fn send_until_refused(sdk: &Sdk, session: &Session, seqs: std::ops::Range<u32>) -> Result<(Instant, String)> {
+    let mut last_taken = Instant::now();
+    for seq in seqs {
+        let asked = Instant::now();
+        match send_once(sdk, session, seq).await {
+            Ok(()) => last_taken = asked,
+            Err(error) if error.is_retryable() => {}
+            Err(error) => return Ok((last_taken, error.code().to_owned())),
+        }
+    }
+    bail!("it took everything")
+}
+
+/// Goal: once a withdrawal is answered, its edge takes nothing more of the session, no edge does 5 s later, nobody reads it, and
+/// what was stored of it is gone (P2; bound of the design: 5 s). Method: three edges are sent batches on and on while the end
+/// user withdraws at the first of them.
+#[test]
+fn p02_a_withdrawal_ends_a_session_everywhere() -> Result<()> {
+    run(three_edges("withdrawal"), &[], async |system| {
+        let sdks = sdks(system)?;
+        let link = system.link("withdrawing").await?;
+        let [session, other] =
+            [load::begin(system, &sdks[0], &link).await?, load::begin(system, &sdks[1], &link).await?];
+        for (seq, sdk) in (0..).zip(&sdks) {
+            let batch = small_batch(other.id, 0, seq, false, 10)?;
+            load::send(system, sdk, &other, &batch, Form::Array, Encoding::Identity).await?;
+            send_once(sdk, &session, seq).await?;
+        }
+        until("the session is readable", SOON, || async {
+            match system.api.events(session.id, EventsFormat::Lines).await {
+                Ok(_) => Seen::Done(()),
+                Err(error) => Seen::not_yet(error),
+            }
+        })
+        .await?;
+        let elsewhere = try_join_all([
+            send_until_refused(&sdks[1], &session, 1_000..100_000),
+            send_until_refused(&sdks[2], &session, 100_000..200_000),
+        ]);
+        let withdrawing = async {
+            sdks[0].withdraw(&session).await?;
+            let withdrawn = Instant::now();
+            let after = send_once(&sdks[0], &session, 10).await;
+            ensure!(code(&after) == "consent_withdrawn", "the serving edge answered {}", code(&after));
+            let unreadable = until("the session is unreadable", SOON, || async {
+                match system.api.session(session.id).await {
+                    Err(error) if error.status() == Some(410) => Seen::Done(()),
+                    other => Seen::not_yet(code(&other)),
+                }
+            });
+            unreadable.await?;
+            anyhow::Ok((withdrawn, withdrawn.elapsed()))
+        };
+        let (elsewhere, (withdrawn, unreadable_after)) = futures::try_join!(elsewhere, withdrawing)?;
+        for (last_taken, code) in elsewhere {
+            ensure!(code == "consent_withdrawn" || code == "session_deleted", "another edge refused with {code}");
+            let late = last_taken.saturating_duration_since(withdrawn);
+            ensure!(late <= NEWS_SPREAD, "another edge took a batch {late:?} after the withdrawal");
+        }
+        ensure!(unreadable_after <= NEWS_SPREAD, "the session could be read for {unreadable_after:?}");
+        eprintln!("withdrawal: unreadable {} ms after the answer", unreadable_after.as_millis());
+        // Asking for it again begins nothing, and so does coming back with the token.
+        for sdk in &sdks {
+            let info = sdk.session_info(&session).await;
+            ensure!(
+                ["consent_withdrawn", "session_deleted"].contains(&code(&info)),
+                "a reload was told {}",
+                code(&info)
+            );
+        }
+        ensure!(sdks[0].withdraw(&session).await.is_ok(), "withdrawing twice is refused");
+        let cause = "select count(*) from deletion where cause = 'withdrawn'";
+        ensure!(system.count(cause).await? == 1, "there is not one deletion of a withdrawn session");
+        until("what was stored of it is gone", LATER, || async {
+            match system.count("select count(*) from session where state = 3").await {
+                Ok(1) => Seen::Done(()),
+                other => Seen::not_yet(format_args!("{other:?}")),
+            }
+        })
+        .await?;
+        system.ledger.forget(session.id);
+        let end = small_batch(other.id, 0, 3, true, 10)?;
+        load::send(system, &sdks[2], &other, &end, Form::Array, Encoding::Identity).await?;
+        load::compare_all(system, SOON).await?;
+        Ok(())
+    })
+}
+
+/// Goal: consent can be taken back with a token that has expired, or whose key was retired, by a beacon too; with a forged one it
+/// cannot. And a key is retired without a restart: from then on its tokens send nothing. Method: tokens made with the
+/// deployment's own key; the key file is replaced while the edge runs.
+#[test]
+fn consent_can_be_taken_back_with_any_token_that_was_given() -> Result<()> {
+    run(DeploymentOptions::named("oldtokens"), &[], async |system| {
+        let (sdk, link) = (system.sdk(1)?, system.link("old tokens").await?);
+        let path = system.deployment.keys.join("edge-keys.json");
+        let edge_keys: EdgeKeys = keys::read(&path)?;
+        let mut sessions = Vec::new();
+        for _ in 0..3 {
+            sessions.push(load::begin(system, &sdk, &link).await?);
+        }
+        let [expired, retired, beacon] = <[Session; 3]>::try_from(sessions).ok().context("three sessions")?;
+        let key = &edge_keys.session_signing;
+        let signing = engine::token::Signing::new(key.kid.clone(), &key.bytes().context("a key has 32 bytes")?);
+        let mut claims = claims_of(&expired)?;
+        (claims.iat, claims.exp) = (claims.iat - 7200, claims.iat - 3600);
+        let old = Session { token: signing.session(&claims), ..expired.clone() };
+        let sent = send_once(&sdk, &old, 0).await;
+        ensure!(code(&sent) == "token_expired", "an expired token was told {}", code(&sent));
+        let forger = engine::token::Signing::new(key.kid.clone(), &[7; 32]);
+        let forged = Session { token: forger.session(&claims), ..expired.clone() };
+        let answer = sdk.withdraw(&forged).await;
+        ensure!(code(&answer) == "token_signature_invalid", "a forged token was told {}", code(&answer));
+        sdk.withdraw(&old).await?;
+        let sent = send_once(&sdk, &expired, 0).await;
+        ensure!(code(&sent) == "consent_withdrawn", "a withdrawn session was told {}", code(&sent));
+
+        let (others, _) = service_kit::keys::tokens::make()?;
+        let gone = RetiredKey::Key(key.public().context("a key has a public half")?);
+        let rotated = EdgeKeys { session_signing: others.session_signing, retired: vec![gone], ..edge_keys.clone() };
+        keys::replace(&path, &rotated)?;
+        until("the edge has the new keys", SOON, || async {
+            let sent = send_once(&sdk, &retired, 0).await;
+            if code(&sent) == "token_key_revoked" { Seen::Done(()) } else { Seen::not_yet(code(&sent)) }
+        })
+        .await?;
+        sdk.withdraw(&retired).await?;
+        let edge = system.url("ingest-edge", 1)?;
+        let answer = reqwest::Client::new()
+            .post(format!("{edge}/v1/withdraw"))
+            .header("content-type", "text/plain;charset=UTF-8")
+            .body(json!({"token": beacon.token}).to_string())
+            .send()
+            .await?;
+        ensure!(answer.status() == 202, "a beacon's withdrawal was answered with {}", answer.status());
+        // New sessions begin under the new key.
+        let fresh = load::begin(system, &sdk, &link).await?;
+        let batch = small_batch(fresh.id, 0, 0, true, 10)?;
+        load::send(system, &sdk, &fresh, &batch, Form::Array, Encoding::Identity).await?;
+        for session in [&expired, &retired, &beacon] {
+            system.ledger.forget(session.id);
+            until("the session is deleted", SOON, || async {
+                match system.api.session(session.id).await {
+                    Err(error) if error.status() == Some(410) => Seen::Done(()),
+                    other => Seen::not_yet(code(&other)),
+                }
+            })
+            .await?;
+        }
+        load::compare_all(system, SOON).await?;
+        Ok(())
+    })
+}
+
+fn claims_of(session: &Session) -> Result<SessionClaims> {
+    let claims = session.token.split('.').nth(1).context("claims of a token")?;
+    Ok(serde_json::from_slice(&URL_SAFE_NO_PAD.decode(claims)?)?)
+}
+
+async fn link_for(system: &System<'_>, max_sessions: u32) -> Result<LinkCreated> {
+    let request = LinkRequest {
+        reference: format!("for {max_sessions}"),
+        expires_in: Some(3600),
+        max_sessions: Some(max_sessions),
+        redirect_url: None,
+        masking: None,
+    };
+    Ok(system.api.create_link(&request).await?)
+}
+
+/// Goal: a link begins as many sessions as it may, whichever edges they come to; more only while the news of them spread, and
+/// then each edge at most as many as the link may; those are refused when seen, and purged. Asking again for a session that has
+/// begun gives that session. Method: three edges. A link is used up slowly, before the index knows of any of it; another at once,
+/// from everywhere.
+#[test]
+fn a_link_begins_no_more_sessions_than_it_may() -> Result<()> {
+    const MAX: u32 = 3;
+    const AT_ONCE: usize = 30;
+    // Long enough that nothing of the first part can come from the index.
+    let options = three_edges("usedup").with("batcher", "CLAIRVIO_FLUSH_AGE_MS", 8_000);
+    run(options, &[], async |system| {
+        let sdks = sdks(system)?;
+        let link = link_for(system, MAX).await?;
+        let attempts: Vec<String> = (0..MAX).map(|_| random_attempt()).collect();
+        let mut begun = Vec::new();
+        for (sdk, attempt) in sdks.iter().zip(&attempts) {
+            begun.push(sdk.accept(&link.token, NOTICE_VERSION, attempt).await?);
+        }
+        let used_up = Instant::now();
+        let mut over = 0;
+        for sdk in &sdks {
+            while let Ok(let_in) = sdk.accept(&link.token, NOTICE_VERSION, &random_attempt()).await {
+                ensure!(used_up.elapsed() <= NEWS_SPREAD, "session {} began after the news had spread", let_in.id);
+                over += 1;
+            }
+        }
+        let known_after = used_up.elapsed();
+        for sdk in &sdks {
+            let answer = sdk.accept(&link.token, NOTICE_VERSION, &random_attempt()).await;
+            ensure!(code(&answer) == "link_exhausted", "a consent too many was told {}", code(&answer));
+        }
+        eprintln!("usedup: {} ms until edges knew, {over} sessions over", known_after.as_millis());
+        ensure!(known_after <= NEWS_SPREAD, "edges knew after {known_after:?} that the link was used up");
+        ensure!(system.count("select count(*) from session").await? == 0, "the index knew of sessions already");
+        for (place, attempt) in attempts.iter().enumerate() {
+            let again = sdks[(place + 1) % EDGES].accept(&link.token, NOTICE_VERSION, attempt).await?;
+            ensure!(again.id == begun[place].id, "asking again gave another session");
+        }
+
+        let hot = link_for(system, MAX).await?;
+        let asking = (0..AT_ONCE).map(|place| {
+            let (sdk, link) = (&sdks[place % EDGES], &hot);
+            async move { sdk.accept(&link.token, NOTICE_VERSION, &random_attempt()).await }
+        });
+        let answers = join_all(asking).await;
+        let refused = answers.iter().filter(|answer| code(answer) == "link_exhausted").count();
+        let admitted: Vec<&Session> = answers.iter().filter_map(|answer| answer.as_ref().ok()).collect();
+        ensure!(admitted.len() + refused == AT_ONCE, "some were refused for something else: {answers:?}");
+        let bound = MAX as usize * EDGES;
+        ensure!((MAX as usize..=bound).contains(&admitted.len()), "{} sessions were let in", admitted.len());
+        eprintln!("usedup: {} of {AT_ONCE} let in at once, at most {bound}", admitted.len());
+        let over = over + admitted.len() as i64 - i64::from(MAX);
+        until("what is over is deleted", SOON, || async {
+            match system.count("select count(*) from session where state > 0").await {
+                Ok(deleted) if deleted == over => Seen::Done(()),
+                other => Seen::not_yet(format_args!("{other:?} of {over}")),
+            }
+        })
+        .await?;
+        ensure!(
+            system.count("select count(*) from session where state = 0").await? == 2 * i64::from(MAX),
+            "not all are there"
+        );
+        let mut taken = 0;
+        for session in &admitted {
+            let answer = until("edges know which sessions were over", SOON, || async {
+                match send_once(&sdks[0], session, 0).await {
+                    Ok(()) if system.api.session(session.id).await.is_err() => {
+                        Seen::not_yet("it is deleted, and taken")
+                    }
+                    answer => Seen::Done(answer),
+                }
+            });
+            let answer = answer.await?;
+            ensure!(["taken", "session_deleted"].contains(&code(&answer)), "it was told {}", code(&answer));
+            taken += u32::from(answer.is_ok());
+        }
+        ensure!(taken == MAX, "{taken} of the link's sessions are taken");
+        until("what was over is gone", LATER, || async {
+            match system.count("select count(*) from session where state = 3").await {
+                Ok(gone) if gone == over => Seen::Done(()),
+                other => Seen::not_yet(format_args!("{other:?} of {over}")),
+            }
+        })
+        .await?;
+        Ok(())
+    })
+}
+
+async fn tell(system: &System<'_>, entries: &[Entry]) -> Result<()> {
+    let config = ControlConfig {
+        brokers: system.deployment.endpoints().kafka_brokers,
+        topic: system.deployment.topic_control.clone(),
+    };
+    let entries: Vec<(String, Vec<u8>)> = entries.iter().map(|entry| (entry.key(), entry.value())).collect();
+    Publisher::new(&config, "test")?.publish(&entries).await?;
+    Ok(())
+}
+
+fn rules(limits: Limits) -> WorkspaceRules {
+    WorkspaceRules {
+        state: WorkspaceState::Active,
+        limits,
+        full_until: None,
+        origins: Vec::new(),
+        notice_versions: Vec::new(),
+    }
+}
+
+/// Goal: what a workspace may is told to edges and held by them, each refusal with its code, its reason and when to come again; a
+/// workspace that sends too much does not hold up another. Method: rules are told on `control`, one after the other, and asked
+/// about; then one workspace sends as fast as it can while another sends as it should.
+#[test]
+fn p13_limits_are_held_and_told() -> Result<()> {
+    run(DeploymentOptions::named("limits"), &[], async |system| {
+        let sdk = system.sdk(1)?;
+        let link = system.link("limited").await?;
+        let session = load::begin(system, &sdk, &link).await?;
+        let small = Limits { session_events_per_s: 1, ..Plan::Scale.limits() };
+        let day = time::OffsetDateTime::now_utc() + time::Duration::minutes(5);
+        // Far above what the control plane counts up.
+        let mut version = 1_000;
+        let mut told = async |rules: WorkspaceRules| {
+            version += 1;
+            tell(system, &[Entry::workspace(system.workspace, rules, version)]).await
+        };
+        let consents = async |expected: &str| {
+            let attempt = random_attempt();
+            until(&format!("consents are told {expected}"), SOON, || async {
+                let answer = sdk.accept(&link.token, NOTICE_VERSION, &attempt).await;
+                if code(&answer) == expected { Seen::Done(answer.err()) } else { Seen::not_yet(code(&answer)) }
+            })
+            .await
+        };
+        let batches = async |expected: &str| {
+            until(&format!("batches are told {expected}"), SOON, || async {
+                let answer = send_once(&sdk, &session, 0).await;
+                if code(&answer) == expected { Seen::Done(answer.err()) } else { Seen::not_yet(code(&answer)) }
+            })
+            .await
+        };
+        told(WorkspaceRules { state: WorkspaceState::Suspended, ..rules(Plan::Scale.limits()) }).await?;
+        consents("workspace_suspended").await?;
+        batches("workspace_suspended").await?;
+        told(WorkspaceRules { state: WorkspaceState::Terminated, ..rules(Plan::Scale.limits()) }).await?;
+        consents("workspace_terminated").await?;
+        batches("workspace_terminated").await?;
+        told(WorkspaceRules { notice_versions: vec!["another".into()], ..rules(Plan::Scale.limits()) }).await?;
+        consents("consent_stale").await?;
+        batches("taken").await?;
+        told(WorkspaceRules { full_until: Some(day), ..rules(Plan::Scale.limits()) }).await?;
+        let full = consents("rate_limited").await?.context("it was refused")?;
+        let wait = full.refused().and_then(|refused| refused.retry_after).unwrap_or_default();
+        ensure!((200..=300).contains(&wait.as_secs()), "a full day is over in {wait:?}");
+        told(rules(Limits { session_s: 0, ..Plan::Scale.limits() })).await?;
+        batches("session_closed").await?;
+        told(rules(small)).await?;
+        let limited = batches("rate_limited").await?.context("it was refused")?;
+        let wait = limited.refused().and_then(|refused| refused.retry_after).unwrap_or_default();
+        ensure!((1..=15).contains(&wait.as_secs()), "a session at its rate has to wait {wait:?}");
+        let problem = raw_refusal(system, &session).await?;
+        ensure!(
+            problem["which"] == "session" && problem["field"] == "events_per_s" && problem["limit"] == 1,
+            "{problem}"
+        );
+
+        // One event a second for each session, fifty for all of them: what comes beyond is refused, and costs nobody else.
+        told(rules(Limits { session_events_per_s: 10, events_per_s: 20, ..Plan::Scale.limits() })).await?;
+        batches("taken").await?;
+        let (_, quiet_key) = system.another_workspace(Plan::Scale).await?;
+        let quiet_link = crate::harness::link_of(&system.api_at(1, &quiet_key)?, "quiet").await?;
+        let noisy: Vec<Session> = try_join_all((0..16).map(|_| load::begin(system, &sdk, &link))).await?;
+        let quiet = sdk.accept(&quiet_link.token, NOTICE_VERSION, &random_attempt()).await?;
+        let (mut refused, mut which) = (0, Vec::new());
+        let mut flood = Box::pin(async {
+            for seq in 0.. {
+                for answer in join_all(noisy.iter().map(|session| send_once(&sdk, session, seq))).await {
+                    refused += u32::from(code(&answer) == "rate_limited");
+                    if let Err(error) = answer
+                        && error.code() != "rate_limited"
+                    {
+                        which.push(error.code().to_owned());
+                    }
+                }
+            }
+        });
+        let calm = async {
+            for seq in 0..100 {
+                send_once(&sdk, &quiet, seq).await.context("the quiet workspace is held up")?;
+            }
+            anyhow::Ok(())
+        };
+        tokio::select! {
+            () = &mut flood => {}
+            done = calm => done?,
+        }
+        drop(flood);
+        ensure!(refused > 100, "only {refused} batches of the noisy workspace were refused");
+        ensure!(which.is_empty(), "the noisy workspace was told other things too: {which:?}");
+        for session in noisy.iter().chain([&session]) {
+            system.ledger.forget(session.id);
+        }
+        Ok(())
+    })
+}
+
+/// A refused batch as it stands on the wire: the problem, and that a browser's script may read it.
+async fn raw_refusal(system: &System<'_>, session: &Session) -> Result<serde_json::Value> {
+    let origin = "https://app.example";
+    let sdk =
+        Sdk::new(&system.url("ingest-edge", 1)?, SdkOptions { origin: Some(origin.into()), ..SdkOptions::default() })?;
+    ensure!(send_once(&sdk, session, 1).await.is_err(), "it was not refused");
+    let answer = reqwest::Client::new()
+        .post(format!("{}/v1/events?seq=1", system.url("ingest-edge", 1)?))
+        .bearer_auth(&session.token)
+        .header("origin", origin)
+        .body("[]")
+        .send()
+        .await?;
+    ensure!(answer.status() == 429, "it was answered with {}", answer.status());
+    let header = |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    ensure!(header("access-control-allow-origin").as_deref() == Some(origin), "a script cannot read it");
+    ensure!(
+        header("access-control-expose-headers").is_some_and(|value| value.contains("Retry-After")),
+        "nor when to come again"
+    );
+    ensure!(
+        header("retry-after").is_some_and(|value| value.parse::<u64>().is_ok_and(|seconds| seconds > 0)),
+        "Retry-After"
+    );
+    Ok(answer.json().await?)
+}
+
+/// Goal: an edge that cannot hear who took consent back takes nothing, and says so (fail closed). Method: beside the deployment's
+/// edge another whose topic of news does not exist.
+#[test]
+fn an_edge_without_news_takes_nothing() -> Result<()> {
+    run(DeploymentOptions::named("deaf"), &[], async |system| {
+        let (sdk, link) = (system.sdk(1)?, system.link("deaf").await?);
+        let session = load::begin(system, &sdk, &link).await?;
+        let deaf = system.stack.supervisor(|_| {})?;
+        let mut env = system.settings(&system.service("ingest-edge", 1))?;
+        let [listen, admin] = [free_port()?, free_port()?].map(|port| format!("127.0.0.1:{port}"));
+        for (name, value) in &mut env {
+            match name.as_str() {
+                "CLAIRVIO_LISTEN" => value.clone_from(&listen),
+                "CLAIRVIO_ADMIN_LISTEN" => value.clone_from(&admin),
+                "KAFKA_TOPIC_CONTROL" => *value = "nowhere".into(),
+                _ => {}
+            }
+        }
+        let (name, admin_url) = ("edge-without-news".to_owned(), format!("http://{admin}"));
+        let binary = find_binary("ingest-edge")?;
+        deaf.start(ServiceSpec { name: name.clone(), binary, env, admin_url: admin_url.clone(), restart: false })
+            .await?;
+        let deaf_sdk = Sdk::new(&format!("http://{listen}"), SdkOptions::default())?;
+        let refused = until("the log is up, and the news are not", SOON, || async {
+            let answer = send_once(&deaf_sdk, &session, 0).await;
+            if code(&answer) == "keys_unavailable" { Seen::Done(answer) } else { Seen::not_yet(code(&answer)) }
+        });
+        let refused = refused.await?.err().context("it was refused")?;
+        ensure!(
+            refused.refused().is_some_and(|refused| refused.retry_after.is_some()),
+            "it does not say when to come again"
+        );
+        let accepted = deaf_sdk.accept(&link.token, NOTICE_VERSION, &random_attempt()).await;
+        ensure!(code(&accepted) == "keys_unavailable", "a consent was told {}", code(&accepted));
+        let reload = deaf_sdk.session_info(&session).await;
+        ensure!(code(&reload) == "keys_unavailable", "a reload was told {}", code(&reload));
+        let ready = reqwest::get(format!("{admin_url}/readyz")).await?;
+        ensure!(ready.status() == 503, "the edge says that it is ready");
+        let parts: serde_json::Value = ready.json().await?;
+        ensure!(parts["parts"]["control"]["state"] == "down", "{parts}");
+        let told = std::fs::read_to_string(deaf.log(&name))?;
+        ensure!(told.contains("topic nowhere is not at"), "it does not say what it lacks: {told}");
+        deaf.stop_all().await?;
+        let batch = small_batch(session.id, 0, 0, true, 10)?;
+        load::send(system, &sdk, &session, &batch, Form::Array, Encoding::Identity).await?;
+        load::compare_all(system, SOON).await?;
+        Ok(())
+    })
+}
