@@ -287,7 +287,10 @@ fn is_ended(error: &CallError) -> bool {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Verifying { bare, cold, cached } = self.verifications_per_s;
-        writeln!(f, "tokens verified per second on one core: median (min to max), and the ratio to bare Ed25519 in the same run")?;
+        writeln!(
+            f,
+            "tokens verified per second on one core: median (min to max), and the ratio to bare Ed25519 in the same run"
+        )?;
         writeln!(f, "  bare    {bare:.0}")?;
         writeln!(f, "  cold    {cold:.0} {:.2}", cold.median / bare.median)?;
         writeln!(f, "  cached  {cached:.0} {:.1}", cached.median / bare.median)?;

@@ -175,7 +175,7 @@ async fn tell(mut publisher: Publisher, mut waiting: mpsc::Receiver<Telling>, sh
                 ::metrics::counter!(metrics::UNTOLD).increment(entries.len() as u64);
                 let reason = service_kit::telemetry::chain(&error);
                 if reason != last_reason {
-                    tracing::warn!("{reason}; withdrawals are told again");
+                    tracing::warn!("{reason}; trying again");
                     last_reason = reason;
                 }
                 let withdrawals = taken

@@ -116,6 +116,10 @@ fn ring(keys: &EdgeKeys) -> anyhow::Result<Ring> {
     let secret = keys.session_signing.bytes().context("session key is not 32 bytes in base64")?;
     let signing = Signing::new(keys.session_signing.kid.clone(), &secret);
     sessions.add(&keys.session_signing.kid, &signing.public()).context("take session key")?;
+    if let Some(next) = &keys.session_next {
+        let public = next.public().and_then(|key| key.bytes()).context("session key is not 32 bytes in base64")?;
+        sessions.add(&next.kid, &public).context("take session key")?;
+    }
     for key in &keys.session_keys {
         let public = key.bytes().context("session key is not 32 bytes in base64")?;
         sessions.add(&key.kid, &public).context("take session key")?;

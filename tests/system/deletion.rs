@@ -9,10 +9,13 @@ use schemas::http::DeletionState;
 use schemas::paths::session_prefix;
 use schemas::plan::Plan;
 use schemas::{DeletionId, SessionId, SessionKey, shared_object};
+use service_kit::config::kafka::KafkaConfig;
+use service_kit::kafka;
+use service_kit::kafka::topics::{self, CompactedTopicSpec};
 use storage::footers::Footer;
 use storage::keystore::KeyRow;
 use virtual_sdk::sdk::random_attempt;
-use virtual_sdk::{Api, Encoding, EventsFormat, Form, Seen, Session, SessionQuery, until};
+use virtual_sdk::{Api, Encoding, EventsFormat, Form, Sdk, Seen, Session, SessionQuery, until};
 
 use crate::harness::{LATER, NOTICE_VERSION, SOON, System, link_of, run};
 use crate::load::{self, small_batch};
@@ -183,6 +186,11 @@ fn p08_a_deleted_session_is_unreadable_at_once_and_then_gone() -> Result<()> {
         .with("retention-worker", "CLAIRVIO_CONDEMNED_GRACE_MS", 3_000);
     run(options, &[], async |system| {
         let (sdk, link) = (system.sdk(1)?, system.link("deletion").await?);
+        // What comes late must not become readable, however it came into the log: by an edge that did not hear of the deletion.
+        let deaf_topic = format!("{}-deaf", system.deployment.topic_control);
+        make_control_topic(system, &deaf_topic).await?;
+        let deaf = system.deaf_edge(&deaf_topic).await?;
+        deaf.supervisor.wait_ready(&deaf.name, SOON).await?;
         let second = system.api_at(2, &system.deployment.endpoints().api_key)?;
         let victim = sdk.accept(&link.token, NOTICE_VERSION, &random_attempt()).await?;
         let (deleted, over) = (AtomicBool::new(false), AtomicBool::new(false));
@@ -192,7 +200,7 @@ fn p08_a_deleted_session_is_unreadable_at_once_and_then_gone() -> Result<()> {
                 if over.load(Ordering::Acquire) {
                     break;
                 }
-                send_unnoted(system, &victim, seq).await?;
+                send_unnoted(&deaf.sdk, &victim, seq).await?;
                 after += u32::from(deleted.load(Ordering::Acquire));
             }
             ensure!(after > 3, "only {after} batches came after the deletion");
@@ -213,6 +221,15 @@ fn p08_a_deleted_session_is_unreadable_at_once_and_then_gone() -> Result<()> {
             deleted.store(true, Ordering::Release);
             is_deleted(&system.api, victim.id).await?;
             is_deleted(&second, victim.id).await?;
+            // An edge that hears takes nothing any more.
+            until("the edge knows of the deletion", SOON, || async {
+                match sdk.session_info(&victim).await {
+                    Err(error) if error.code() == "session_deleted" => Seen::Done(()),
+                    Err(error) => Seen::not_yet(error),
+                    Ok(_) => Seen::not_yet("it does not"),
+                }
+            })
+            .await?;
             ensure!(second.delete_session(victim.id).await?.deletion_id == deletion, "R4: a second deletion began");
             let listed = system.api.all_sessions(&SessionQuery::default()).await?;
             ensure!(listed.iter().all(|item| item.id != victim.id), "a deleted session is listed");
@@ -229,7 +246,8 @@ fn p08_a_deleted_session_is_unreadable_at_once_and_then_gone() -> Result<()> {
         };
         let (_, ()) = tokio::try_join!(load::load_during(others, &stop, deleting), recording)?;
         load::compare_all(system, SOON).await?;
-        unknown_session(system, &second).await?;
+        unknown_session(system, &second, &deaf.sdk).await?;
+        deaf.supervisor.stop_all().await?;
 
         // Everything that was written before is published by now, and merged: the deleted one still is nowhere.
         load::wait_compacted(system, LATER).await?;
@@ -240,16 +258,16 @@ fn p08_a_deleted_session_is_unreadable_at_once_and_then_gone() -> Result<()> {
 }
 
 /// R8: deleting a session that was never seen leaves a tombstone, and what comes later never becomes readable.
-async fn unknown_session(system: &System<'_>, second: &Api) -> Result<()> {
+async fn unknown_session(system: &System<'_>, second: &Api, deaf: &Sdk) -> Result<()> {
     let (sdk, link) = (system.sdk(1)?, system.link("unknown").await?);
     let attempt = random_attempt();
     let id = SessionId::derive(link.id, &attempt);
     let deletion = system.api.delete_session(id).await?.deletion_id;
     is_deleted(second, id).await?;
-    let session = sdk.accept(&link.token, NOTICE_VERSION, &attempt).await?;
+    let session = deaf.accept(&link.token, NOTICE_VERSION, &attempt).await?;
     ensure!(session.id == id, "the session has another id than its attempt gives");
     for seq in 0..5 {
-        send_unnoted(system, &session, seq).await?;
+        send_unnoted(deaf, &session, seq).await?;
     }
     // A session that began later shows that the batcher has come so far; records of one partition come in order, and with
     // several sessions every partition has one.
@@ -269,12 +287,21 @@ async fn unknown_session(system: &System<'_>, second: &Api) -> Result<()> {
 }
 
 /// Sends a batch of a session that the ledger is not to know.
-async fn send_unnoted(system: &System<'_>, session: &Session, seq: u32) -> Result<()> {
+async fn send_unnoted(sdk: &Sdk, session: &Session, seq: u32) -> Result<()> {
     let batch = small_batch(session.id, 0, seq, false, 100)?;
     let body = virtual_sdk::Body::of_batch(&batch, Form::Lines, Encoding::Identity)?;
-    // Edges do not know of the deletion: what they take, they acknowledge.
-    let sdk = system.sdk(1)?;
     sdk.send(session, 0, seq, false, &body).await?;
     tokio::task::yield_now().await;
+    Ok(())
+}
+
+async fn make_control_topic(system: &System<'_>, name: &str) -> Result<()> {
+    let config = KafkaConfig {
+        brokers: system.deployment.endpoints().kafka_brokers,
+        topic_events: system.deployment.topic.clone(),
+        delivery_timeout: SOON,
+    };
+    let spec = CompactedTopicSpec { name: name.to_owned(), partitions: 1, replication: 1, min_insync: 1 };
+    topics::ensure_compacted(&kafka::client(&config, "test"), &spec).await?;
     Ok(())
 }

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use bytes::Bytes;
-use devstack::{Deployment, DeploymentOptions, Given, S3Kind, Stack, StackOptions};
+use devstack::{
+    Deployment, DeploymentOptions, Given, S3Kind, ServiceSpec, Stack, StackOptions, Supervisor, find_binary, free_port,
+};
 use futures::FutureExt as _;
 use schemas::http::{LinkCreated, LinkRequest};
 use schemas::object::ObjectKind;
@@ -256,6 +258,27 @@ impl<'s> System<'s> {
         Ok(Api::new(&self.url("control-plane", control_plane)?, api_key)?)
     }
 
+    /// An edge beside the deployment's that follows another topic of news: it does not hear what the others hear. It may not be
+    /// ready when this returns. Its supervisor ends it.
+    pub(crate) async fn deaf_edge(&self, topic_control: &str) -> Result<DeafEdge> {
+        let supervisor = self.stack.supervisor(|_| {})?;
+        let mut env = self.settings(&self.service("ingest-edge", 1))?;
+        let [listen, admin] = [free_port()?, free_port()?].map(|port| format!("127.0.0.1:{port}"));
+        for (name, value) in &mut env {
+            match name.as_str() {
+                "CLAIRVIO_LISTEN" => value.clone_from(&listen),
+                "CLAIRVIO_ADMIN_LISTEN" => value.clone_from(&admin),
+                "KAFKA_TOPIC_CONTROL" => topic_control.clone_into(value),
+                _ => {}
+            }
+        }
+        let (name, admin_url) = (self.service("ingest-edge", 99), format!("http://{admin}"));
+        let binary = find_binary("ingest-edge")?;
+        let spec = ServiceSpec { name: name.clone(), binary, env, admin_url: admin_url.clone(), restart: false };
+        supervisor.start(spec).await?;
+        Ok(DeafEdge { sdk: Sdk::new(&format!("http://{listen}"), SdkOptions::default())?, supervisor, name, admin_url })
+    }
+
     pub(crate) async fn link(&self, reference: &str) -> Result<LinkCreated> {
         link_of(&self.api, reference).await
     }
@@ -295,6 +318,14 @@ impl<'s> System<'s> {
     pub(crate) async fn count(&self, query: &'static str) -> Result<i64> {
         sqlx::query_scalar(query).fetch_one(self.index.pool()).await.with_context(|| format!("ask: {query}"))
     }
+}
+
+/// An edge that does not hear what the others hear.
+pub(crate) struct DeafEdge {
+    pub(crate) supervisor: Supervisor,
+    pub(crate) sdk: Sdk,
+    pub(crate) name: String,
+    pub(crate) admin_url: String,
 }
 
 pub(crate) async fn link_of(api: &Api, reference: &str) -> Result<LinkCreated> {

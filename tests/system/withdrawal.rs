@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use devstack::{DeploymentOptions, ServiceSpec, find_binary, free_port};
+use devstack::DeploymentOptions;
 use futures::future::{join_all, try_join_all};
 use schemas::control::{Entry, WorkspaceRules, WorkspaceState};
 use schemas::http::{LinkCreated, LinkRequest};
@@ -454,27 +454,13 @@ async fn raw_refusal(system: &System<'_>, session: &Session) -> Result<serde_jso
 /// edge another whose topic of news does not exist.
 #[test]
 fn an_edge_without_news_takes_nothing() -> Result<()> {
-    run(DeploymentOptions::named("deaf"), &[], async |system| {
+    let expected = ["topic nowhere is not at"];
+    run(DeploymentOptions::named("deaf"), &expected, async |system| {
         let (sdk, link) = (system.sdk(1)?, system.link("deaf").await?);
         let session = load::begin(system, &sdk, &link).await?;
-        let deaf = system.stack.supervisor(|_| {})?;
-        let mut env = system.settings(&system.service("ingest-edge", 1))?;
-        let [listen, admin] = [free_port()?, free_port()?].map(|port| format!("127.0.0.1:{port}"));
-        for (name, value) in &mut env {
-            match name.as_str() {
-                "CLAIRVIO_LISTEN" => value.clone_from(&listen),
-                "CLAIRVIO_ADMIN_LISTEN" => value.clone_from(&admin),
-                "KAFKA_TOPIC_CONTROL" => *value = "nowhere".into(),
-                _ => {}
-            }
-        }
-        let (name, admin_url) = ("edge-without-news".to_owned(), format!("http://{admin}"));
-        let binary = find_binary("ingest-edge")?;
-        deaf.start(ServiceSpec { name: name.clone(), binary, env, admin_url: admin_url.clone(), restart: false })
-            .await?;
-        let deaf_sdk = Sdk::new(&format!("http://{listen}"), SdkOptions::default())?;
+        let deaf = system.deaf_edge("nowhere").await?;
         let refused = until("the log is up, and the news are not", SOON, || async {
-            let answer = send_once(&deaf_sdk, &session, 0).await;
+            let answer = send_once(&deaf.sdk, &session, 0).await;
             if code(&answer) == "keys_unavailable" { Seen::Done(answer) } else { Seen::not_yet(code(&answer)) }
         });
         let refused = refused.await?.err().context("it was refused")?;
@@ -482,17 +468,17 @@ fn an_edge_without_news_takes_nothing() -> Result<()> {
             refused.refused().is_some_and(|refused| refused.retry_after.is_some()),
             "it does not say when to come again"
         );
-        let accepted = deaf_sdk.accept(&link.token, NOTICE_VERSION, &random_attempt()).await;
+        let accepted = deaf.sdk.accept(&link.token, NOTICE_VERSION, &random_attempt()).await;
         ensure!(code(&accepted) == "keys_unavailable", "a consent was told {}", code(&accepted));
-        let reload = deaf_sdk.session_info(&session).await;
+        let reload = deaf.sdk.session_info(&session).await;
         ensure!(code(&reload) == "keys_unavailable", "a reload was told {}", code(&reload));
-        let ready = reqwest::get(format!("{admin_url}/readyz")).await?;
+        let ready = reqwest::get(format!("{}/readyz", deaf.admin_url)).await?;
         ensure!(ready.status() == 503, "the edge says that it is ready");
         let parts: serde_json::Value = ready.json().await?;
         ensure!(parts["parts"]["control"]["state"] == "down", "{parts}");
-        let told = std::fs::read_to_string(deaf.log(&name))?;
+        let told = std::fs::read_to_string(deaf.supervisor.log(&deaf.name))?;
         ensure!(told.contains("topic nowhere is not at"), "it does not say what it lacks: {told}");
-        deaf.stop_all().await?;
+        deaf.supervisor.stop_all().await?;
         let batch = small_batch(session.id, 0, 0, true, 10)?;
         load::send(system, &sdk, &session, &batch, Form::Array, Encoding::Identity).await?;
         load::compare_all(system, SOON).await?;

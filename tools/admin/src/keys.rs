@@ -5,6 +5,7 @@
 
 mod keyring;
 mod list;
+mod tokens;
 mod transport;
 
 use std::fs::File;
@@ -58,6 +59,11 @@ pub(crate) enum Rotate {
     /// Regularly, a few times a month: the shorter an epoch, the sooner what was deleted is gone from the log for certain. At
     /// once, when a transport key may have leaked.
     Transport(TransportFile),
+    /// Have the keys sign session tokens and links that stand ready, and put new ones beside them.
+    ///
+    /// Regularly, and at once when edge-keys.json or control-keys.json may have leaked: twice then, since what stood ready has leaked
+    /// too. What the old keys signed is taken until they are retired.
+    Tokens(tokens::Files),
     /// Add a version to the keyring, or take the newest into use.
     ///
     /// Yearly, and at once when the keyring may have leaked. In two steps, since a process that lacks a version cannot open what
@@ -72,6 +78,10 @@ pub(crate) enum Retire {
     /// Refused while anything needs it: session keys in the key store, shared or quarantine objects in the index, young entries
     /// of the journal in the bucket. Do it once every process has had a file with a newer current version for an hour.
     Keyring(keyring::RetireKeyring),
+    /// Take nothing any more that this key of tokens signed, but to take consent back.
+    ///
+    /// Sessions that run by its tokens stop, and its links open nothing. `clairvio keys list` shows the keys that there are.
+    Token(tokens::RetireToken),
 }
 
 #[derive(Debug, Args)]
@@ -94,6 +104,8 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<()> {
         Command::List(list) => list.run().await,
         Command::Rotate(Rotate::Transport(file)) => transport::rotate(file),
         Command::Rotate(Rotate::Keyring(rotate)) => rotate.run().await,
+        Command::Rotate(Rotate::Tokens(files)) => tokens::rotate(files),
+        Command::Retire(Retire::Token(retire)) => tokens::retire(retire),
         Command::Rewrap(file) => keyring::rewrap(file).await,
         Command::Retire(Retire::Keyring(retire)) => retire.run().await,
         Command::Destroy(destroy) => destroy.run(),

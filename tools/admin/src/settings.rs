@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use service_kit::config::Env;
 use service_kit::config::keys::{
     KeyStoreConfig, KeyringSource, SessionKeysConfig, keyring_source, transport_keys_file,
@@ -47,6 +47,21 @@ pub(crate) fn load<T>(read: impl FnOnce(&mut Env<'_>) -> T) -> anyhow::Result<T>
 /// The file of the transport's keys: the flag's, else the variable's.
 pub(crate) fn transport_file(flag: Option<PathBuf>) -> anyhow::Result<PathBuf> {
     flag.map_or_else(|| load(transport_keys_file), Ok)
+}
+
+/// The file of an edge's keys of tokens: the flag's, else the variable's.
+pub(crate) fn edge_file(flag: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+    named(flag, EDGE_FILE)
+}
+
+/// The file of a control plane's keys of tokens: the flag's, else the variable's.
+pub(crate) fn control_file(flag: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+    named(flag, CONTROL_FILE)
+}
+
+fn named(flag: Option<PathBuf>, name: &str) -> anyhow::Result<PathBuf> {
+    flag.or_else(|| variable(name).map(PathBuf::from))
+        .with_context(|| format!("find a key file: neither the flag nor {name} says where it is"))
 }
 
 /// Where the keyring is: the flag says, else the variables.

@@ -182,7 +182,8 @@ impl Deployment {
         futures::future::try_join_all(waits).await?;
         ready.store(true, std::sync::atomic::Ordering::Release);
         let held = Mutex::new(held);
-        let deployment = Deployment { supervisor, endpoints, topic, topic_control, prefix, keys: folder, edge_urls, held };
+        let deployment =
+            Deployment { supervisor, endpoints, topic, topic_control, prefix, keys: folder, edge_urls, held };
         if options.name.is_none() {
             deployment.endpoints().write(stack.home())?;
         }

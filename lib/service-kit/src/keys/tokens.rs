@@ -1,6 +1,7 @@
 //! The keys of tokens.
 //!
-//! The key that signs links lies with the control plane only; edges hold the public halves of it, and the session key.
+//! The key that signs links lies with the control plane only; edges hold the public halves of it, and the session key. Beside
+//! each key that signs another stands ready, and its tokens are taken already: by the time it signs, every edge knows it.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
@@ -42,6 +43,9 @@ pub struct EdgeKeys {
     pub link_keys: Vec<PublicKey>,
     /// Signs session tokens.
     pub session_signing: SecretKey,
+    /// Signs them after the next rotation. Its tokens are taken already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session_next: Option<SecretKey>,
     /// Session tokens signed by these are taken too.
     #[serde(default)]
     pub session_keys: Vec<PublicKey>,
@@ -66,6 +70,30 @@ pub enum RetiredKey {
 pub struct ControlKeys {
     /// Signs links.
     pub link_signing: SecretKey,
+    /// Signs them after the next rotation. Edges take its links already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link_next: Option<SecretKey>,
+}
+
+impl RetiredKey {
+    /// The key's id.
+    pub fn kid(&self) -> &str {
+        match self {
+            Self::Key(key) => &key.kid,
+            Self::Id(kid) => kid,
+        }
+    }
+}
+
+/// Why a key of tokens is not retired.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RetireError {
+    /// No key of this id is among those that are taken.
+    #[error("retire key: there is none of this id\n  hint: `clairvio keys list` shows all")]
+    Unknown,
+    /// It signs, or will after the next rotation.
+    #[error("retire key: it signs, or stands ready to\n  hint: run `clairvio keys rotate tokens` first")]
+    InUse,
 }
 
 impl SecretKey {
@@ -105,9 +133,57 @@ pub fn make() -> Result<(EdgeKeys, ControlKeys), KeysError> {
     let tag = u32::from_le_bytes(tag);
     let (link_signing, link_public) = SecretKey::random(format!("link-{tag:08x}"))?;
     let (session_signing, _) = SecretKey::random(format!("session-{tag:08x}"))?;
-    let edge =
-        EdgeKeys { link_keys: vec![link_public], session_signing, session_keys: Vec::new(), retired: Vec::new() };
-    Ok((edge, ControlKeys { link_signing }))
+    let (session_next, link_next) = (None, None);
+    let (session_keys, retired) = (Vec::new(), Vec::new());
+    let mut edge = EdgeKeys { link_keys: vec![link_public], session_signing, session_next, session_keys, retired };
+    let mut control = ControlKeys { link_signing, link_next };
+    stand_ready(&mut edge, &mut control)?;
+    Ok((edge, control))
+}
+
+fn tagged(kind: &str) -> Result<(SecretKey, PublicKey), KeysError> {
+    let mut tag = [0; 4];
+    getrandom::fill(&mut tag).map_err(|_| KeysError::Random)?;
+    SecretKey::random(format!("{kind}-{:08x}", u32::from_le_bytes(tag)))
+}
+
+/// Puts new keys beside those that sign.
+fn stand_ready(edge: &mut EdgeKeys, control: &mut ControlKeys) -> Result<(), KeysError> {
+    edge.session_next = Some(tagged("session")?.0);
+    let (link_next, public) = tagged("link")?;
+    control.link_next = Some(link_next);
+    edge.link_keys.push(public);
+    Ok(())
+}
+
+/// Has the keys sign that stand ready, and puts new ones beside them. What the old ones signed is taken still. Of files that an
+/// earlier release made, where none stands ready, it only puts some there; `false` then.
+pub fn rotate(edge: &mut EdgeKeys, control: &mut ControlKeys) -> Result<bool, KeysError> {
+    let (Some(session_next), Some(link_next)) = (edge.session_next.take(), control.link_next.take()) else {
+        stand_ready(edge, control)?;
+        return Ok(false);
+    };
+    edge.session_keys.extend(edge.session_signing.public());
+    edge.session_signing = session_next;
+    control.link_signing = link_next;
+    stand_ready(edge, control)?;
+    Ok(true)
+}
+
+/// Ends a key: nothing that it signed is taken any more, but to take consent back.
+pub fn retire(edge: &mut EdgeKeys, control: &ControlKeys, kid: &str) -> Result<(), RetireError> {
+    let signs = [Some(&edge.session_signing), edge.session_next.as_ref(), Some(&control.link_signing)];
+    let signs = signs.into_iter().chain([control.link_next.as_ref()]).flatten();
+    if signs.into_iter().any(|key| key.kid == kid) {
+        return Err(RetireError::InUse);
+    }
+    for keys in [&mut edge.session_keys, &mut edge.link_keys] {
+        if let Some(place) = keys.iter().position(|key| key.kid == kid) {
+            edge.retired.push(RetiredKey::Key(keys.remove(place)));
+            return Ok(());
+        }
+    }
+    Err(RetireError::Unknown)
 }
 
 /// A new API key: a prefix by which leaked ones are found, and 256 random bits.
@@ -120,6 +196,46 @@ pub fn make_api_key() -> Result<String, KeysError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_is_known_before_it_signs_and_retired_after() {
+        let (mut edge, mut control) = make().unwrap();
+        let old = (edge.session_signing.kid.clone(), control.link_signing.kid.clone());
+        let known = edge.clone();
+        assert!(rotate(&mut edge, &mut control).unwrap());
+        // Who has not the new file yet knows the keys that sign now.
+        assert_eq!(known.session_next.unwrap().kid, edge.session_signing.kid);
+        assert!(known.link_keys.iter().any(|key| key.kid == control.link_signing.kid));
+        // What the old ones signed is taken still.
+        assert!(edge.session_keys.iter().any(|key| key.kid == old.0));
+        assert!(edge.link_keys.iter().any(|key| key.kid == old.1));
+        for kid in [&edge.session_signing.kid.clone(), &control.link_next.as_ref().unwrap().kid.clone()] {
+            assert_eq!(retire(&mut edge, &control, kid), Err(RetireError::InUse));
+        }
+        assert_eq!(retire(&mut edge, &control, "nobody"), Err(RetireError::Unknown));
+        for kid in [&old.0, &old.1] {
+            retire(&mut edge, &control, kid).unwrap();
+            assert_eq!(retire(&mut edge, &control, kid), Err(RetireError::Unknown));
+        }
+        assert_eq!(edge.retired.iter().map(RetiredKey::kid).collect::<Vec<_>>(), [&old.0, &old.1]);
+        assert!((edge.session_keys.len(), edge.link_keys.len()) == (0, 2));
+    }
+
+    #[test]
+    fn files_of_an_earlier_release_are_read_and_get_a_next_key() {
+        let (edge, control) = make().unwrap();
+        let mut old = serde_json::to_value(&edge).unwrap();
+        old.as_object_mut().unwrap().remove("session_next");
+        old["retired"] = serde_json::json!(["session-old"]);
+        let mut edge: EdgeKeys = serde_json::from_value(old).unwrap();
+        let mut control = ControlKeys { link_next: None, ..control };
+        let signing = edge.session_signing.kid.clone();
+        assert!(!rotate(&mut edge, &mut control).unwrap());
+        assert_eq!(edge.session_signing.kid, signing);
+        assert!(rotate(&mut edge, &mut control).unwrap());
+        assert_ne!(edge.session_signing.kid, signing);
+        assert_eq!(edge.retired[0].kid(), "session-old");
+    }
 
     #[test]
     fn secrets_are_never_shown() {

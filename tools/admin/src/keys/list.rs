@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use service_kit::keys;
 use service_kit::keys::KeysError;
 use service_kit::keys::keyring::KeyringFile;
-use service_kit::keys::tokens::{ControlKeys, EdgeKeys};
+use service_kit::keys::tokens::{ControlKeys, EdgeKeys, RetiredKey};
 use service_kit::keys::transport::TransportKeys;
 
 use super::transport::Retention;
@@ -116,12 +116,17 @@ impl Found {
                 "file": file,
                 "link_keys": keys.link_keys.iter().map(|key| &key.kid).collect::<Vec<_>>(),
                 "session_signing": keys.session_signing.kid,
+                "session_next": keys.session_next.as_ref().map(|key| &key.kid),
                 "session_keys": keys.session_keys.iter().map(|key| &key.kid).collect::<Vec<_>>(),
-                "retired": keys.retired,
+                "retired": keys.retired.iter().map(RetiredKey::kid).collect::<Vec<_>>(),
             });
         }
         if let Some((file, keys)) = &self.control {
-            listed["control"] = json!({ "file": file, "link_signing": keys.link_signing.kid });
+            listed["control"] = json!({
+                "file": file,
+                "link_signing": keys.link_signing.kid,
+                "link_next": keys.link_next.as_ref().map(|key| &key.kid),
+            });
         }
         listed
     }
@@ -212,13 +217,17 @@ fn render(listed: &Value) -> String {
             kids.map(|kid| vec![text(kid), what.to_owned()]).collect()
         };
         let mut rows = vec![vec![text(&of["session_signing"]), "signs session tokens".to_owned()]];
+        let next = of["session_next"].as_str();
+        rows.extend(next.map(|kid| vec![kid.to_owned(), "stands ready to sign session tokens".to_owned()]));
         rows.extend(kids("session_keys", "session tokens signed by it are taken"));
         rows.extend(kids("link_keys", "links signed by it are taken"));
-        rows.extend(kids("retired", "retired: nothing signed by it is taken"));
+        rows.extend(kids("retired", "retired: what it signed takes consent back, and nothing else"));
         out.push_str(&section("edge's keys of tokens", of, row(["key", "use"]), rows));
     }
     if let Some(of) = listed.get("control") {
-        let rows = vec![vec![text(&of["link_signing"]), "signs links".to_owned()]];
+        let mut rows = vec![vec![text(&of["link_signing"]), "signs links".to_owned()]];
+        let next = of["link_next"].as_str();
+        rows.extend(next.map(|kid| vec![kid.to_owned(), "stands ready to sign links".to_owned()]));
         out.push_str(&section("control plane's keys of tokens", of, row(["key", "use"]), rows));
     }
     out
@@ -269,7 +278,7 @@ pub(super) mod tests {
     #[test]
     fn all_keys_are_listed_and_no_secret_is() {
         let (found, secrets) = sample();
-        assert_eq!(secrets.len(), 3 + 2 + 2 + 1);
+        assert_eq!(secrets.len(), 3 + 2 + 4 + 2);
         let listed = found.describe(&Retention { retention_hours: 72 });
         let text = render(&listed);
         for secret in secrets {
@@ -289,7 +298,7 @@ pub(super) mod tests {
             assert!(lines.iter().any(|line| line == expect), "{expect} in {text}");
         }
         let link = listed["control"]["link_signing"].as_str().unwrap();
-        assert_eq!(listed["edge"]["link_keys"], json!([link]));
+        assert_eq!(listed["edge"]["link_keys"], json!([link, listed["control"]["link_next"]]));
         assert_eq!(text.matches(link).count(), 2);
     }
 
