@@ -15,11 +15,11 @@ use schemas::token::{self, LinkClaims, SessionClaims, TokenType};
 use schemas::{ErrorCode, limits};
 use serde_json::{Value, json};
 use service_kit::keys;
-use service_kit::keys::tokens::{self, ControlKeys, EdgeKeys, SecretKey};
+use service_kit::keys::tokens::{self, ControlKeys, EdgeKeys, RetiredKey, SecretKey};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use virtual_sdk::sdk::random_attempt;
-use virtual_sdk::{Encoding, Form, Session};
+use virtual_sdk::{Encoding, Form, Seen, Session, until};
 
 use crate::harness::{NOTICE_VERSION, SOON, System, run};
 use crate::load::{self, small_batch};
@@ -62,6 +62,7 @@ fn bad_input_is_refused_with_its_code() -> Result<()> {
         load::send(system, &sdk, &session, &good, Form::Array, Encoding::Identity).await?;
 
         let forger = Forger::new(system, &session, &link.token)?;
+        retire_a_key(system, &forger).await?;
         let mut cases = bodies(&session)?;
         cases.extend(routes(&session));
         cases.extend(tokens(&session, &forger)?);
@@ -394,6 +395,58 @@ impl Forger {
     }
 }
 
+/// A key that the edge knows as retired.
+const RETIRED_KID: &str = "session-retired";
+
+/// Has the running edge know of a retired key, and waits until it does.
+async fn retire_a_key(system: &System<'_>, forger: &Forger) -> Result<()> {
+    let path = system.deployment.keys.join("edge-keys.json");
+    let mut edge: EdgeKeys = keys::read(&path)?;
+    edge.retired.push(RetiredKey::Id(RETIRED_KID.into()));
+    keys::replace(&path, &edge)?;
+    let header = Forger::header("EdDSA", TokenType::Session, RETIRED_KID);
+    let token = forger.sign(&forger.session_key, &header, &forger.session)?;
+    let url = format!("{}/v1/session", system.url("ingest-edge", 1)?);
+    let client = reqwest::Client::new();
+    until("the edge knows the retired key", SOON, || async {
+        let Ok(answer) = client.get(&url).bearer_auth(&token).send().await else { return Seen::not_yet("no answer") };
+        let problem: Problem = answer.json().await.unwrap_or_else(|_| Problem::new(ErrorCode::Internal));
+        if problem.code == "token_key_revoked" { Seen::Done(()) } else { Seen::not_yet(problem.code) }
+    })
+    .await?;
+    Ok(())
+}
+
+/// A token whose claims name the session twice, signed by the right key.
+fn doubled_claim(forger: &Forger) -> Result<String> {
+    let claims = serde_json::to_string(&forger.session)?;
+    let doubled = claims.replacen('{', &format!(r#"{{"ses":"{}","#, forger.session.ses), 1);
+    let header = serde_json::to_vec(&Forger::header("EdDSA", TokenType::Session, &forger.session_key.kid))?;
+    let signed = format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(doubled));
+    let signing = SigningKey::from_bytes(&forger.session_key.bytes().context("a key has 32 bytes")?);
+    let signature = signing.sign(signed.as_bytes()).to_bytes();
+    Ok(token::join(signed, &signature))
+}
+
+/// The same signature with the group's order added to its scalar: it says the same, and is not the one form that counts (RFC
+/// 8032).
+fn not_canonical(token: &str) -> Result<String> {
+    const ORDER: [u8; 32] = [
+        0xed, 0xd3, 0xf5, 0x5c, 0x1a, 0x63, 0x12, 0x58, 0xd6, 0x9c, 0xf7, 0xa2, 0xde, 0xf9, 0xde, 0x14, 0, 0, 0, 0, 0,
+        0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x10,
+    ];
+    let (signed, signature) = token.rsplit_once('.').context("a token has parts")?;
+    let mut signature: [u8; 64] =
+        URL_SAFE_NO_PAD.decode(signature)?.try_into().ok().context("a signature has 64 bytes")?;
+    let mut carry = 0u16;
+    for (byte, add) in signature[32..].iter_mut().zip(ORDER) {
+        carry += u16::from(*byte) + u16::from(add);
+        *byte = carry.to_le_bytes()[0];
+        carry >>= 8;
+    }
+    Ok(token::join(signed.to_owned(), &signature))
+}
+
 fn tokens(session: &Session, forger: &Forger) -> Result<Vec<Case>> {
     use ErrorCode::*;
     let (key, claims) = (&forger.session_key, &forger.session);
@@ -421,7 +474,12 @@ fn tokens(session: &Session, forger: &Forger) -> Result<Vec<Case>> {
         ("alg none", unsigned, TokenAlgRejected),
         ("alg none with a signature", typed("none", &key.kid)?, TokenAlgRejected),
         ("alg HS256", typed("HS256", &key.kid)?, TokenAlgRejected),
+        ("alg eddsa", typed("eddsa", &key.kid)?, TokenAlgRejected),
         ("unknown kid", typed("EdDSA", MARKER)?, TokenKeyUnknown),
+        ("retired kid", typed("EdDSA", RETIRED_KID)?, TokenKeyRevoked),
+        ("a truncated token", honest[..honest.len() - 3].to_owned(), TokenMalformed),
+        ("a claim that is there twice", doubled_claim(forger)?, TokenMalformed),
+        ("a signature that is not canonical", not_canonical(&honest)?, TokenSignatureInvalid),
         ("another key's signature", others_key, TokenSignatureInvalid),
         (
             "a link's key for a session",
@@ -450,6 +508,29 @@ fn tokens(session: &Session, forger: &Forger) -> Result<Vec<Case>> {
     let mut elsewhere = batch(session, "another origin than consented", good.clone(), ConsentScope);
     elsewhere.headers[0] = bearer(&forger.session(|claims| claims.org = Some("https://consented.example".into()))?);
     cases.push(elsewhere);
+    let withdrawals = [
+        ("withdrawal without a token", None, "", TokenMissing),
+        (
+            "withdrawal with another's signature",
+            Some(forger.sign(
+                &tokens::make()?.0.session_signing,
+                &Forger::header("EdDSA", TokenType::Session, &key.kid),
+                claims,
+            )?),
+            "",
+            TokenSignatureInvalid,
+        ),
+        ("withdrawal with a link's token", Some(forger.link(|_| {})?), "", TokenAudienceInvalid),
+        ("withdrawal by a beacon that is none", None, MARKER, BodyMalformed),
+        ("withdrawal by a beacon with more", None, r#"{"token":"x","more":1}"#, BodyMalformed),
+        ("withdrawal by a beacon with a bad token", None, r#"{"token":"x"}"#, TokenMalformed),
+    ];
+    for (name, token, body, expect) in withdrawals {
+        let mut case = batch(session, name, body.as_bytes().to_vec(), expect);
+        case.path = "/v1/withdraw".into();
+        case.headers = token.iter().map(|token| bearer(token)).collect();
+        cases.push(case);
+    }
     let mut reading = batch(session, "session without a token", Vec::new(), TokenMissing);
     (reading.method, reading.path, reading.headers) = (Method::GET, "/v1/session".into(), Vec::new());
     cases.push(reading);

@@ -9,14 +9,16 @@ use virtual_sdk::sdk::random_attempt;
 use virtual_sdk::{Encoding, Form, Seen, SessionQuery, until};
 
 use crate::harness::{LATER, SOON, System, logs, run};
-use crate::load::{self, small_batch};
+use crate::load;
+use crate::sealed::{self, Places};
 use crate::unsealed;
 
-/// Goal: of a decline only a count of workspace and hour is kept (P2). Method: markers in everything that a decline sends, and
-/// afterwards a search of all tables, the topic, the bucket and the logs, with every seal opened; a control session's marker has to be found by the
-/// same search.
+/// Goal: of a decline only a count of workspace and hour is kept, and no byte of the visitor lies anywhere (P2). Method: markers in
+/// everything that a decline sends, and afterwards two searches: of all tables, the topic, the bucket and the logs with every seal
+/// opened, and of Kafka's folder, the bucket's, a dump of Postgres and all logs as they lie on disk. Each has to find what a
+/// control session left, the second once that was laid down without its seals.
 #[test]
-fn a_decline_leaves_only_a_count() -> Result<()> {
+fn p02_a_decline_leaves_only_a_count() -> Result<()> {
     const DECLINES: i64 = 7;
     run(DeploymentOptions::named("decline"), &[], async |system| {
         let (sdk, edge) = (system.sdk(1)?, system.url("ingest-edge", 1)?);
@@ -38,7 +40,8 @@ fn a_decline_leaves_only_a_count() -> Result<()> {
             ensure!(answer.bytes().await?.is_empty(), "a decline's answer has a body");
         }
         let control = load::begin(system, &sdk, &system.link("control-reference").await?).await?;
-        let batch = small_batch(control.id, 0, 0, true, 10)?;
+        let planted = format!("planted-{}", random_attempt());
+        let batch = load::planted_batch(control.id, 0, true, &planted)?;
         load::send(system, &sdk, &control, &batch, Form::Array, Encoding::Identity).await?;
         load::compare_all(system, SOON).await?;
         until("all declines are counted", SOON, || async {
@@ -57,7 +60,7 @@ fn a_decline_leaves_only_a_count() -> Result<()> {
             holding.map(|(place, _)| place.as_str()).collect()
         };
         // A search that cannot fail proves nothing.
-        let source = format!("{}/0/0/0", control.id);
+        let source = planted.clone();
         for kind in ["bucket", "topic"] {
             ensure!(
                 found(&source).iter().any(|place| place.starts_with(kind)),
@@ -70,6 +73,19 @@ fn a_decline_leaves_only_a_count() -> Result<()> {
             ensure!(places.is_empty(), "{} of a decline stands in {places:?}", &marker[..12]);
         }
         let link_id = link.id.to_string();
+        let markers = [agent.as_str(), &attempt, "notice-of-decline", "declining.example", &link.token];
+        let disk = Places::of(system)?;
+        sealed::unseal(system, &planted).await?;
+        let controls = [planted.as_str()];
+        let scanned = (disk.scan(system, &markers), disk.scan(system, &controls));
+        sealed::clean_up(system).await?;
+        let (declined, control_found) = (scanned.0?, scanned.1?);
+        for (place, scanner) in &declined {
+            ensure!(scanner.found.is_empty(), "of a decline lies in {place}: {:?}", scanner.found);
+        }
+        for (place, scanner) in &control_found {
+            ensure!(!scanner.found.is_empty(), "the scanner does not find what lies unsealed in {place}");
+        }
         for (place, text) in &places {
             let is_in_declines = place == "table decline_count" && text.contains(&link_id);
             let is_elsewhere = place != "table link" && text.contains(&link_id);

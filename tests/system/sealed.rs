@@ -74,14 +74,14 @@ fn nothing_recorded_is_found_on_disk_unless_it_is_unsealed() -> Result<()> {
 }
 
 /// Where this deployment's bytes are.
-struct Places {
+pub(crate) struct Places {
     bucket: PathBuf,
     log: Vec<PathBuf>,
     logs: PathBuf,
 }
 
 impl Places {
-    fn of(system: &System<'_>) -> Result<Self> {
+    pub(crate) fn of(system: &System<'_>) -> Result<Self> {
         let home = system.stack.home();
         let bucket =
             folder_named(&home.join("s3"), &system.name)?.context("find this deployment's part of the bucket")?;
@@ -97,7 +97,11 @@ impl Places {
         Ok(Self { bucket, log, logs: home.join("logs") })
     }
 
-    fn scan<'m>(&self, system: &System<'_>, markers: &'m [&'m str]) -> Result<BTreeMap<&'static str, Scanner<'m>>> {
+    pub(crate) fn scan<'m>(
+        &self,
+        system: &System<'_>,
+        markers: &'m [&'m str],
+    ) -> Result<BTreeMap<&'static str, Scanner<'m>>> {
         let mut scanned = BTreeMap::new();
         let mut bucket = Scanner::new(markers);
         bucket.folder(&self.bucket)?;
@@ -106,7 +110,7 @@ impl Places {
         for partition in &self.log {
             log.folder(partition)?;
         }
-        let control = folder_named(&system.stack.home().join("kafka"), &format!("{CONTROL_TOPIC}-0"))?;
+        let control = folder_named(&system.stack.home().join("kafka"), &format!("{}-0", control_name(system)))?;
         control.map_or(Ok(()), |folder| log.folder(&folder))?;
         scanned.insert("log", log);
         let mut dump = Scanner::new(markers);
@@ -147,13 +151,17 @@ fn contains(bytes: &[u8], wanted: &[u8]) -> bool {
     memchr::memmem::find(bytes, wanted).is_some()
 }
 
-const CONTROL_TOPIC: &str = "control-of-sealed";
-const CONTROL_LOG: &str = "control-of-sealed";
+/// Topic and log of what a test lays down without seals.
+fn control_name(system: &System<'_>) -> String {
+    format!("unsealed-of-{}", system.name)
+}
+
 /// No topic has so many partitions.
 const CONTROL_PARTITION: i32 = 99_999;
 
-/// Lays down what the deployment has stored as it would lie without seals.
-async fn unseal(system: &System<'_>, marker: &str) -> Result<()> {
+/// Lays down what the deployment has stored as it would lie without seals; what a log would say names the marker.
+pub(crate) async fn unseal(system: &System<'_>, marker: &str) -> Result<()> {
+    let control = control_name(system);
     let objects = unsealed::objects(system).await?;
     let mut connection = PgConnection::connect(&system.deployment.endpoints().database_url).await?;
     sqlx::query("create table control (bytes bytea)").execute(&mut connection).await?;
@@ -171,29 +179,29 @@ async fn unseal(system: &System<'_>, marker: &str) -> Result<()> {
     ensure!(!records.is_empty(), "there are no records to unseal");
     let config = KafkaConfig {
         brokers: system.deployment.endpoints().kafka_brokers,
-        topic_events: CONTROL_TOPIC.to_owned(),
+        topic_events: control.clone(),
         delivery_timeout: SOON,
     };
     let client = service_kit::kafka::client(&config, "control");
     let retention = Duration::from_secs(72 * 3600);
-    let spec = TopicSpec { name: CONTROL_TOPIC.to_owned(), partitions: 1, replication: 1, min_insync: 1, retention };
+    let spec = TopicSpec { name: control.clone(), partitions: 1, replication: 1, min_insync: 1, retention };
     topics::ensure(&client, &spec).await?;
     let producer: FutureProducer = client.create()?;
     for record in records {
-        let sending = producer.send(FutureRecord::to(CONTROL_TOPIC).key(&record.key).payload(&record.clear), SOON);
+        let sending = producer.send(FutureRecord::to(&control).key(&record.key).payload(&record.clear), SOON);
         sending.await.map_err(|(error, _)| error).context("produce record in clear")?;
     }
-    std::fs::write(system.stack.log(CONTROL_LOG), format!("an event was {marker}"))?;
+    std::fs::write(system.stack.log(&control_name(system)), format!("an event was {marker}"))?;
     Ok(())
 }
 
-async fn clean_up(system: &System<'_>) -> Result<()> {
+pub(crate) async fn clean_up(system: &System<'_>) -> Result<()> {
     let listed = system.objects.list(&format!("quarantine/{CONTROL_PARTITION}/")).await?;
     let keys: Vec<ObjectKey> = listed.into_iter().flatten().collect();
     ensure!(system.objects.delete(&keys).await?.is_empty(), "remove the control's objects");
     let mut connection = PgConnection::connect(&system.deployment.endpoints().database_url).await?;
     sqlx::query("drop table control").execute(&mut connection).await?;
-    std::fs::remove_file(system.stack.log(CONTROL_LOG)).context("remove the control's log")
+    std::fs::remove_file(system.stack.log(&control_name(system))).context("remove the control's log")
 }
 
 /// Goal: once a session's key is destroyed, no process reads it any more when the cache bound has passed, also not one that has

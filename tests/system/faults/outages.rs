@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use devstack::{DeploymentOptions, Part};
 use tokio::time::Instant;
+use virtual_sdk::sdk::random_attempt;
 use virtual_sdk::{Body, Comparison, Encoding, Form, Seen, until};
 
 use crate::harness::{SOON, System, metric, run_on, start_stack};
@@ -95,6 +96,7 @@ async fn wait_publishing(system: &System<'_>, number: usize) -> Result<()> {
 async fn without_kafka(system: &System<'_>) -> Result<()> {
     let (sdk, link) = (system.sdk(1)?, system.link("without-kafka").await?);
     let session = load::begin(system, &sdk, &link).await?;
+    let withdrawing = sdk.accept(&link.token, "v", &random_attempt()).await?;
     let edge = system.service("ingest-edge", 1);
     system.stack.kill(Part::Kafka).await?;
     wait_readyz(system, &edge, 503).await?;
@@ -109,7 +111,21 @@ async fn without_kafka(system: &System<'_>) -> Result<()> {
     }
     let refused = sdk.accept(&link.token, "v", "attempt").await.err().context("a consent was acknowledged")?;
     ensure!(refused.status() == Some(503), "without Kafka a consent is answered {refused}");
+    // Whoever takes consent back now is not told that everybody knows; this edge takes nothing more, and tells it later.
+    let unheard = sdk.withdraw(&withdrawing).await.err().context("a withdrawal was acknowledged")?;
+    ensure!(unheard.status() == Some(503), "without Kafka a withdrawal is answered {unheard}");
+    let refused =
+        sdk.send(&withdrawing, 0, 0, true, &body).await.err().context("a withdrawn session's batch was taken")?;
+    ensure!(refused.code() == "consent_withdrawn", "a withdrawn session is answered {refused}");
     system.stack.restart(Part::Kafka).await?;
     wait_readyz(system, &edge, 200).await?;
+    until("the withdrawal is honoured, although nobody asked again", SOON, || async {
+        match system.api.session(withdrawing.id).await {
+            Err(error) if error.status() == Some(410) => Seen::Done(()),
+            Err(error) => Seen::not_yet(error),
+            Ok(_) => Seen::not_yet("it can be read"),
+        }
+    })
+    .await?;
     load::send(system, &sdk, &session, &batch, Form::Array, Encoding::Identity).await
 }
