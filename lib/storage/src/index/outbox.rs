@@ -146,10 +146,7 @@ async fn take(tx: &mut PgConnection) -> Result<Vec<Taken>, IndexError> {
     .fetch_all(&mut *tx)
     .await
     .map_err(failed("take from outbox"))?;
-    let taken = |row: &sqlx::postgres::PgRow| Taken {
-        id: row.get("id"),
-        key: row.get("topic_key"),
-        value: row.get("value"),
-    };
+    let taken =
+        |row: &sqlx::postgres::PgRow| Taken { id: row.get("id"), key: row.get("topic_key"), value: row.get("value") };
     Ok(rows.iter().map(taken).collect())
 }
