@@ -2,9 +2,10 @@
 
 use anyhow::Context as _;
 use engine::retention::{Step, next_step};
+use schemas::control::{Entry, News};
 use schemas::paths::{self, ObjectKey};
 use schemas::{ObjectId, SessionKey};
-use service_kit::kafka::control::Publisher;
+use service_kit::kafka::control::{self, Publisher};
 use service_kit::passes;
 use service_kit::service::Surroundings;
 use storage::index::deletions::{Leaving, Removable};
@@ -13,6 +14,8 @@ use storage::keystore::KeyStore;
 use storage::objects::{DELETE_KEYS_MAX, Objects};
 use storage::{Schema, Stores};
 
+use crate::cleaning::Cleaning;
+use crate::withdrawals::Withdrawals;
 use crate::{Config, metrics};
 
 /// Rows of one transaction, objects of one request.
@@ -40,8 +43,19 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
     let put_horizon = config.staged_stale + config.s3.request_timeout;
     let interval = config.pass_interval;
     let Stores { index, keystore, objects, postgres, .. } = stores;
-    let publisher = Publisher::new(&config.control, "retention-worker").context("make producer")?;
-    tokio::spawn(outbox::relay(index.clone(), publisher, shutdown.clone()));
+    let publisher = || Publisher::new(&config.control, "retention-worker").context("make producer");
+    tokio::spawn(outbox::relay(index.clone(), publisher()?, shutdown.clone()));
+    let (withdrawals, cleaning) = (Withdrawals::default(), Cleaning::default());
+    tokio::spawn(withdrawals.clone().run(index.clone(), postgres.clone(), shutdown.clone()));
+    tokio::spawn(cleaning.clone().run(publisher()?, shutdown.clone()));
+    let on_entry = move |entry: Entry| {
+        cleaning.add(&entry);
+        // Whatever its age: only a deletion ends it.
+        if let News::Withdrawal(key) = entry.news {
+            withdrawals.add(key);
+        }
+    };
+    control::follow(&config.control, "retention-worker", shutdown.clone(), on_entry).context("follow control")?;
     let mut worker = Worker { config, index, keystore, objects, put_horizon, led: None };
     passes::run(&shutdown, interval, &postgres, metrics::FAILURES, async || worker.pass().await).await;
     Ok(())

@@ -2,10 +2,13 @@
 //!
 //! Each pass makes tombstones of sessions past their plan window, leads every deletion one step on (decided by
 //! [`engine::retention`]), and removes objects that nobody needs: condemned ones after a grace, rows only when a listing
-//! shows the object absent. Every step can be repeated, and several workers can run at once.
+//! shows the object absent. Beside the passes it makes withdrawals, which it hears of on `control`, into deletions within
+//! seconds, and takes entries off that topic that nobody needs any more. Every step can be repeated, and several workers can run at once.
 
+mod cleaning;
 mod driver;
 mod metrics;
+mod withdrawals;
 
 use std::time::Duration;
 
@@ -21,7 +24,7 @@ pub use driver::run;
 /// The worker's settings.
 #[derive(Debug)]
 pub struct Config {
-    /// Where deletions are told.
+    /// Where deletions are told, and withdrawals heard of.
     pub control: ControlConfig,
     /// The index.
     pub postgres: PostgresConfig,

@@ -6,6 +6,10 @@ use storage::index::outbox;
 pub(crate) const EXPIRED: &str = "retention_expired_sessions_total";
 pub(crate) const SHREDDED: &str = "retention_shredded_sessions_total";
 pub(crate) const ERASED: &str = "retention_erased_sessions_total";
+pub(crate) const WITHDRAWN: &str = "retention_withdrawn_sessions_total";
+pub(crate) const WITHDRAWALS_WAITING: &str = "retention_withdrawals_waiting";
+pub(crate) const WITHDRAWALS_OLDEST: &str = "retention_withdrawals_oldest_seconds";
+pub(crate) const CLEANED: &str = "retention_cleaned_control_entries_total";
 pub(crate) const LEAVING: &str = "retention_leaving_sessions";
 pub(crate) const HELD: &str = "retention_held_by_quarantine_total";
 pub(crate) const REMOVED: &str = "retention_removed_objects_total";
@@ -17,6 +21,10 @@ pub(crate) const ALL: &[Described] = &[
     Counter(EXPIRED, "Sessions that were past their plan window."),
     Counter(SHREDDED, "Sessions whose keys were destroyed."),
     Counter(ERASED, "Sessions whose bytes are gone, seen by listing."),
+    Counter(WITHDRAWN, "Sessions deleted since their end users took consent back."),
+    Gauge(WITHDRAWALS_WAITING, "Withdrawals that were heard of and are no deletions yet."),
+    Gauge(WITHDRAWALS_OLDEST, "How long ago the oldest of them was heard of. Alarm on 5."),
+    Counter(CLEANED, "Entries removed from `control` since nobody needs them any more."),
     Gauge(LEAVING, "Sessions of the last pass that are not erased yet."),
     Counter(
         HELD,

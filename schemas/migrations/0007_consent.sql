@@ -44,4 +44,4 @@ create index outbox_key on outbox (topic_key, id);
 
 alter table deletion drop constraint deletion_cause_check;
 alter table deletion add constraint deletion_cause_check
-    check (cause in ('by_hand', 'expired', 'withdrawn', 'exhausted'));
+    check (cause in ('by_hand', 'expired', 'withdrawn', 'exhausted', 'revoked'));

@@ -1,10 +1,11 @@
 //! The index in Postgres: every query there is, one file per caller.
 //!
-//! Lock order, everywhere: links, then sessions, each in (workspace, id) order, then objects. A transaction that waits
-//! for nothing but rows in this order cannot wait in a circle.
+//! Lock order, everywhere: links, then sessions, each in (workspace, id) order, then days of workspaces, workspaces, objects. A
+//! transaction that waits for nothing but rows in this order cannot wait in a circle.
 
 pub mod batches;
 pub mod deletions;
+mod first_sight;
 pub mod links;
 pub mod outbox;
 pub mod quarantine;
@@ -21,6 +22,7 @@ use service_kit::config::postgres::PostgresConfig;
 use sqlx::Row as _;
 use sqlx::postgres::PgPool;
 use thiserror::Error;
+use time::OffsetDateTime;
 use tokio::sync::Notify;
 use uuid::Uuid;
 
@@ -219,6 +221,11 @@ pub(crate) fn key_arrays<'a>(keys: impl Iterator<Item = &'a SessionKey>) -> (Vec
 /// Postgres' milliseconds: all our numbers fit its signed 64 bits, and what does not is a clock gone wild.
 pub(crate) fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// A time in milliseconds since the epoch. One that is no time is a clock gone wild.
+pub(crate) fn moment(ms: u64) -> OffsetDateTime {
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000).unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }
 
 pub(crate) fn unsigned(number: i64) -> u64 {

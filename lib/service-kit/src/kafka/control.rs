@@ -285,16 +285,17 @@ impl Publisher {
         Ok(Self { config: config.clone(), client_id: client_id.to_owned(), producer })
     }
 
-    /// Writes these entries, each a key and a value, and waits until Kafka has all of them. After an error any of them may be
-    /// there.
-    pub async fn publish(&mut self, entries: &[(String, Vec<u8>)]) -> Result<(), PublishError> {
+    /// Writes these records, each a key and a value, in this order, and waits until Kafka has all of them. One without a value
+    /// removes the entry of its key. After an error any of them may be there.
+    pub async fn publish(&mut self, records: &[(String, Option<Vec<u8>>)]) -> Result<(), PublishError> {
         // One with a fatal error never sends again.
         if self.producer.client().fatal_error().is_some() {
             self.producer = producer(&self.config, &self.client_id)?;
         }
-        let sending = entries.iter().map(|(key, value)| {
-            let sending =
-                self.producer.send(FutureRecord::to(&self.config.topic).key(key).payload(value), DELIVERY_TIMEOUT);
+        let sending = records.iter().map(|(key, value)| {
+            let mut record = FutureRecord::<_, Vec<u8>>::to(&self.config.topic).key(key);
+            record.payload = value.as_ref();
+            let sending = self.producer.send(record, DELIVERY_TIMEOUT);
             async { sending.await.map_err(|(error, _)| error) }
         });
         try_join_all(sending).await?;

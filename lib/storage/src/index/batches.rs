@@ -5,11 +5,11 @@ use schemas::shared_object::SessionFilter;
 use schemas::{ObjectId, SessionKey, WorkspaceId};
 use sealing::keyring::KeyVersion;
 use sqlx::{PgConnection, Row as _};
-use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{
-    Index, IndexError, KIND_QUARANTINE, KIND_SHARED, Uploaded, failed, key_arrays, session_key, signed, unsigned,
+    Index, IndexError, KIND_QUARANTINE, KIND_SHARED, Uploaded, failed, first_sight, key_arrays, moment, session_key,
+    signed, unsigned,
 };
 
 /// A partition that is owned under an epoch.
@@ -88,9 +88,10 @@ pub struct Publishing<'a> {
 /// What staging found out, and what it cost.
 #[derive(Debug)]
 pub struct StageOutcome {
-    /// Sessions of the flush that are deleted.
+    /// Sessions of the flush that are deleted, those too that staging itself deleted.
     pub deleted: Vec<SessionKey>,
-    /// Rows written: the object's, first rows of sessions, and their links'.
+    /// Rows written: the object's, first rows of sessions, and what follows from them: counts of links and days, and
+    /// deletions of those that must not be.
     pub rows: u64,
 }
 
@@ -110,10 +111,6 @@ pub enum PublishOutcome {
     Failed(IndexError),
     /// The commit was sent and its answer is not known.
     Unknown(IndexError),
-}
-
-fn moment(ms: u64) -> OffsetDateTime {
-    OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000).unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }
 
 impl Index {
@@ -159,9 +156,10 @@ impl Index {
             .await
             .map_err(failed("stage object"))?;
         }
-        let first_rows = insert_first_seen(&mut tx, staging.partition, staging.first_seen).await?;
+        let first_rows = first_sight::insert(&mut tx, staging.partition, staging.first_seen).await?;
         let deleted = deleted_among(&mut *tx, staging.sessions).await?;
         tx.commit().await.map_err(failed("commit staging"))?;
+        self.outbox.notify_one();
         Ok(StageOutcome { deleted, rows: first_rows + u64::from(staging.object.is_some()) })
     }
 
@@ -223,67 +221,6 @@ impl Index {
             })
             .collect()
     }
-}
-
-/// First rows of sessions. Their links are locked before, and count them. Gives the rows written.
-async fn insert_first_seen(
-    tx: &mut PgConnection,
-    partition: i32,
-    first_seen: &[FirstSight],
-) -> Result<u64, IndexError> {
-    if first_seen.is_empty() {
-        return Ok(0);
-    }
-    let (workspaces, sessions) = key_arrays(first_seen.iter().map(|sight| &sight.key));
-    let links: Vec<Uuid> = first_seen.iter().map(|sight| sight.consent.link.0).collect();
-    sqlx::query(
-        "select from link join (select distinct * from unnest($1::uuid[], $2::uuid[]) as w (workspace_id, id)) wanted
-             using (workspace_id, id)
-         order by workspace_id, id for no key update of link",
-    )
-    .bind(&workspaces)
-    .bind(&links)
-    .execute(&mut *tx)
-    .await
-    .map_err(failed("lock links"))?;
-    sqlx::query(
-        "with arrived as (
-             select * from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::timestamptz[], $6::uuid[],
-                 $7::timestamptz[])
-                 as a (workspace_id, id, link_id, notice_version, consented_at, receipt_id, appended_at)
-             order by workspace_id, id
-         ), inserted as (
-             insert into session (workspace_id, id, link_id, notice_version, consented_at, receipt_id, started_at,
-                 last_activity_at, partitions)
-             select workspace_id, id, link_id, notice_version, consented_at, receipt_id, appended_at, appended_at,
-                 array[$8::integer]
-             from arrived
-             on conflict (workspace_id, id) do update set
-                 partitions = session.partitions || excluded.partitions,
-                 started_at = least(session.started_at, excluded.started_at)
-             where not session.partitions @> excluded.partitions
-             returning workspace_id, link_id, (xmax = 0) as is_new
-         ), linked as (
-             update link set sessions = link.sessions + counted.sessions
-             from (select workspace_id, link_id, count(*)::integer as sessions from inserted where is_new
-                 group by 1, 2) counted
-             where link.workspace_id = counted.workspace_id and link.id = counted.link_id
-             returning link.id
-         )
-         select (select count(*) from inserted) + (select count(*) from linked) as rows",
-    )
-    .bind(&workspaces)
-    .bind(&sessions)
-    .bind(&links)
-    .bind(first_seen.iter().map(|sight| sight.consent.notice_version.clone()).collect::<Vec<_>>())
-    .bind(first_seen.iter().map(|sight| moment(sight.consent.consented_at_ms)).collect::<Vec<_>>())
-    .bind(first_seen.iter().map(|sight| sight.consent.receipt.0).collect::<Vec<_>>())
-    .bind(first_seen.iter().map(|sight| moment(sight.appended_ms)).collect::<Vec<_>>())
-    .bind(partition)
-    .fetch_one(&mut *tx)
-    .await
-    .map(|row| unsigned(row.get("rows")))
-    .map_err(failed("insert sessions"))
 }
 
 /// Sessions among these that are deleted.

@@ -1,11 +1,14 @@
 //! Deletions, expiry, and the collector of objects that nobody needs.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use engine::retention::Facts;
+use schemas::control::{Entry, News};
 use schemas::http::{DeletionItem, DeletionState};
 use schemas::paths::ObjectKey;
 use schemas::{DeletionId, ObjectId, SessionKey, WorkspaceId};
+use service_kit::time::now_ms;
 use sqlx::{PgConnection, Row as _};
 use uuid::Uuid;
 
@@ -35,35 +38,23 @@ impl Index {
     /// workspace, and in no other (R8, R9); one that is deleted already gives the deletion that it stands in.
     pub async fn delete_session(&self, key: &SessionKey) -> Result<DeletionId, IndexError> {
         let mut tx = self.pool.begin().await.map_err(failed("begin deletion"))?;
-        sqlx::query(
-            "insert into session (workspace_id, id, state, started_at, last_activity_at)
-             values ($1, $2, 1, now(), now()) on conflict do nothing",
-        )
-        .bind(key.workspace.0)
-        .bind(key.session.0)
-        .execute(&mut *tx)
-        .await
-        .map_err(failed("insert tombstone"))?;
-        sqlx::query("select from session where workspace_id = $1 and id = $2 for update")
-            .bind(key.workspace.0)
-            .bind(key.session.0)
-            .execute(&mut *tx)
-            .await
-            .map_err(failed("lock session"))?;
-        let known =
-            sqlx::query("select deletion_id from deletion_session where workspace_id = $1 and session_id = $2 limit 1")
-                .bind(key.workspace.0)
-                .bind(key.session.0)
-                .fetch_optional(&mut *tx)
-                .await
-                .map_err(failed("find deletion"))?;
-        if let Some(row) = known {
-            return Ok(DeletionId(row.get("deletion_id")));
-        }
-        let deletion = begin_deletion(&mut tx, key.workspace, "by_hand", &[*key]).await?;
+        let standing = delete_unless_deleted(&mut tx, "by_hand", &[*key]).await?;
         tx.commit().await.map_err(failed("commit deletion"))?;
         self.outbox.notify_one();
-        Ok(deletion)
+        standing.deletions.first().map(|(deletion, _)| *deletion).ok_or(IndexError::Row("deletion_session"))
+    }
+
+    /// Deletes sessions whose end users took consent back, those too that were never seen, and has the entries that said so
+    /// removed from `control` behind the deletions' own. One that is deleted already loses only its entry. Gives how many were
+    /// not. Can be repeated, and several can do it at once.
+    pub async fn withdraw(&self, keys: &[SessionKey]) -> Result<u64, IndexError> {
+        let mut tx = self.pool.begin().await.map_err(failed("begin withdrawal"))?;
+        let standing = delete_unless_deleted(&mut tx, "withdrawn", keys).await?;
+        let removals = standing.deletions.iter().map(|(_, key)| (News::Withdrawal(*key).key(), None));
+        outbox::insert(&mut tx, &removals.collect::<Vec<_>>()).await?;
+        tx.commit().await.map_err(failed("commit withdrawal"))?;
+        self.outbox.notify_one();
+        Ok(standing.new)
     }
 
     /// Begins to delete sessions whose plan window is over by the index's clock, `limit` at most; gives how many. The
@@ -403,13 +394,79 @@ impl Index {
     }
 }
 
+/// Sessions and the deletions that they stand in.
+struct Standing {
+    deletions: Vec<(DeletionId, SessionKey)>,
+    /// How many of them were not deleted before.
+    new: u64,
+}
+
+/// Deletes those of these sessions that are not deleted yet. Unknown ones get a tombstone. One lock each, in id order (the
+/// order of all who lock sessions), so that of two deletions at once the later one finds the first.
+async fn delete_unless_deleted(
+    tx: &mut PgConnection,
+    cause: &'static str,
+    keys: &[SessionKey],
+) -> Result<Standing, IndexError> {
+    let (workspaces, sessions) = key_arrays(keys.iter());
+    sqlx::query(
+        "insert into session (workspace_id, id, state, started_at, last_activity_at)
+         select distinct workspace_id, id, 1, now(), now() from unnest($1::uuid[], $2::uuid[]) as d (workspace_id, id)
+         order by workspace_id, id on conflict do nothing",
+    )
+    .bind(&workspaces)
+    .bind(&sessions)
+    .execute(&mut *tx)
+    .await
+    .map_err(failed("insert tombstones"))?;
+    // Distinct keys by now: a lock and a row each.
+    let locked = sqlx::query(
+        "select s.workspace_id, s.id as session_id from session s
+         where (s.workspace_id, s.id) in (select * from unnest($1::uuid[], $2::uuid[]))
+         order by s.workspace_id, s.id for update of s",
+    )
+    .bind(&workspaces)
+    .bind(&sessions)
+    .fetch_all(&mut *tx)
+    .await
+    .map_err(failed("lock sessions"))?;
+    let standing = sqlx::query(
+        "select distinct on (workspace_id, session_id) deletion_id, workspace_id, session_id from deletion_session
+         where (workspace_id, session_id) in (select * from unnest($1::uuid[], $2::uuid[]))
+         order by workspace_id, session_id, deletion_id",
+    )
+    .bind(&workspaces)
+    .bind(&sessions)
+    .fetch_all(&mut *tx)
+    .await
+    .map_err(failed("find deletions"))?;
+    let mut deletions: Vec<(DeletionId, SessionKey)> =
+        standing.iter().map(|row| (DeletionId(row.get("deletion_id")), session_key(row))).collect();
+    let known: BTreeSet<SessionKey> = deletions.iter().map(|(_, key)| *key).collect();
+    let new: Vec<SessionKey> = locked.iter().map(session_key).filter(|key| !known.contains(key)).collect();
+    for workspace_keys in new.chunk_by(|one, other| one.workspace == other.workspace) {
+        if let Some(first) = workspace_keys.first() {
+            let begun = begin_deletion(tx, first.workspace, cause, workspace_keys).await?;
+            deletions.extend(workspace_keys.iter().map(|key| (begun.deletion, *key)));
+        }
+    }
+    Ok(Standing { deletions, new: new.len() as u64 })
+}
+
+/// A deletion that has begun.
+pub(super) struct Begun {
+    deletion: DeletionId,
+    /// Rows that this wrote.
+    pub(super) rows: u64,
+}
+
 /// Tombstones sessions whose rows are locked, and makes the rows of their deletion. Everybody is told of it by the outbox.
-async fn begin_deletion(
+pub(super) async fn begin_deletion(
     tx: &mut PgConnection,
     workspace: WorkspaceId,
     cause: &'static str,
     keys: &[SessionKey],
-) -> Result<DeletionId, IndexError> {
+) -> Result<Begun, IndexError> {
     let deletion = DeletionId(Uuid::now_v7());
     let sessions: Vec<Uuid> = keys.iter().map(|key| key.session.0).collect();
     sqlx::query("insert into deletion (id, workspace_id, cause) values ($1, $2, $3)")
@@ -430,12 +487,17 @@ async fn begin_deletion(
     .await
     .map_err(failed("insert deletion's sessions"))?;
     // Pages stand in clear in the row: they go with the readers' right to them, and do not wait for the bytes.
-    sqlx::query("update session set state = 1, urls = default where workspace_id = $1 and id = any($2) and state = 0")
-        .bind(workspace.0)
-        .bind(&sessions)
-        .execute(&mut *tx)
-        .await
-        .map_err(failed("tombstone sessions"))?;
-    outbox::insert_deletions(tx, keys).await?;
-    Ok(deletion)
+    let tombstoned = sqlx::query(
+        "update session set state = 1, urls = default where workspace_id = $1 and id = any($2) and state = 0",
+    )
+    .bind(workspace.0)
+    .bind(&sessions)
+    .execute(&mut *tx)
+    .await
+    .map_err(failed("tombstone sessions"))?;
+    let now = now_ms();
+    let told: Vec<_> = keys.iter().map(|key| outbox::telling(&Entry::deletion(*key, now))).collect();
+    outbox::insert(tx, &told).await?;
+    // The deletion, and of each session a row of it and one of the outbox.
+    Ok(Begun { deletion, rows: 1 + 2 * keys.len() as u64 + tombstoned.rows_affected() })
 }

@@ -2,17 +2,19 @@
 //!
 //! A committed change cannot fail to reach Kafka: its row stays until Kafka has acknowledged the entry. Any number of relays
 //! work at once, whichever is faster; an entry may be told twice.
+//!
+//! Two things are told in order, whichever relay has them. Rows of one key: whoever changes what a key says holds the lock of
+//! its subject while it puts the row here, so that their ids are in the order of the changes. And a removal after all that was
+//! to be told before it: a withdrawal is taken off the topic only when the deletion that was made of it is on it.
 
 use std::time::Duration;
 
-use schemas::SessionKey;
 use schemas::control::Entry;
 use schemas::limits::OUTBOX_ROWS_MAX;
 use service_kit::kafka::control::{PublishError, Publisher};
 use service_kit::shutdown::Shutdown;
 use service_kit::telemetry::Described::{self, Counter, Gauge};
 use service_kit::telemetry::chain;
-use service_kit::time::now_ms;
 use sqlx::{PgConnection, Row as _};
 use thiserror::Error;
 
@@ -43,18 +45,25 @@ enum RelayError {
     Publish(#[from] PublishError),
 }
 
-/// Puts the deletion of these sessions of one workspace into the outbox.
-pub(super) async fn insert_deletions(tx: &mut PgConnection, keys: &[SessionKey]) -> Result<(), IndexError> {
-    let now = now_ms();
-    let entries = keys.iter().map(|key| Entry::deletion(*key, now));
-    let (topic_keys, values): (Vec<String>, Vec<Vec<u8>>) = entries.map(|entry| (entry.key(), entry.value())).unzip();
-    sqlx::query("insert into outbox (topic_key, value) select * from unnest($1::text[], $2::bytea[])")
-        .bind(&topic_keys)
-        .bind(&values)
-        .execute(&mut *tx)
-        .await
-        .map(drop)
-        .map_err(failed("insert into outbox"))
+/// Puts records into the outbox, each a key and a value, in this order. One without a value removes the entry of its key.
+pub(super) async fn insert(tx: &mut PgConnection, records: &[(String, Option<Vec<u8>>)]) -> Result<(), IndexError> {
+    let (keys, values): (Vec<&str>, Vec<Option<&[u8]>>) =
+        records.iter().map(|(key, value)| (key.as_str(), value.as_deref())).unzip();
+    sqlx::query(
+        "insert into outbox (topic_key, value)
+         select key, value from unnest($1::text[], $2::bytea[]) with ordinality as r (key, value, place) order by place",
+    )
+    .bind(&keys)
+    .bind(&values)
+    .execute(&mut *tx)
+    .await
+    .map(drop)
+    .map_err(failed("insert into outbox"))
+}
+
+/// The record that tells an entry.
+pub(super) fn telling(entry: &Entry) -> (String, Option<Vec<u8>>) {
+    (entry.key(), Some(entry.value()))
 }
 
 /// Tells what is in the outbox, as soon as it is there, until the shutdown.
@@ -100,22 +109,44 @@ impl Index {
             return Ok(0);
         }
         let mut tx = self.pool.begin().await.map_err(failed("begin relay"))?;
-        let rows = sqlx::query("select id, topic_key, value from outbox order by id limit $1 for update skip locked")
-            .bind(OUTBOX_ROWS_MAX as i64)
-            .fetch_all(&mut *tx)
-            .await
-            .map_err(failed("take from outbox"))?;
+        let rows = take(&mut tx).await?;
         if rows.is_empty() {
             return Ok(0);
         }
-        let entries: Vec<(String, Vec<u8>)> = rows.iter().map(|row| (row.get("topic_key"), row.get("value"))).collect();
-        publisher.publish(&entries).await?;
+        let (ids, records): (Vec<i64>, Vec<_>) = rows.into_iter().map(|row| (row.id, (row.key, row.value))).unzip();
+        publisher.publish(&records).await?;
         sqlx::query("delete from outbox where id = any($1)")
-            .bind(rows.iter().map(|row| row.get("id")).collect::<Vec<i64>>())
+            .bind(&ids)
             .execute(&mut *tx)
             .await
             .map_err(failed("remove from outbox"))?;
         tx.commit().await.map_err(failed("commit relay"))?;
-        Ok(rows.len())
+        Ok(ids.len())
     }
+}
+
+/// A row that a relay has taken.
+struct Taken {
+    id: i64,
+    key: String,
+    value: Option<Vec<u8>>,
+}
+
+/// Locks the oldest rows that may be told now and that no other relay has. A row that another relay is telling is still here
+/// for this statement, and all that has to come after it waits.
+async fn take(tx: &mut PgConnection) -> Result<Vec<Taken>, IndexError> {
+    let rows = sqlx::query(
+        "select id, topic_key, value from outbox
+         where not exists (select from outbox older where older.topic_key = outbox.topic_key and older.id < outbox.id)
+             and (value is not null
+                 or id < coalesce((select min(id) from outbox entry where entry.value is not null), id + 1))
+         order by id limit $1 for update skip locked",
+    )
+    .bind(OUTBOX_ROWS_MAX as i64)
+    .fetch_all(&mut *tx)
+    .await
+    .map_err(failed("take from outbox"))?;
+    let taken =
+        |row: &sqlx::postgres::PgRow| Taken { id: row.get("id"), key: row.get("topic_key"), value: row.get("value") };
+    Ok(rows.iter().map(taken).collect())
 }
