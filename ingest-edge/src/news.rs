@@ -159,10 +159,10 @@ async fn tell(mut publisher: Publisher, mut waiting: mpsc::Receiver<Telling>, sh
             count = waiting.recv_many(&mut taken, TOLD_AT_ONCE_MAX) => if count == 0 && again.is_empty() { return },
             () = tokio::time::sleep(AGAIN_AFTER), if !again.is_empty() => {}
         }
-        let entries: Vec<(String, Vec<u8>)> = again
+        let entries: Vec<(String, Option<Vec<u8>>)> = again
             .iter()
             .chain(taken.iter().map(|telling| &telling.entry))
-            .map(|entry| (entry.key(), entry.value()))
+            .map(|entry| (entry.key(), Some(entry.value())))
             .collect();
         let outcome = publisher.publish(&entries).await;
         let is_told = outcome.is_ok();

@@ -346,7 +346,7 @@ async fn tell(system: &System<'_>, entries: &[Entry]) -> Result<()> {
         brokers: system.deployment.endpoints().kafka_brokers,
         topic: system.deployment.topic_control.clone(),
     };
-    let entries: Vec<(String, Vec<u8>)> = entries.iter().map(|entry| (entry.key(), entry.value())).collect();
+    let entries: Vec<_> = entries.iter().map(|entry| (entry.key(), Some(entry.value()))).collect();
     Publisher::new(&config, "test")?.publish(&entries).await?;
     Ok(())
 }
