@@ -1,7 +1,8 @@
 //! Bodies: read within a bound and a time, decoded within a bound (E3).
 
+use std::collections::BTreeMap;
 use std::io::Read;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,7 +10,7 @@ use engine::admission::Encoding;
 use http_body_util::BodyExt as _;
 use hyper::body::Body;
 use schemas::codes::Refusal;
-use schemas::{ErrorCode, limits};
+use schemas::{ErrorCode, WorkspaceId, limits};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// A body that takes longer than this is refused.
@@ -18,13 +19,58 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 const DISCARD_BYTES_MAX: usize = 2 * limits::BODY_BYTES_MAX;
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Reads a body of at most `max` bytes. Room for it, in KiB, is taken as its bytes come: a body that is announced and
-/// does not come holds nobody up. It is given back with the permit.
-pub(crate) async fn read<B>(
-    body: B,
-    max: usize,
-    room: &Arc<Semaphore>,
-) -> Result<(Bytes, OwnedSemaphorePermit), Refusal>
+/// Of the room for bodies this part is one workspace's at most: who sends slowly, or much, leaves room to the others.
+const WORKSPACE_PART: u64 = 4;
+/// Workspaces whose rooms are remembered although nothing lies in them.
+const ROOMS_IDLE_MAX: usize = 1_024;
+
+/// Room for bodies, in KiB: all of it, and each workspace's part.
+pub(crate) struct Rooms {
+    all: Arc<Semaphore>,
+    bytes_max: u64,
+    workspaces: Mutex<BTreeMap<WorkspaceId, Arc<Semaphore>>>,
+}
+
+/// Room that is taken, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Held(#[expect(dead_code, reason = "dropping them gives the room back")] Vec<OwnedSemaphorePermit>);
+
+fn kib(bytes: u64) -> Arc<Semaphore> {
+    Arc::new(Semaphore::new((bytes / limits::KIB as u64) as usize))
+}
+
+impl Rooms {
+    pub(crate) fn new(bytes_max: u64) -> Self {
+        Self { all: kib(bytes_max), bytes_max, workspaces: Mutex::default() }
+    }
+
+    /// Room for bodies of whom nobody knows yet.
+    pub(crate) fn of_strangers(&self) -> Vec<Arc<Semaphore>> {
+        vec![Arc::clone(&self.all)]
+    }
+
+    /// Room for bodies of this workspace.
+    pub(crate) fn of(&self, workspace: WorkspaceId) -> Vec<Arc<Semaphore>> {
+        let mut workspaces = self.workspaces.lock().unwrap_or_else(PoisonError::into_inner);
+        if workspaces.len() >= ROOMS_IDLE_MAX {
+            // Who holds a permit, or is about to take one, has the room too.
+            workspaces.retain(|_, room| Arc::strong_count(room) > 1);
+        }
+        // One body fits, however small the whole is.
+        let part = (self.bytes_max / WORKSPACE_PART).max(limits::BODY_BYTES_MAX as u64);
+        let room = workspaces.entry(workspace).or_insert_with(|| kib(part));
+        vec![Arc::clone(room), Arc::clone(&self.all)]
+    }
+
+    /// Bytes that are held right now.
+    pub(crate) fn held_bytes(&self) -> u64 {
+        self.bytes_max.saturating_sub((self.all.available_permits() * limits::KIB) as u64)
+    }
+}
+
+/// Reads a body of at most `max` bytes. Room for it is taken in each of these rooms as its bytes come: a body that is announced
+/// and does not come holds nobody up.
+pub(crate) async fn read<B>(body: B, max: usize, rooms: &[Arc<Semaphore>]) -> Result<(Bytes, Held), Refusal>
 where
     B: Body<Data = Bytes> + Unpin,
 {
@@ -34,10 +80,10 @@ where
         discard(body).await;
         return Err(Refusal::limit(ErrorCode::PayloadTooLarge, max));
     }
-    if announced > (room.available_permits() * limits::KIB) as u64 {
+    if rooms.iter().any(|room| announced > (room.available_permits() * limits::KIB) as u64) {
         return Err(ErrorCode::Backpressure.into());
     }
-    match tokio::time::timeout(BODY_TIMEOUT, collect(body, max, room)).await {
+    match tokio::time::timeout(BODY_TIMEOUT, collect(body, max, rooms)).await {
         Err(_) => Err(ErrorCode::RequestTimeout.into()),
         Ok(collected) => collected,
     }
@@ -62,12 +108,14 @@ where
     let _ = tokio::time::timeout(DISCARD_TIMEOUT, reading).await;
 }
 
-async fn collect<B>(mut body: B, max: usize, room: &Arc<Semaphore>) -> Result<(Bytes, OwnedSemaphorePermit), Refusal>
+async fn collect<B>(mut body: B, max: usize, rooms: &[Arc<Semaphore>]) -> Result<(Bytes, Held), Refusal>
 where
     B: Body<Data = Bytes> + Unpin,
 {
-    let no_room = |_| Refusal::from(ErrorCode::Backpressure);
-    let mut held = Arc::clone(room).try_acquire_many_owned(0).map_err(no_room)?;
+    let take = |room: &Arc<Semaphore>, kib| {
+        Arc::clone(room).try_acquire_many_owned(kib).map_err(|_| Refusal::from(ErrorCode::Backpressure))
+    };
+    let mut held = rooms.iter().map(|room| take(room, 0)).collect::<Result<Vec<_>, _>>()?;
     let mut collected = Vec::new();
     while let Some(frame) = body.frame().await {
         // Trailers say nothing that we want.
@@ -76,11 +124,13 @@ where
         if len > max {
             return Err(Refusal::limit(ErrorCode::PayloadTooLarge, max));
         }
-        let more = u32::try_from(len.div_ceil(limits::KIB).saturating_sub(held.num_permits())).unwrap_or(u32::MAX);
-        held.merge(Arc::clone(room).try_acquire_many_owned(more).map_err(no_room)?);
+        for (held, room) in held.iter_mut().zip(rooms) {
+            let more = len.div_ceil(limits::KIB).saturating_sub(held.num_permits());
+            held.merge(take(room, u32::try_from(more).unwrap_or(u32::MAX))?);
+        }
         collected.extend_from_slice(&data);
     }
-    Ok((collected.into(), held))
+    Ok((collected.into(), Held(held)))
 }
 
 /// Decodes a body into at most [`limits::DECODED_BYTES_MAX`] bytes; a bomb is stopped there. Trailing bytes after the
@@ -146,19 +196,35 @@ mod tests {
 
     #[tokio::test]
     async fn room_is_taken_as_bytes_come_and_given_back() {
-        let room = Arc::new(Semaphore::new(4));
+        let room = kib(4 * limits::KIB as u64);
+        let rooms = [Arc::clone(&room)];
         let body = |len| http_body_util::Full::new(Bytes::from(vec![7; len]));
         // Nothing of it came: it holds nothing, whatever it may become.
-        let reading = read(Announced, 4 * limits::KIB, &room);
+        let reading = read(Announced, 4 * limits::KIB, &rooms);
         tokio::pin!(reading);
         assert!(tokio::time::timeout(Duration::from_millis(1), &mut reading).await.is_err());
         assert_eq!(room.available_permits(), 4);
-        let (bytes, held) = read(body(2_049), 4 * limits::KIB, &room).await.unwrap();
+        let (bytes, held) = read(body(2_049), 4 * limits::KIB, &rooms).await.unwrap();
         assert_eq!((bytes.len(), room.available_permits()), (2_049, 1));
-        assert_eq!(read(body(1_025), 4 * limits::KIB, &room).await.unwrap_err().code, ErrorCode::Backpressure);
+        assert_eq!(read(body(1_025), 4 * limits::KIB, &rooms).await.unwrap_err().code, ErrorCode::Backpressure);
         drop(held);
         assert_eq!(room.available_permits(), 4);
-        assert_eq!(read(body(9), 8, &room).await.unwrap_err(), Refusal::limit(ErrorCode::PayloadTooLarge, 8));
+        assert_eq!(read(body(9), 8, &rooms).await.unwrap_err(), Refusal::limit(ErrorCode::PayloadTooLarge, 8));
+    }
+
+    #[tokio::test]
+    async fn a_workspace_leaves_room_to_the_others() {
+        let part = limits::BODY_BYTES_MAX;
+        let rooms = Rooms::new(WORKSPACE_PART * part as u64);
+        let [noisy, quiet] = [1, 2].map(|id| WorkspaceId(uuid::Uuid::from_u128(id)));
+        let body = |len| http_body_util::Full::new(Bytes::from(vec![7; len]));
+        let held = read(body(part), part, &rooms.of(noisy)).await.unwrap();
+        assert_eq!(read(body(1), part, &rooms.of(noisy)).await.unwrap_err().code, ErrorCode::Backpressure);
+        assert!(read(body(part), part, &rooms.of(quiet)).await.is_ok());
+        assert_eq!(rooms.held_bytes(), part as u64);
+        drop(held);
+        assert!(read(body(part), part, &rooms.of(noisy)).await.is_ok());
+        assert_eq!(rooms.held_bytes(), 0);
     }
 
     #[test]

@@ -27,8 +27,8 @@ use service_kit::pool::Pool;
 use service_kit::service::Surroundings;
 use service_kit::time::now_ms;
 use time::OffsetDateTime;
-use tokio::sync::Semaphore;
 
+use crate::body::Rooms;
 use crate::declines::Declines;
 use crate::http::{Answer, Asked, Head, Route};
 use crate::kafka::Producer;
@@ -47,9 +47,7 @@ struct Edge {
     pool: Pool,
     declines: Declines,
     log: Part,
-    /// Room for bodies, in KiB.
-    bodies: Arc<Semaphore>,
-    bodies_bytes_max: u64,
+    rooms: Rooms,
 }
 
 /// What decides whether a session's request is let in.
@@ -121,8 +119,7 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         pool: Pool::new("edge", None).context("start pool")?,
         declines: Declines::default(),
         log,
-        bodies: Arc::new(Semaphore::new((config.bodies_bytes_max / limits::KIB as u64) as usize)),
-        bodies_bytes_max: config.bodies_bytes_max,
+        rooms: Rooms::new(config.bodies_bytes_max),
     });
     let sending = Arc::clone(&edge);
     let until = shutdown.clone();
@@ -195,7 +192,7 @@ impl Edge {
 
     async fn consent(&self, head: Head, body: Incoming) -> Result<Answer, Refusal> {
         self.check_open()?;
-        let (body, _room) = body::read(body, limits::SMALL_BODY_BYTES_MAX, &self.bodies).await?;
+        let (body, _room) = body::read(body, limits::SMALL_BODY_BYTES_MAX, &self.rooms.of_strangers()).await?;
         let request: ConsentRequest =
             serde_json::from_slice(&body).map_err(|_| Refusal::from(ErrorCode::BodyMalformed))?;
         let now_ms = now_ms();
@@ -249,7 +246,7 @@ impl Edge {
 
     /// Takes consent back. Never refused for what this edge cannot know right now, and never answered with 202 before Kafka has it.
     async fn withdraw(&self, head: Head, body: Incoming) -> Result<Answer, Refusal> {
-        let (body, _room) = body::read(body, limits::SMALL_BODY_BYTES_MAX, &self.bodies).await?;
+        let (body, _room) = body::read(body, limits::SMALL_BODY_BYTES_MAX, &self.rooms.of_strangers()).await?;
         let authorization = answers::text(&head.headers, header::AUTHORIZATION);
         let claims = if authorization.is_none() && !body.is_empty() {
             // A beacon has no headers.
@@ -276,8 +273,12 @@ impl Edge {
         if let Some((claims, _)) = &proven {
             self.gate.check_rate(claims)?;
         }
-        let (wire, room) = body::read(body, limits::BODY_BYTES_MAX, &self.bodies).await?;
-        self.show_bodies();
+        let rooms = match &proven {
+            Some((claims, _)) => self.rooms.of(claims.ws),
+            None => self.rooms.of_strangers(),
+        };
+        let (wire, room) = body::read(body, limits::BODY_BYTES_MAX, &rooms).await?;
+        ::metrics::gauge!(metrics::BODIES_HELD).set(self.rooms.held_bytes() as f64);
         ::metrics::counter!(metrics::BYTES_RECEIVED).increment(wire.len() as u64);
         let gate = Arc::clone(&self.gate);
         let origin = answers::text(&head.headers, header::ORIGIN).map(str::to_owned);
@@ -326,11 +327,6 @@ impl Edge {
             return Err(ErrorCode::Backpressure.into());
         }
         self.gate.board.check_news()
-    }
-
-    fn show_bodies(&self) {
-        let held = self.bodies_bytes_max.saturating_sub((self.bodies.available_permits() * limits::KIB) as u64);
-        ::metrics::gauge!(metrics::BODIES_HELD).set(held as f64);
     }
 
     async fn on_pool<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Refusal> {
