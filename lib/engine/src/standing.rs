@@ -25,8 +25,8 @@ pub struct Standing {
     edges: BTreeMap<Uuid, i64>,
     /// How many sessions are marked.
     sessions: usize,
-    /// Where sweeping goes on.
-    swept: Option<WorkspaceId>,
+    /// Where sweeping goes on: behind this session of this workspace, or behind the workspace.
+    swept: Option<(WorkspaceId, Option<SessionId>)>,
 }
 
 #[derive(Debug, Default)]
@@ -202,31 +202,52 @@ impl Standing {
         self.sessions
     }
 
-    /// Drops what does not count any more, of some workspaces after those of the last call: at least one, and as many as hold
-    /// about `entries` entries.
+    /// Drops what does not count any more, `entries` at a time: where the last call ended the next goes on. Links of one
+    /// workspace are looked at as a whole.
     pub fn sweep(&mut self, now_s: i64, entries: usize) {
         self.edges.retain(|_, until| *until > now_s);
-        let mut looked_at = 0;
-        while looked_at < entries.max(1) {
-            let from = self.swept.map_or(Bound::Unbounded, Bound::Excluded);
-            let Some((id, workspace)) = self.workspaces.range_mut((from, Bound::Unbounded)).next() else {
-                // The next call begins anew.
-                self.swept = None;
-                return;
+        let mut left = entries.max(1);
+        while left > 0 {
+            let behind = self.swept.take();
+            let from = match behind {
+                None => Bound::Unbounded,
+                Some((workspace, Some(_))) => Bound::Included(workspace),
+                Some((workspace, None)) => Bound::Excluded(workspace),
             };
+            let mut range = self.workspaces.range_mut((from, Bound::Unbounded));
+            // The next call begins anew.
+            let Some((id, workspace)) = range.next() else { return };
             let id = *id;
-            looked_at += 1 + workspace.sessions.len() + workspace.links.len();
-            let before = workspace.sessions.len();
-            workspace.sessions.retain(|_, mark| i64::from(mark.until_s) > now_s);
-            self.sessions -= before - workspace.sessions.len();
+            let from = match behind {
+                Some((workspace, Some(session))) if workspace == id => Bound::Excluded(session),
+                _ => Bound::Unbounded,
+            };
+            let looked_at = workspace.sessions.range((from, Bound::Unbounded)).take(left);
+            let (mut count, mut last, mut over) = (0, None, Vec::new());
+            for (session, mark) in looked_at {
+                (count, last) = (count + 1, Some(*session));
+                if i64::from(mark.until_s) <= now_s {
+                    over.push(*session);
+                }
+            }
+            for session in &over {
+                workspace.sessions.remove(session);
+            }
+            self.sessions -= over.len();
+            if let Some(last) = last.filter(|_| count == left) {
+                self.swept = Some((id, Some(last)));
+                return;
+            }
+            left = left.saturating_sub(count + 1 + workspace.links.len());
             workspace.links.retain(|_, link| {
                 link.begun.retain(|_, until| *until > now_s);
                 link.until_s > now_s
             });
-            if workspace.rules.is_none() && workspace.sessions.is_empty() && workspace.links.is_empty() {
+            let is_empty = workspace.rules.is_none() && workspace.sessions.is_empty() && workspace.links.is_empty();
+            self.swept = Some((id, None));
+            if is_empty {
                 self.workspaces.remove(&id);
             }
-            self.swept = Some(id);
         }
     }
 }
@@ -417,16 +438,36 @@ mod tests {
         standing.apply(Entry::edge(Uuid::from_u128(1), NOW_MS), NOW_S);
         standing.apply(Entry::edge(Uuid::from_u128(2), NOW_MS), NOW_S);
         standing.begin(&link_claims(1), session(8), "v1", NOW_S).unwrap();
-        standing.sweep(late - 1, 1);
+        standing.sweep(late - 1, 100);
         assert_eq!((standing.sessions(), standing.edges(NOW_S)), (1, 1));
         assert_eq!(standing.check_session(&claims(7)), Err(ErrorCode::ConsentWithdrawn));
-        standing.sweep(late, 1);
-        standing.sweep(late, 1);
+        standing.sweep(late, 100);
         assert_eq!(standing.sessions(), 0);
         assert!(standing.workspaces.is_empty());
         // An entry that comes when it does not count any more is not taken in.
         standing.apply(Entry::withdrawal(key(7), NOW_MS), late);
         assert_eq!(standing.check_session(&claims(7)), Ok(()));
+    }
+
+    #[test]
+    fn everything_is_swept_however_little_at_a_time() {
+        for entries in [1, 2, 3, 7, 1_000] {
+            let mut standing = Standing::default();
+            for id in 0..40 {
+                // Of each workspace every other one counts for longer.
+                let key = SessionKey { workspace: WorkspaceId(Uuid::from_u128(id % 4)), session: session(id) };
+                standing.apply(Entry::withdrawal(key, NOW_MS + 1000 * (id as u64 / 4 % 2)), NOW_S);
+                standing.apply(Entry::begun(key, LinkId(Uuid::from_u128(id)), NOW_MS), NOW_S);
+            }
+            let late = NOW_S + CONTROL_DELETION_KEPT_S;
+            for left in [20, 0] {
+                for _ in 0..100 {
+                    standing.sweep(late + 1 - i64::from(left > 0), entries);
+                }
+                assert_eq!(standing.sessions(), left as usize, "{entries} at a time");
+            }
+            assert!(standing.workspaces.is_empty(), "{entries} at a time");
+        }
     }
 
     #[test]
