@@ -57,7 +57,7 @@ fn copies_are_noted_large_objects_go_up_in_parts_and_rows_stay_few() -> Result<(
         let rows = metric(system, "batcher_index_rows_total{what=\"flush\"}").await?;
         ensure!(rows == 2 * objects + flushes, "B12: {rows} rows for {flushes} flushes with {objects} objects");
         let first_sight = metric(system, "batcher_index_rows_total{what=\"first_sight\"}").await?;
-        ensure!(first_sight == 6, "{first_sight} rows for the first sight of 3 sessions and the count of their link");
+        ensure!(first_sight == 9, "{first_sight} rows for 3 sessions, each in the counts of its link and its day");
         load::wait_compacted(system, LATER).await?;
         load::compare_all(system, SOON).await?;
         for session in sessions {
