@@ -19,14 +19,19 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 const DISCARD_BYTES_MAX: usize = 2 * limits::BODY_BYTES_MAX;
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Of the room for bodies this part is one workspace's at most: who sends slowly, or much, leaves room to the others.
-const WORKSPACE_PART: u64 = 4;
+/// Of the room for bodies this part is one workspace's at most, and that of all who have not proven who they are: who sends
+/// slowly, or much, leaves room to the others.
+const PART: u64 = 4;
+/// Room of its own for small bodies: consents and withdrawals find it whatever events there are.
+const SMALL_ROOM_BYTES: u64 = 8 * limits::MIB as u64;
 /// Workspaces whose rooms are remembered although nothing lies in them.
 const ROOMS_IDLE_MAX: usize = 1_024;
 
-/// Room for bodies, in KiB: all of it, and each workspace's part.
+/// Room for bodies, in KiB: all of it, each workspace's part, that of strangers, and that of small bodies beside.
 pub(crate) struct Rooms {
     all: Arc<Semaphore>,
+    strangers: Arc<Semaphore>,
+    small: Arc<Semaphore>,
     bytes_max: u64,
     workspaces: Mutex<BTreeMap<WorkspaceId, Arc<Semaphore>>>,
 }
@@ -39,14 +44,30 @@ fn kib(bytes: u64) -> Arc<Semaphore> {
     Arc::new(Semaphore::new((bytes / limits::KIB as u64) as usize))
 }
 
+/// One body fits, however small the whole is.
+fn part(bytes_max: u64) -> u64 {
+    (bytes_max / PART).max(limits::BODY_BYTES_MAX as u64)
+}
+
 impl Rooms {
     pub(crate) fn new(bytes_max: u64) -> Self {
-        Self { all: kib(bytes_max), bytes_max, workspaces: Mutex::default() }
+        Self {
+            all: kib(bytes_max),
+            strangers: kib(part(bytes_max)),
+            small: kib(SMALL_ROOM_BYTES),
+            bytes_max,
+            workspaces: Mutex::default(),
+        }
     }
 
-    /// Room for bodies of whom nobody knows yet.
+    /// Room for events of whom nobody knows yet.
     pub(crate) fn of_strangers(&self) -> Vec<Arc<Semaphore>> {
-        vec![Arc::clone(&self.all)]
+        vec![Arc::clone(&self.strangers), Arc::clone(&self.all)]
+    }
+
+    /// Room for bodies of at most [`limits::SMALL_BODY_BYTES_MAX`].
+    pub(crate) fn of_small(&self) -> Vec<Arc<Semaphore>> {
+        vec![Arc::clone(&self.small)]
     }
 
     /// Room for bodies of this workspace.
@@ -56,9 +77,7 @@ impl Rooms {
             // Who holds a permit, or is about to take one, has the room too.
             workspaces.retain(|_, room| Arc::strong_count(room) > 1);
         }
-        // One body fits, however small the whole is.
-        let part = (self.bytes_max / WORKSPACE_PART).max(limits::BODY_BYTES_MAX as u64);
-        let room = workspaces.entry(workspace).or_insert_with(|| kib(part));
+        let room = workspaces.entry(workspace).or_insert_with(|| kib(part(self.bytes_max)));
         vec![Arc::clone(room), Arc::clone(&self.all)]
     }
 
@@ -215,13 +234,19 @@ mod tests {
     #[tokio::test]
     async fn a_workspace_leaves_room_to_the_others() {
         let part = limits::BODY_BYTES_MAX;
-        let rooms = Rooms::new(WORKSPACE_PART * part as u64);
+        let rooms = Rooms::new(PART * part as u64);
         let [noisy, quiet] = [1, 2].map(|id| WorkspaceId(uuid::Uuid::from_u128(id)));
         let body = |len| http_body_util::Full::new(Bytes::from(vec![7; len]));
         let held = read(body(part), part, &rooms.of(noisy)).await.unwrap();
         assert_eq!(read(body(1), part, &rooms.of(noisy)).await.unwrap_err().code, ErrorCode::Backpressure);
         assert!(read(body(part), part, &rooms.of(quiet)).await.is_ok());
         assert_eq!(rooms.held_bytes(), part as u64);
+        // Strangers are as one workspace, and never in the way of a consent or a withdrawal.
+        let strangers = read(body(part), part, &rooms.of_strangers()).await.unwrap();
+        assert_eq!(read(body(1), part, &rooms.of_strangers()).await.unwrap_err().code, ErrorCode::Backpressure);
+        assert!(read(body(1), part, &rooms.of_small()).await.is_ok());
+        assert!(read(body(part), part, &rooms.of(quiet)).await.is_ok());
+        drop(strangers);
         drop(held);
         assert!(read(body(part), part, &rooms.of(noisy)).await.is_ok());
         assert_eq!(rooms.held_bytes(), 0);

@@ -1,6 +1,7 @@
 //! The edge's loop: takes requests, lets the engine decide, carries it out.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use anyhow::Context as _;
 use base64::Engine as _;
@@ -19,12 +20,13 @@ use schemas::http::{
 use schemas::plan::Limits;
 use schemas::record::Header;
 use schemas::token::SessionClaims;
-use schemas::{ErrorCode, SessionId, SessionKey, codec, limits};
+use schemas::{ErrorCode, SessionId, SessionKey, WorkspaceId, codec, limits};
 use service_kit::health::Part;
 use service_kit::http_server;
 use service_kit::keys::Watched;
 use service_kit::pool::Pool;
 use service_kit::service::Surroundings;
+use service_kit::shutdown::Shutdown;
 use service_kit::time::now_ms;
 use time::OffsetDateTime;
 
@@ -39,6 +41,9 @@ use crate::{Config, body, http as answers, metrics};
 
 /// zstd's level for records: the fastest, since the compactor compresses again.
 const RECORD_ZSTD_LEVEL: i32 = 1;
+
+/// What a record costs a rate of bytes beside its events: header, seal, and what each service does for it.
+const RECORD_COST_BYTES: u64 = 256;
 
 struct Edge {
     gate: Arc<Gate>,
@@ -55,6 +60,8 @@ struct Gate {
     tokens: Tokens,
     board: Board,
     rates: Mutex<Rates>,
+    /// Rates go by a clock that nobody sets.
+    begun: Instant,
 }
 
 impl Gate {
@@ -68,21 +75,24 @@ impl Gate {
 
     /// Whether the session may send more now: asked before its body costs anything.
     fn check_rate(&self, claims: &SessionClaims) -> Result<(), Refusal> {
-        let now_ms = now_ms();
-        let (limits, edges) = self.held_to(claims, now_ms);
-        self.rates().check(&key_of(claims), &limits, edges, now_ms).map_err(counted)
+        let (limits, edges) = self.held_to(claims.ws, claims.lim);
+        self.rates().check(&key_of(claims), &limits, edges, self.uptime_ms()).map_err(counted)
     }
 
-    /// Takes a batch of this cost, or refuses it.
+    /// Takes what costs this, or refuses it. A record has its cost also where nothing is in it.
     fn take(&self, claims: &SessionClaims, cost: Cost) -> Result<(), Refusal> {
-        let now_ms = now_ms();
-        let (limits, edges) = self.held_to(claims, now_ms);
-        self.rates().take(&key_of(claims), &limits, edges, cost, now_ms).map_err(counted)
+        let (limits, edges) = self.held_to(claims.ws, claims.lim);
+        let cost = Cost { events: cost.events.max(1), bytes: cost.bytes.saturating_add(RECORD_COST_BYTES) };
+        self.rates().take(&key_of(claims), &limits, edges, cost, self.uptime_ms()).map_err(counted)
     }
 
-    fn held_to(&self, claims: &SessionClaims, now_ms: u64) -> (Limits, u64) {
-        self.board
-            .read(|standing| (standing.limits(claims.ws, claims.lim), standing.edges((now_ms / 1000).cast_signed())))
+    fn held_to(&self, workspace: WorkspaceId, lim: [u64; 6]) -> (Limits, u64) {
+        let now_s = (now_ms() / 1000).cast_signed();
+        self.board.read(|standing| (standing.limits(workspace, lim), standing.edges(now_s)))
+    }
+
+    fn uptime_ms(&self) -> u64 {
+        u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     fn rates(&self) -> std::sync::MutexGuard<'_, Rates> {
@@ -106,14 +116,17 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
     let listener = listener.context("the edge has a public address")?;
     service_kit::telemetry::describe(metrics::ALL);
     let tokens = Tokens::new(Watched::start(config.keys_file.clone(), &shutdown)?)?;
-    let board = Board::start(&config.control, health.part("control"), &shutdown).context("follow control entries")?;
+    // The news are followed until nothing is taken any more.
+    let last = Shutdown::new(shutdown.grace);
+    let (board, told) =
+        Board::start(&config.control, health.part("control"), &last).context("follow control entries")?;
     let transport = Watched::start(config.transport_keys_file.clone(), &shutdown)?;
     let seal = Seal::new(transport, &config.kafka.topic_events).context("make the seal of records")?;
     let producer = Producer::new(&config.kafka).context("make producer")?;
     let log = health.part("kafka");
     tokio::spawn(producer.clone().watch(config.kafka.clone(), log.clone(), shutdown.clone()));
     let edge = Arc::new(Edge {
-        gate: Arc::new(Gate { tokens, board, rates: Mutex::default() }),
+        gate: Arc::new(Gate { tokens, board, rates: Mutex::default(), begun: Instant::now() }),
         producer,
         seal: Arc::new(seal),
         pool: Pool::new("edge", None).context("start pool")?,
@@ -138,6 +151,10 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         tracing::warn!("sums of declines were still on their way after the grace");
     }
     edge.producer.flush(shutdown.grace).await.context("flush producer")?;
+    last.begin();
+    if tokio::time::timeout(shutdown.grace, told).await.is_err() {
+        tracing::warn!("news were still on their way after the grace");
+    }
     Ok(())
 }
 
@@ -192,11 +209,13 @@ impl Edge {
 
     async fn consent(&self, head: Head, body: Incoming) -> Result<Answer, Refusal> {
         self.check_open()?;
-        let (body, _room) = body::read(body, limits::SMALL_BODY_BYTES_MAX, &self.rooms.of_strangers()).await?;
+        let (body, _room) = body::read(body, limits::SMALL_BODY_BYTES_MAX, &self.rooms.of_small()).await?;
         let request: ConsentRequest =
             serde_json::from_slice(&body).map_err(|_| Refusal::from(ErrorCode::BodyMalformed))?;
         let now_ms = now_ms();
         let Gate { tokens, board, .. } = &*self.gate;
+        // A slow body may have taken long.
+        board.check_news()?;
         let link = tokens.link(&request.link, now_ms / 1000)?;
         let origin = answers::text(&head.headers, header::ORIGIN);
         let attempt = match &request.attempt {
@@ -210,15 +229,24 @@ impl Edge {
                 Ok(answers::empty(StatusCode::NO_CONTENT))
             }
             ConsentOutcome::Begin { acceptance, claims } => {
+                // Asked again and again, a consent costs what a batch costs.
+                self.gate.take(&claims, Cost { events: 1, bytes: 0 })?;
                 let now_s = (now_ms / 1000).cast_signed();
-                board
+                let is_new = board
                     .write(|standing| standing.begin(&link, claims.ses, &claims.ntc, now_s))
                     .map_err(|refusal| if refusal.which.is_some() { counted(refusal) } else { refusal })?;
-                // Others hear of it while Kafka takes the acceptance: what they count too much is one that may be repeated.
-                board.tell_begun(key_of(&claims), link.lnk, now_ms);
                 // The session's first record; only then may anything be sent.
                 let value = sealed(&self.seal, claims.ses, &acceptance, &[])?;
-                self.producer.send(claims.ses.as_bytes(), &value).await?;
+                if let Err(refusal) = self.producer.send(claims.ses.as_bytes(), &value).await {
+                    if is_new && refusal.code == ErrorCode::Backpressure {
+                        board.write(|standing| standing.give_back(&link, &claims.ses));
+                    }
+                    return Err(refusal);
+                }
+                if is_new {
+                    board.tell_begun(key_of(&claims), link.lnk, now_ms);
+                }
+                self.check_still(&claims)?;
                 let expires_at = expires_at(&claims);
                 let response = ConsentResponse {
                     session_id: claims.ses,
@@ -246,7 +274,7 @@ impl Edge {
 
     /// Takes consent back. Never refused for what this edge cannot know right now, and never answered with 202 before Kafka has it.
     async fn withdraw(&self, head: Head, body: Incoming) -> Result<Answer, Refusal> {
-        let (body, _room) = body::read(body, limits::SMALL_BODY_BYTES_MAX, &self.rooms.of_strangers()).await?;
+        let (body, _room) = body::read(body, limits::SMALL_BODY_BYTES_MAX, &self.rooms.of_small()).await?;
         let authorization = answers::text(&head.headers, header::AUTHORIZATION);
         let claims = if authorization.is_none() && !body.is_empty() {
             // A beacon has no headers.
@@ -302,8 +330,12 @@ impl Edge {
         self.check_still(&claims)?;
         self.producer.send(claims.ses.as_bytes(), &value).await?;
         drop(room);
-        // Nothing is acknowledged behind a withdrawal's answer, although it may be in the log: the batcher drops it.
-        self.gate.board.read(|standing| standing.check_session(&claims))?;
+        // Nothing is acknowledged behind a withdrawal's answer, although it may be in the log: the batcher drops it. Nor by an edge
+        // that does not know any more whether there was one.
+        self.check_still(&claims).map_err(|refusal| match refusal.code {
+            ErrorCode::KeysUnavailable => ErrorCode::DeliveryUnknown.into(),
+            _ => refusal,
+        })?;
         ::metrics::counter!(metrics::EVENTS).increment(u64::from(facts.events));
         ::metrics::counter!(metrics::BYTES_DECODED).increment(u64::from(facts.raw_bytes));
         let response = EventsResponse { stream: place.at.stream(), seq: place.at.seq() };

@@ -5,7 +5,8 @@
 //! many end users withdraw at once. A withdrawal that Kafka did not take is told again until it does, or the edge ends; who
 //! asked for it is told that the outcome is unknown, and asks again.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use engine::standing::Standing;
@@ -18,17 +19,22 @@ use service_kit::health::Part;
 use service_kit::kafka::KafkaError;
 use service_kit::kafka::control::{self, Following, Publisher};
 use service_kit::shutdown::Shutdown;
+use service_kit::telemetry::chain;
 use service_kit::time::now_ms;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use crate::metrics;
 
-/// Entries that wait to be told. Beyond it a withdrawal is answered with 503 and a begun session is told by the index alone.
+/// Entries that wait to be told, withdrawals apart. Beyond it a begun session is told by the index alone.
 const WAITING_MAX: usize = 10_000;
+/// Sessions whose withdrawal waits to be told, about 3 MB. Beyond it a withdrawal is answered with 503, and this edge forgets to
+/// tell it; it takes nothing of the session all the same.
+const WITHDRAWING_MAX: usize = 10_000;
 /// Entries that are told as one.
 const TOLD_AT_ONCE_MAX: usize = 500;
-/// How long to wait after Kafka took nothing.
+/// How long to wait after Kafka did not take all.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// How often what does not count any more is looked for, and how much of it at once: a million entries in 100 s.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
@@ -39,13 +45,41 @@ const CLIENT_ID: &str = "ingest-edge";
 pub(crate) struct Board {
     standing: Arc<RwLock<Standing>>,
     following: Following,
-    telling: mpsc::Sender<Telling>,
+    telling: mpsc::Sender<Entry>,
+    withdrawing: Arc<Withdrawing>,
 }
 
-struct Telling {
+/// Withdrawals that Kafka does not have yet, each once, however often it is asked for.
+#[derive(Default)]
+struct Withdrawing {
+    sessions: Mutex<BTreeMap<SessionKey, Asked>>,
+    came: Notify,
+}
+
+struct Asked {
     entry: Entry,
     /// Who wants to know whether Kafka has it.
-    told: Option<oneshot::Sender<bool>>,
+    waiting: Vec<oneshot::Sender<bool>>,
+}
+
+impl Withdrawing {
+    fn sessions(&self) -> MutexGuard<'_, BTreeMap<SessionKey, Asked>> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Kafka has this one, or it is unknown whether it does.
+    fn told(&self, key: &SessionKey, is_told: bool) {
+        let mut sessions = self.sessions();
+        let waiting = if is_told {
+            sessions.remove(key).map(|asked| asked.waiting)
+        } else {
+            sessions.get_mut(key).map(|asked| std::mem::take(&mut asked.waiting))
+        };
+        for waiting in waiting.into_iter().flatten() {
+            // Who hung up asks again.
+            let _ = waiting.send(is_told);
+        }
+    }
 }
 
 fn now_s() -> i64 {
@@ -53,36 +87,41 @@ fn now_s() -> i64 {
 }
 
 impl Board {
-    /// Follows and tells until the shutdown; what waits then is told within the grace. The part is up while all is known that
-    /// Kafka had acknowledged [`NEWS_SPREAD_MS`] ago.
-    pub(crate) fn start(config: &ControlConfig, part: Part, shutdown: &Shutdown) -> Result<Self, KafkaError> {
+    /// Follows, and tells until `last` begins; then what waits is told once more, and the handle's task ends. Both go on while
+    /// requests are drained: they need the news to the end. The part is up while all is known that Kafka had acknowledged
+    /// [`NEWS_SPREAD_MS`] ago.
+    pub(crate) fn start(
+        config: &ControlConfig,
+        part: Part,
+        last: &Shutdown,
+    ) -> Result<(Self, JoinHandle<()>), KafkaError> {
         let standing = Arc::new(RwLock::new(Standing::default()));
         let hearing = Arc::clone(&standing);
-        let following = control::follow_closely(config, CLIENT_ID, shutdown.clone(), move |entry| {
+        let following = control::follow_closely(config, CLIENT_ID, last.clone(), move |entry| {
             hearing.write().unwrap_or_else(PoisonError::into_inner).apply(entry, now_s());
         })?;
         let (telling, waiting) = mpsc::channel(WAITING_MAX);
-        tokio::spawn(tell(Publisher::new(config, CLIENT_ID)?, waiting, shutdown.clone()));
-        let board = Self { standing, following, telling };
-        tokio::spawn(board.keep(part, shutdown.clone()));
-        Ok(board)
+        let withdrawing = Arc::<Withdrawing>::default();
+        let publisher = Publisher::new(config, CLIENT_ID)?;
+        let teller = Teller { publisher, waiting, withdrawing: Arc::clone(&withdrawing), last_reason: String::new() };
+        let told = tokio::spawn(teller.run(last.clone()));
+        let board = Self { standing, following, telling, withdrawing };
+        tokio::spawn(board.keep(part, last.clone()));
+        Ok((board, told))
     }
 
     /// Says that this edge is alive, drops what does not count any more, and reports how it goes.
-    fn keep(&self, part: Part, shutdown: Shutdown) -> impl Future<Output = ()> + use<> {
-        let (standing, following, telling) =
-            (Arc::clone(&self.standing), self.following.clone(), self.telling.downgrade());
+    fn keep(&self, part: Part, last: Shutdown) -> impl Future<Output = ()> + use<> {
+        let (standing, following, telling) = (Arc::clone(&self.standing), self.following.clone(), self.telling.clone());
         async move {
             let instance = Uuid::now_v7();
             let mut alive_at = None;
             loop {
                 let now = tokio::time::Instant::now();
                 let is_due = alive_at.is_none_or(|at| now - at >= Duration::from_secs(CONTROL_EDGE_INTERVAL_S));
-                let Some(telling) = telling.upgrade() else { return };
-                if is_due && telling.try_send(Telling { entry: Entry::edge(instance, now_ms()), told: None }).is_ok() {
+                if is_due && telling.try_send(Entry::edge(instance, now_ms())).is_ok() {
                     alive_at = Some(now);
                 }
-                drop(telling);
                 let (sessions, edges) = {
                     let mut standing = standing.write().unwrap_or_else(PoisonError::into_inner);
                     standing.sweep(now_s(), SWEEP_ENTRIES);
@@ -90,12 +129,8 @@ impl Board {
                 };
                 ::metrics::gauge!(metrics::ENDED_SESSIONS).set(sessions as f64);
                 ::metrics::gauge!(metrics::EDGES).set(edges as f64);
-                if following.knows_as_of(Duration::from_millis(NEWS_SPREAD_MS)) {
-                    part.up();
-                } else {
-                    part.down("the topic control was not read to its end lately");
-                }
-                if !shutdown.sleep(SWEEP_INTERVAL).await {
+                following.show(&part, Duration::from_millis(NEWS_SPREAD_MS));
+                if !last.sleep(SWEEP_INTERVAL).await {
                     return;
                 }
             }
@@ -120,8 +155,7 @@ impl Board {
 
     /// Tells the other edges that this session has begun. That it cannot be told delays what they know until the index tells.
     pub(crate) fn tell_begun(&self, key: SessionKey, link: LinkId, now_ms: u64) {
-        let telling = Telling { entry: Entry::begun(key, link, now_ms), told: None };
-        if self.telling.try_send(telling).is_err() {
+        if self.telling.try_send(Entry::begun(key, link, now_ms)).is_err() {
             ::metrics::counter!(metrics::UNTOLD).increment(1);
         }
     }
@@ -129,11 +163,20 @@ impl Board {
     /// Takes consent back: this edge takes nothing of the session any more, whatever comes of the rest; then everybody is told.
     /// `Ok` only when Kafka has it.
     pub(crate) async fn withdraw(&self, key: SessionKey, now_ms: u64) -> Result<(), Refusal> {
-        let entry = Entry::withdrawal(key, now_ms);
-        self.write(|standing| standing.apply(entry.clone(), (now_ms / 1000).cast_signed()));
-        let (told, hears) = oneshot::channel();
-        let telling = Telling { entry, told: Some(told) };
-        self.telling.try_send(telling).map_err(|_| Refusal::from(ErrorCode::Backpressure))?;
+        if !self.write(|standing| standing.withdraw(&key, (now_ms / 1000).cast_signed())) {
+            return Ok(());
+        }
+        let hears = {
+            let mut sessions = self.withdrawing.sessions();
+            if sessions.len() >= WITHDRAWING_MAX && !sessions.contains_key(&key) {
+                return Err(ErrorCode::Backpressure.into());
+            }
+            let (told, hears) = oneshot::channel();
+            let entry = Entry::withdrawal(key, now_ms);
+            sessions.entry(key).or_insert_with(|| Asked { entry, waiting: Vec::new() }).waiting.push(told);
+            hears
+        };
+        self.withdrawing.came.notify_one();
         match hears.await {
             Ok(true) => Ok(()),
             Ok(false) | Err(_) => Err(ErrorCode::DeliveryUnknown.into()),
@@ -141,59 +184,70 @@ impl Board {
     }
 }
 
-/// Tells what waits, all at once, until nobody can add to it or the grace of the shutdown is over.
-async fn tell(mut publisher: Publisher, mut waiting: mpsc::Receiver<Telling>, shutdown: Shutdown) {
-    // Withdrawals that Kafka did not take, to be told again.
-    let mut again: Vec<Entry> = Vec::new();
-    let mut last_reason = String::new();
-    let until = shutdown.clone();
-    let over = async {
-        until.begun().await;
-        tokio::time::sleep(until.grace).await;
-    };
-    tokio::pin!(over);
-    loop {
-        let mut taken = Vec::new();
-        tokio::select! {
-            () = &mut over => return,
-            count = waiting.recv_many(&mut taken, TOLD_AT_ONCE_MAX) => if count == 0 && again.is_empty() { return },
-            () = tokio::time::sleep(AGAIN_AFTER), if !again.is_empty() => {}
-        }
-        let entries: Vec<(String, Option<Vec<u8>>)> = again
-            .iter()
-            .chain(taken.iter().map(|telling| &telling.entry))
-            .map(|entry| (entry.key(), Some(entry.value())))
-            .collect();
-        let outcome = publisher.publish(&entries).await;
-        let is_told = outcome.is_ok();
-        match outcome {
-            Ok(()) => {
-                again.clear();
-                last_reason.clear();
+/// Tells what waits.
+struct Teller {
+    publisher: Publisher,
+    waiting: mpsc::Receiver<Entry>,
+    withdrawing: Arc<Withdrawing>,
+    /// While Kafka is away each new reason is told once.
+    last_reason: String,
+}
+
+impl Teller {
+    async fn run(mut self, last: Shutdown) {
+        let mut is_all_told = true;
+        loop {
+            let mut entries = Vec::new();
+            let is_last = tokio::select! {
+                () = last.begun() => true,
+                _ = self.waiting.recv_many(&mut entries, TOLD_AT_ONCE_MAX) => false,
+                () = self.withdrawing.came.notified() => false,
+                () = tokio::time::sleep(AGAIN_AFTER), if !is_all_told => false,
+            };
+            while entries.len() < TOLD_AT_ONCE_MAX
+                && let Ok(entry) = self.waiting.try_recv()
+            {
+                entries.push(entry);
             }
-            Err(error) => {
-                ::metrics::counter!(metrics::UNTOLD).increment(entries.len() as u64);
-                let reason = service_kit::telemetry::chain(&error);
-                if reason != last_reason {
-                    tracing::warn!("{reason}; trying again");
-                    last_reason = reason;
-                }
-                let withdrawals = taken
-                    .iter()
-                    .map(|telling| &telling.entry)
-                    .filter(|entry| matches!(entry.news, News::Withdrawal(_)));
-                again.extend(withdrawals.take(WAITING_MAX.saturating_sub(again.len())).cloned());
+            {
+                let sessions = self.withdrawing.sessions();
+                entries.extend(sessions.values().take(TOLD_AT_ONCE_MAX).map(|asked| asked.entry.clone()));
+            }
+            is_all_told = self.tell(entries).await;
+            if is_last {
+                return;
+            }
+            if !self.withdrawing.sessions().is_empty() && is_all_told {
+                // There were more than are told at once.
+                self.withdrawing.came.notify_one();
             }
         }
-        for telling in taken {
-            if let Some(told) = telling.told {
-                // Who hung up asks again.
-                let _ = told.send(is_told);
+    }
+
+    /// Whether Kafka has all of it.
+    async fn tell(&mut self, entries: Vec<Entry>) -> bool {
+        let records: Vec<_> = entries.iter().map(|entry| (entry.key(), Some(entry.value()))).collect();
+        let outcomes = match self.publisher.publish_each(&records).await {
+            Ok(outcomes) => outcomes.into_iter().map(|outcome| outcome.map_err(|error| chain(&error))).collect(),
+            Err(error) => vec![Err(chain(&error)); entries.len()],
+        };
+        let mut reason = None;
+        for (entry, outcome) in entries.iter().zip(outcomes) {
+            if let News::Withdrawal(key) = &entry.news {
+                self.withdrawing.told(key, outcome.is_ok());
+            }
+            if let Err(error) = outcome {
+                ::metrics::counter!(metrics::UNTOLD).increment(1);
+                reason = Some(error);
             }
         }
-        if !is_told && shutdown.has_begun() {
-            // Kafka may be back before the grace is over.
-            tokio::time::sleep(AGAIN_AFTER).await;
+        let is_all_told = reason.is_none();
+        if let Some(reason) = &reason
+            && *reason != self.last_reason
+        {
+            tracing::warn!("write control entries: {reason}; trying again");
         }
+        self.last_reason = reason.unwrap_or_default();
+        is_all_told
     }
 }

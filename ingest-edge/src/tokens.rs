@@ -125,12 +125,12 @@ fn ring(keys: &EdgeKeys) -> anyhow::Result<Ring> {
         sessions.add(&key.kid, &public).context("take session key")?;
     }
     for retired in &keys.retired {
-        let (kid, public) = match retired {
-            RetiredKey::Id(kid) => (kid, None),
-            RetiredKey::Key(key) => (&key.kid, Some(key.bytes().context("retired key is not 32 bytes in base64")?)),
+        let public = match retired {
+            RetiredKey::Id(_) => None,
+            RetiredKey::Session(key) => Some(key.bytes().context("retired key is not 32 bytes in base64")?),
         };
-        links.retire(kid, public.as_ref()).context("retire key")?;
-        sessions.retire(kid, public.as_ref()).context("retire key")?;
+        links.retire(retired.kid(), None).context("retire key")?;
+        sessions.retire(retired.kid(), public.as_ref()).context("retire key")?;
     }
     Ok(Ring { links, sessions, signing, verified: Cache::new(VERIFIED_MAX) })
 }
@@ -199,7 +199,7 @@ mod tests {
         let (path, shutdown) = (file(), Shutdown::new(Duration::ZERO));
         let (old, new) = (tokens::make().unwrap().0, tokens::make().unwrap().0);
         let both = EdgeKeys { session_keys: vec![new.session_signing.public().unwrap()], ..old.clone() };
-        let retired = EdgeKeys { retired: vec![RetiredKey::Key(old.session_signing.public().unwrap())], ..new };
+        let retired = EdgeKeys { retired: vec![RetiredKey::Session(old.session_signing.public().unwrap())], ..new };
         keys::write(&path, &both).unwrap();
         let tokens = Tokens::new(Watched::start(path.clone(), &shutdown).unwrap()).unwrap();
         let token = tokens.sign(&claims());

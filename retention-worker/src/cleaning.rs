@@ -3,27 +3,28 @@
 //! Two kinds stay: what holds of a workspace, and a withdrawal, which goes only behind its deletion. Several workers remove the
 //! same entries, one after the other; that changes nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use schemas::control::{Entry, LinkUse, News};
 use schemas::{LinkId, SessionId, SessionKey, WorkspaceId};
-use service_kit::kafka::control::Publisher;
+use service_kit::kafka::control::{Following, Publisher};
 use service_kit::shutdown::Shutdown;
-use service_kit::telemetry::chain;
-use service_kit::time::now_ms;
+use storage::index::Index;
 use uuid::Uuid;
 
 use crate::metrics;
 
 /// Entries stay this much longer than they count: no clock is that wrong.
 const KEPT_LONGER_S: i64 = 3600;
-/// How often entries are removed. The first time as much after the start, when the topic has been read: an entry that counts no
-/// more may have been said anew behind it.
+/// How often it is looked for entries to remove. Not before the topic was read to its end: an entry that counts no more may have
+/// been said anew behind it.
 const INTERVAL: Duration = Duration::from_secs(20);
-/// Removed at once, so 3,000 a minute: more than come, and little beside what else the topic carries.
+/// Removed at once. When there are more the next follow without a pause.
 const REMOVED_AT_ONCE_MAX: usize = 1_000;
+/// The topic counts as read to its end when it was so lately.
+const READ_WITHIN: Duration = Duration::from_secs(30);
 
 /// What an entry is about, without what it says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -71,52 +72,79 @@ impl Subject {
     }
 }
 
-/// The entries of the topic, and when each stops to count, in seconds since the epoch. Some 60 bytes each.
+/// The entries of the topic, and when each stops to count. Some 150 bytes each.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Cleaning(Arc<Mutex<BTreeMap<Subject, i64>>>);
+pub(crate) struct Cleaning(Arc<Mutex<Entries>>);
+
+/// Times are seconds since the epoch.
+#[derive(Debug, Default)]
+struct Entries {
+    until_s: BTreeMap<Subject, i64>,
+    /// The same, by time.
+    in_order: BTreeSet<(i64, Subject)>,
+}
 
 impl Cleaning {
     /// This entry is on the topic.
     pub(crate) fn add(&self, entry: &Entry) {
         let Some(subject) = Subject::of(&entry.news) else { return };
         let not_after_s = entry.not_after.unix_timestamp();
-        // What is said anew counts for longer, and may be read late.
-        self.entries().entry(subject).and_modify(|kept| *kept = not_after_s.max(*kept)).or_insert(not_after_s);
+        let mut entries = self.entries();
+        match entries.until_s.get(&subject).copied() {
+            // What is said anew counts for longer, and may be read late.
+            Some(known) if known >= not_after_s => return,
+            Some(known) => entries.in_order.remove(&(known, subject)),
+            None => true,
+        };
+        entries.until_s.insert(subject, not_after_s);
+        entries.in_order.insert((not_after_s, subject));
     }
 
     fn due(&self, now_s: i64) -> Vec<Subject> {
         let entries = self.entries();
-        let due = entries.iter().filter(|(_, not_after_s)| not_after_s.saturating_add(KEPT_LONGER_S) <= now_s);
-        due.map(|(subject, _)| *subject).take(REMOVED_AT_ONCE_MAX).collect()
+        let due = entries.in_order.iter().take_while(|(until_s, _)| until_s.saturating_add(KEPT_LONGER_S) <= now_s);
+        due.map(|(_, subject)| *subject).take(REMOVED_AT_ONCE_MAX).collect()
     }
 
     fn forget(&self, removed: &[Subject]) {
         let mut entries = self.entries();
         for subject in removed {
-            entries.remove(subject);
+            if let Some(until_s) = entries.until_s.remove(subject) {
+                entries.in_order.remove(&(until_s, *subject));
+            }
         }
     }
 
-    /// Removes what is due, until the shutdown.
-    pub(crate) async fn run(self, mut publisher: Publisher, shutdown: Shutdown) {
+    /// Removes what is due by the index's clock, until the shutdown.
+    pub(crate) async fn run(self, index: Index, mut publisher: Publisher, following: Following, shutdown: Shutdown) {
         while shutdown.sleep(INTERVAL).await {
-            let due = self.due((now_ms() / 1000).cast_signed());
-            if due.is_empty() {
-                continue;
-            }
-            let removals: Vec<_> = due.iter().map(|subject| (subject.key(), None)).collect();
-            match publisher.publish(&removals).await {
-                Ok(()) => {
-                    self.forget(&due);
-                    ::metrics::counter!(metrics::CLEANED).increment(due.len() as u64);
-                }
-                // Those who relay the outbox say so louder.
-                Err(error) => tracing::debug!("remove control entries: {}; trying again", chain(&error)),
+            let mut is_more = following.knows_as_of(READ_WITHIN);
+            while is_more && !shutdown.has_begun() {
+                is_more = match self.remove_some(&index, &mut publisher).await {
+                    Ok(removed) => removed == REMOVED_AT_ONCE_MAX,
+                    Err(error) => {
+                        // Those who relay the outbox say so louder.
+                        tracing::debug!("remove control entries: {error:#}; trying again");
+                        false
+                    }
+                };
             }
         }
     }
 
-    fn entries(&self) -> MutexGuard<'_, BTreeMap<Subject, i64>> {
+    /// Removes what is due, so much at once; how much.
+    async fn remove_some(&self, index: &Index, publisher: &mut Publisher) -> anyhow::Result<usize> {
+        let due = self.due(index.now_s().await?);
+        if !due.is_empty() {
+            let removals: Vec<_> = due.iter().map(|subject| (subject.key(), None)).collect();
+            publisher.publish(&removals).await?;
+            self.forget(&due);
+            ::metrics::counter!(metrics::CLEANED).increment(due.len() as u64);
+        }
+        Ok(due.len())
+    }
+
+    fn entries(&self) -> MutexGuard<'_, Entries> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

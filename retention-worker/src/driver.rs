@@ -1,5 +1,7 @@
 //! The worker's loop.
 
+use std::time::Duration;
+
 use anyhow::Context as _;
 use engine::retention::{Step, next_step};
 use schemas::control::{Entry, News};
@@ -21,13 +23,16 @@ use crate::{Config, metrics};
 /// Rows of one transaction, objects of one request.
 const BATCH: i64 = DELETE_KEYS_MAX as i64;
 
+/// A worker that has not read `control` to its end for this long makes no deletion of a withdrawal: its part is down then.
+const HEARD_WITHIN: Duration = Duration::from_secs(15);
+
 struct Worker {
     config: Config,
     index: Index,
     keystore: KeyStore,
     objects: Objects,
     /// An upload cannot land later than this after its row was staged.
-    put_horizon: std::time::Duration,
+    put_horizon: Duration,
     /// How far this round through the leaving sessions has come.
     led: Option<Leaving>,
 }
@@ -47,7 +52,7 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
     tokio::spawn(outbox::relay(index.clone(), publisher()?, shutdown.clone()));
     let (withdrawals, cleaning) = (Withdrawals::default(), Cleaning::default());
     tokio::spawn(withdrawals.clone().run(index.clone(), postgres.clone(), shutdown.clone()));
-    tokio::spawn(cleaning.clone().run(publisher()?, shutdown.clone()));
+    let cleaner = cleaning.clone();
     let on_entry = move |entry: Entry| {
         cleaning.add(&entry);
         // Whatever its age: only a deletion ends it.
@@ -55,7 +60,10 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
             withdrawals.add(key);
         }
     };
-    control::follow(&config.control, "retention-worker", shutdown.clone(), on_entry).context("follow control")?;
+    let following = control::follow_closely(&config.control, "retention-worker", shutdown.clone(), on_entry)
+        .context("follow control entries")?;
+    tokio::spawn(following.clone().report(health.part("control"), HEARD_WITHIN, shutdown.clone()));
+    tokio::spawn(cleaner.run(index.clone(), publisher()?, following, shutdown.clone()));
     let mut worker = Worker { config, index, keystore, objects, put_horizon, led: None };
     passes::run(&shutdown, interval, &postgres, metrics::FAILURES, async || worker.pass().await).await;
     Ok(())

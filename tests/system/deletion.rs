@@ -9,15 +9,12 @@ use schemas::http::DeletionState;
 use schemas::paths::session_prefix;
 use schemas::plan::Plan;
 use schemas::{DeletionId, SessionId, SessionKey, shared_object};
-use service_kit::config::kafka::KafkaConfig;
-use service_kit::kafka;
-use service_kit::kafka::topics::{self, CompactedTopicSpec};
 use storage::footers::Footer;
 use storage::keystore::KeyRow;
 use virtual_sdk::sdk::random_attempt;
 use virtual_sdk::{Api, Encoding, EventsFormat, Form, Sdk, Seen, Session, SessionQuery, until};
 
-use crate::harness::{LATER, NOTICE_VERSION, SOON, System, link_of, run};
+use crate::harness::{LATER, NOTICE_VERSION, SOON, System, link_of, make_control_topic, run};
 use crate::load::{self, small_batch};
 
 async fn is_deleted(api: &Api, session: SessionId) -> Result<()> {
@@ -292,16 +289,5 @@ async fn send_unnoted(sdk: &Sdk, session: &Session, seq: u32) -> Result<()> {
     let body = virtual_sdk::Body::of_batch(&batch, Form::Lines, Encoding::Identity)?;
     sdk.send(session, 0, seq, false, &body).await?;
     tokio::task::yield_now().await;
-    Ok(())
-}
-
-async fn make_control_topic(system: &System<'_>, name: &str) -> Result<()> {
-    let config = KafkaConfig {
-        brokers: system.deployment.endpoints().kafka_brokers,
-        topic_events: system.deployment.topic.clone(),
-        delivery_timeout: SOON,
-    };
-    let spec = CompactedTopicSpec { name: name.to_owned(), partitions: 1, replication: 1, min_insync: 1 };
-    topics::ensure_compacted(&kafka::client(&config, "test"), &spec).await?;
     Ok(())
 }

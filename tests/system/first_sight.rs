@@ -157,6 +157,21 @@ fn p13_a_link_begins_as_many_sessions_as_it_may_and_the_rest_is_purged() -> Resu
         let heard = told(system).await?;
         let deletions = heard.iter().filter(|(key, value)| key.starts_with("deletion/") && value.is_some()).count();
         ensure!(deletions >= 3 + deleted, "only {deletions} deletions were told");
+        // Edges have forgotten what was deleted days ago: should it send again, they are told again.
+        sqlx::query("update deletion set requested_at = requested_at - interval '2 days'")
+            .execute(system.index.pool())
+            .await?;
+        let again = stage(system, 0, &sights).await?;
+        ensure!(again.rows == 3 && again.deleted.len() == 3, "what edges have forgotten: {again:?}");
+        until("edges are told again", SOON, || async {
+            let Ok(heard) = told(system).await else { return Seen::not_yet("the topic cannot be read") };
+            let times = |key: &SessionKey| {
+                let name = News::Deletion(*key).key();
+                heard.iter().filter(|(key, value)| *key == name && value.is_some()).count()
+            };
+            if over.iter().all(|key| times(key) > 1) { Seen::Done(()) } else { Seen::not_yet("not all") }
+        })
+        .await?;
 
         links_that_are_known_otherwise(system).await?;
         through_the_batcher(system).await

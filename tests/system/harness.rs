@@ -16,9 +16,12 @@ use schemas::http::{LinkCreated, LinkRequest};
 use schemas::object::ObjectKind;
 use schemas::paths::ObjectKey;
 use schemas::{SessionKey, WorkspaceId};
+use service_kit::config::kafka::KafkaConfig;
 use service_kit::config::keys::{KeyStoreConfig, KeyringSource};
 use service_kit::config::postgres::PostgresConfig;
 use service_kit::config::s3::S3Config;
+use service_kit::kafka;
+use service_kit::kafka::topics::{self, CompactedTopicSpec};
 use service_kit::pool::Pool;
 use service_kit::shutdown::Shutdown;
 use storage::footers::{self, Footer, FooterError};
@@ -337,6 +340,18 @@ pub(crate) async fn link_of(api: &Api, reference: &str) -> Result<LinkCreated> {
         masking: None,
     };
     Ok(api.create_link(&request).await?)
+}
+
+/// Makes a topic of news beside the deployment's.
+pub(crate) async fn make_control_topic(system: &System<'_>, name: &str) -> Result<()> {
+    let config = KafkaConfig {
+        brokers: system.deployment.endpoints().kafka_brokers,
+        topic_events: system.deployment.topic.clone(),
+        delivery_timeout: SOON,
+    };
+    let spec = CompactedTopicSpec { name: name.to_owned(), partitions: 1, replication: 1, min_insync: 1 };
+    topics::ensure_compacted(&kafka::client(&config, "test"), &spec).await?;
+    Ok(())
 }
 
 /// A counter of a service, with its labels if it has some; 0 where there is none.

@@ -49,7 +49,7 @@ fn services_start_in_any_order_and_say_what_is_missing() -> Result<()> {
             names(&lonely, system, kind, ("s3", absent.s3)).await?;
         }
         proxy(absent.s3, real.s3).await?;
-        for kind in ["control-plane", "compactor", "retention-worker"] {
+        for kind in ["control-plane", "compactor"] {
             lonely.wait_ready(&name(system, kind), SOON).await?;
         }
         names(&lonely, system, "batcher", ("kafka", absent.kafka)).await?;

@@ -7,6 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use devstack::DeploymentOptions;
 use futures::future::{join_all, try_join_all};
+use rdkafka::admin::AdminOptions;
 use schemas::control::{Entry, WorkspaceRules, WorkspaceState};
 use schemas::http::{LinkCreated, LinkRequest};
 use schemas::limits::NEWS_SPREAD_MS;
@@ -17,15 +18,20 @@ use service_kit::config::kafka::ControlConfig;
 use service_kit::kafka::control::Publisher;
 use service_kit::keys;
 use service_kit::keys::tokens::{EdgeKeys, RetiredKey};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::time::Instant;
 use virtual_sdk::sdk::random_attempt;
 use virtual_sdk::{Body, CallError, Encoding, EventsFormat, Form, Sdk, SdkOptions, Seen, Session, until};
 
-use crate::harness::{LATER, NOTICE_VERSION, SOON, System, run};
+use crate::faults::kafka_admin;
+use crate::harness::{LATER, NOTICE_VERSION, SOON, System, make_control_topic, run};
 use crate::load::{self, small_batch};
 
 const NEWS_SPREAD: Duration = Duration::from_millis(NEWS_SPREAD_MS);
 const EDGES: usize = 3;
+/// A topic of news that is not there.
+const NOWHERE: &str = "nowhere";
 /// How often an edge is asked whether it knows by now.
 const ASKED_EVERY: Duration = Duration::from_millis(100);
 
@@ -70,6 +76,7 @@ fn p02_a_withdrawal_ends_a_session_everywhere() -> Result<()> {
     run(three_edges("withdrawal"), &[], async |system| {
         let sdks = sdks(system)?;
         let link = system.link("withdrawing").await?;
+        let late = load::begin(system, &sdks[0], &link).await?;
         let [session, other] =
             [load::begin(system, &sdks[0], &link).await?, load::begin(system, &sdks[1], &link).await?];
         for (seq, sdk) in (0..).zip(&sdks) {
@@ -110,6 +117,13 @@ fn p02_a_withdrawal_ends_a_session_everywhere() -> Result<()> {
         }
         ensure!(unreadable_after <= NEWS_SPREAD, "the session could be read for {unreadable_after:?}");
         eprintln!("withdrawal: unreadable {} ms after the answer", unreadable_after.as_millis());
+        let on_its_way = half_sent(system, &late).await?;
+        sdks[0].withdraw(&late).await?;
+        let answer = on_its_way.finish().await?;
+        ensure!(
+            answer.starts_with("HTTP/1.1 403 ") && answer.contains("consent_withdrawn"),
+            "a batch that was on its way when consent was taken back was answered: {answer}"
+        );
         // Asking for it again begins nothing, and so does coming back with the token.
         for sdk in &sdks {
             let info = sdk.session_info(&session).await;
@@ -120,21 +134,65 @@ fn p02_a_withdrawal_ends_a_session_everywhere() -> Result<()> {
             );
         }
         ensure!(sdks[0].withdraw(&session).await.is_ok(), "withdrawing twice is refused");
-        let cause = "select count(*) from deletion where cause = 'withdrawn'";
-        ensure!(system.count(cause).await? == 1, "there is not one deletion of a withdrawn session");
-        until("what was stored of it is gone", LATER, || async {
-            match system.count("select count(*) from session where state = 3").await {
-                Ok(1) => Seen::Done(()),
+        until("both sessions have a deletion", SOON, || async {
+            match system.count("select count(*) from deletion where cause = 'withdrawn'").await {
+                Ok(2) => Seen::Done(()),
                 other => Seen::not_yet(format_args!("{other:?}")),
             }
         })
         .await?;
-        system.ledger.forget(session.id);
+        until("what was stored of them is gone", LATER, || async {
+            match system.count("select count(*) from session where state = 3").await {
+                Ok(2) => Seen::Done(()),
+                other => Seen::not_yet(format_args!("{other:?}")),
+            }
+        })
+        .await?;
+        for session in [&session, &late] {
+            system.ledger.forget(session.id);
+        }
         let end = small_batch(other.id, 0, 3, true, 10)?;
         load::send(system, &sdks[2], &other, &end, Form::Array, Encoding::Identity).await?;
         load::compare_all(system, SOON).await?;
         Ok(())
     })
+}
+
+/// A batch of which an edge has the head and half of the body.
+struct HalfSent {
+    stream: TcpStream,
+    rest: Vec<u8>,
+}
+
+async fn half_sent(system: &System<'_>, session: &Session) -> Result<HalfSent> {
+    let address = system.variable(&system.service("ingest-edge", 1), "CLAIRVIO_LISTEN")?;
+    let batch = small_batch(session.id, 0, 0, false, 10)?;
+    let mut body = Body::of_batch(&batch, Form::Array, Encoding::Identity)?.bytes.to_vec();
+    let rest = body.split_off(body.len() / 2);
+    let head = format!(
+        "POST /v1/events?seq=0 HTTP/1.1\r\nhost: edge\r\nauthorization: Bearer {}\r\ncontent-length: {}\r\n\
+         expect: 100-continue\r\nconnection: close\r\n\r\n",
+        session.token,
+        body.len() + rest.len()
+    );
+    let mut stream = TcpStream::connect(address).await.context("connect to the edge")?;
+    stream.write_all(head.as_bytes()).await?;
+    // The edge asks for the body once it has let the head in: the token was good then.
+    let mut asked = [0; 25];
+    stream.read_exact(&mut asked).await.context("wait until the edge asks for the body")?;
+    ensure!(asked.starts_with(b"HTTP/1.1 100 Continue"), "the edge said {}", String::from_utf8_lossy(&asked));
+    stream.write_all(&body).await?;
+    Ok(HalfSent { stream, rest })
+}
+
+impl HalfSent {
+    /// Sends the rest, and gives the answer.
+    async fn finish(mut self) -> Result<String> {
+        self.stream.write_all(&self.rest).await?;
+        let mut answer = String::new();
+        self.stream.read_to_string(&mut answer).await.context("read answer")?;
+        Ok(answer)
+    }
 }
 
 /// Goal: consent can be taken back with a token that has expired, or whose key was retired, by a beacon too; with a forged one it
@@ -167,7 +225,7 @@ fn consent_can_be_taken_back_with_any_token_that_was_given() -> Result<()> {
         ensure!(code(&sent) == "consent_withdrawn", "a withdrawn session was told {}", code(&sent));
 
         let (others, _) = service_kit::keys::tokens::make()?;
-        let gone = RetiredKey::Key(key.public().context("a key has a public half")?);
+        let gone = RetiredKey::Session(key.public().context("a key has a public half")?);
         let rotated = EdgeKeys { session_signing: others.session_signing, retired: vec![gone], ..edge_keys.clone() };
         keys::replace(&path, &rotated)?;
         until("the edge has the new keys", SOON, || async {
@@ -425,7 +483,7 @@ fn p13_limits_are_held_and_told() -> Result<()> {
             "{problem}"
         );
 
-        // One event a second for each session, fifty for all of them: what comes beyond is refused, and costs nobody else.
+        // Ten events a second for each session, twenty for all of them: what comes beyond is refused, and costs nobody else.
         told(rules(Limits { session_events_per_s: 10, events_per_s: 20, ..Plan::Scale.limits() })).await?;
         batches("taken").await?;
         let (_, quiet_key) = system.another_workspace(Plan::Scale).await?;
@@ -492,15 +550,22 @@ async fn raw_refusal(system: &System<'_>, session: &Session) -> Result<serde_jso
     Ok(answer.json().await?)
 }
 
-/// Goal: an edge that cannot hear who took consent back takes nothing, and says so (fail closed). Method: beside the deployment's
-/// edge another whose topic of news does not exist.
+/// Goal: an edge that cannot hear who took consent back takes nothing, and says so (fail closed); one that hears no more stops
+/// within the bound, and goes on when it hears again. Method: beside the deployment's edge another whose topic of news does not
+/// exist, is made, is removed, and is made anew.
 #[test]
 fn an_edge_without_news_takes_nothing() -> Result<()> {
-    let expected = ["topic nowhere is not at"];
+    let expected = [
+        "topic nowhere is not at",
+        "the topic control was not read to its end lately",
+        "write control entries",
+        "ask kafka at",
+    ];
     run(DeploymentOptions::named("deaf"), &expected, async |system| {
         let (sdk, link) = (system.sdk(1)?, system.link("deaf").await?);
-        let session = load::begin(system, &sdk, &link).await?;
-        let deaf = system.deaf_edge("nowhere").await?;
+        let noted = load::begin(system, &sdk, &link).await?;
+        let session = sdk.accept(&link.token, NOTICE_VERSION, &random_attempt()).await?;
+        let deaf = system.deaf_edge(NOWHERE).await?;
         let refused = until("the log is up, and the news are not", SOON, || async {
             let answer = send_once(&deaf.sdk, &session, 0).await;
             if code(&answer) == "keys_unavailable" { Seen::Done(answer) } else { Seen::not_yet(code(&answer)) }
@@ -525,9 +590,30 @@ fn an_edge_without_news_takes_nothing() -> Result<()> {
             }
         })
         .await?;
+        make_control_topic(system, NOWHERE).await?;
+        deaf.supervisor.wait_ready(&deaf.name, SOON).await?;
+        send_once(&deaf.sdk, &session, 0).await?;
+        for seq in 1..3 {
+            let admin = kafka_admin(system)?;
+            admin.delete_topics(&[NOWHERE], &AdminOptions::new()).await.context("remove the topic")?;
+            let removed = Instant::now();
+            let refused = until("an edge that hears no more takes nothing", SOON, || async {
+                let answer = send_once(&deaf.sdk, &session, seq).await;
+                if code(&answer) == "keys_unavailable" { Seen::Done(()) } else { Seen::not_yet(code(&answer)) }
+            });
+            refused.await?;
+            // Kafka may take a moment for the removal, and the question of an edge may be on its way then.
+            ensure!(removed.elapsed() < NEWS_SPREAD * 3, "it went on for {:?}", removed.elapsed());
+            make_control_topic(system, NOWHERE).await?;
+            until("it goes on when it hears again", SOON, || async {
+                let answer = send_once(&deaf.sdk, &session, seq).await;
+                if answer.is_ok() { Seen::Done(()) } else { Seen::not_yet(code(&answer)) }
+            })
+            .await?;
+        }
         deaf.supervisor.stop_all().await?;
-        let batch = small_batch(session.id, 0, 0, true, 10)?;
-        load::send(system, &sdk, &session, &batch, Form::Array, Encoding::Identity).await?;
+        let batch = small_batch(noted.id, 0, 0, true, 10)?;
+        load::send(system, &sdk, &noted, &batch, Form::Array, Encoding::Identity).await?;
         load::compare_all(system, SOON).await?;
         Ok(())
     })

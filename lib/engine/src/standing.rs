@@ -5,13 +5,13 @@
 //! until their `not_after`, and never longer. All of it is small: a million ended sessions take about 40 MB
 //! (`tests/memory.rs`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::Arc;
 
 use schemas::codes::Refusal;
-use schemas::control::{Entry, LinkUse, News, WorkspaceRules, WorkspaceState};
-use schemas::limits::CONTROL_BEGUN_KEPT_S;
+use schemas::control::{Entry, News, WorkspaceRules, WorkspaceState};
+use schemas::limits::{CONTROL_BEGUN_KEPT_S, CONTROL_DELETION_KEPT_S};
 use schemas::plan::Limits;
 use schemas::token::{LinkClaims, SessionClaims};
 use schemas::{ErrorCode, LinkId, SessionId, SessionKey, WorkspaceId};
@@ -41,7 +41,17 @@ struct Workspace {
 #[repr(u8)]
 enum Ended {
     Deleted,
+    /// Its end user asked this edge to; nobody else may know.
+    Withdrawing,
+    /// It was heard, so everybody hears it.
     Withdrawn,
+}
+
+/// How far a link is used, to be looked into with every consent.
+#[derive(Debug)]
+struct Used {
+    sessions: u32,
+    newest: BTreeSet<SessionId>,
 }
 
 /// Eight bytes: there may be a million of them.
@@ -57,7 +67,7 @@ struct Link {
     /// When it was heard of last counts no more.
     until_s: i64,
     revoked: bool,
-    used: Option<LinkUse>,
+    used: Option<Used>,
     /// Sessions that edges let begin lately, until when each counts: the index knows of them soon.
     begun: BTreeMap<SessionId, i64>,
 }
@@ -76,20 +86,24 @@ impl Link {
 }
 
 impl Standing {
-    /// Takes an entry in. One that does not count any more changes nothing, and so does an older one of two.
+    /// Takes an entry in. One that does not count any more changes nothing, and so does an older one of two. That a session has
+    /// ended counts from now on for as long as such an entry is kept, whatever the clock of its writer said.
     pub fn apply(&mut self, entry: Entry, now_s: i64) {
-        if !entry.counts_at(now_s) {
-            return;
-        }
         let until_s = entry.not_after.unix_timestamp();
+        let ended_until_s = until_s.max(now_s.saturating_add(CONTROL_DELETION_KEPT_S));
         match entry.news {
-            News::Deletion(key) => self.end(&key, Ended::Deleted, until_s),
-            News::Withdrawal(key) => self.end(&key, Ended::Withdrawn, until_s),
+            News::Deletion(key) => return self.end(&key, Ended::Deleted, ended_until_s),
+            News::Withdrawal(key) => return self.end(&key, Ended::Withdrawn, ended_until_s),
+            _ if until_s <= now_s => return,
+            _ => {}
+        }
+        match entry.news {
+            News::Deletion(_) | News::Withdrawal(_) => {}
             News::Revocation(workspace, link) => self.link(workspace, link, until_s).revoked = true,
             News::Exhaustion(workspace, link, used) => {
                 let link = self.link(workspace, link, until_s);
                 if link.used.as_ref().is_none_or(|known| known.sessions <= used.sessions) {
-                    link.used = Some(used);
+                    link.used = Some(Used { sessions: used.sessions, newest: used.newest.into_iter().collect() });
                 }
             }
             News::Begun(key, link) => {
@@ -105,6 +119,17 @@ impl Standing {
                 self.edges.insert(instance, until_s);
             }
         }
+    }
+
+    /// The end user of this session takes consent back at this edge: it takes nothing of it any more. `false` when everybody hears
+    /// of it already, so that there is nothing to tell.
+    pub fn withdraw(&mut self, key: &SessionKey, now_s: i64) -> bool {
+        let known = self.workspaces.get(&key.workspace).and_then(|workspace| workspace.sessions.get(&key.session));
+        if known.is_some_and(|mark| mark.ended != Ended::Withdrawing) {
+            return false;
+        }
+        self.end(key, Ended::Withdrawing, now_s.saturating_add(CONTROL_DELETION_KEPT_S));
+        true
     }
 
     fn end(&mut self, key: &SessionKey, ended: Ended, until_s: i64) {
@@ -147,14 +172,15 @@ impl Standing {
         Ok(())
     }
 
-    /// Whether this link may begin this session, and if so notes that it has: the next one counts it (E2).
+    /// Whether this link may begin this session, and if so notes that it has: the next one counts it (E2). `true` when it was not
+    /// known to have begun.
     pub fn begin(
         &mut self,
         claims: &LinkClaims,
         session: SessionId,
         notice_version: &str,
         now_s: i64,
-    ) -> Result<(), Refusal> {
+    ) -> Result<bool, Refusal> {
         let workspace = self.workspaces.entry(claims.ws).or_default();
         workspace.check_ended(&session)?;
         workspace.check_state()?;
@@ -169,7 +195,8 @@ impl Standing {
             return Err(ErrorCode::ConsentStale.into());
         }
         // Asking again for a session that has begun is not beginning another.
-        if !link.is_one_of_its_own(&session) {
+        let is_new = !link.is_one_of_its_own(&session);
+        if is_new {
             if link.sessions(now_s) >= u64::from(claims.max) {
                 return Err(ErrorCode::LinkExhausted.into());
             }
@@ -189,7 +216,15 @@ impl Standing {
         let until_s = now_s.saturating_add(CONTROL_BEGUN_KEPT_S);
         link.until_s = link.until_s.max(until_s);
         link.begun.insert(session, until_s);
-        Ok(())
+        Ok(is_new)
+    }
+
+    /// A session that was to begin did not: nothing of it went anywhere. Its place is free.
+    pub fn give_back(&mut self, claims: &LinkClaims, session: &SessionId) {
+        let workspace = self.workspaces.get_mut(&claims.ws);
+        if let Some(link) = workspace.and_then(|workspace| workspace.links.get_mut(&claims.lnk)) {
+            link.begun.remove(session);
+        }
     }
 
     /// Edges that live, this one among them.
@@ -256,7 +291,7 @@ impl Workspace {
     fn check_ended(&self, session: &SessionId) -> Result<(), ErrorCode> {
         match self.sessions.get(session).map(|mark| mark.ended) {
             None => Ok(()),
-            Some(Ended::Withdrawn) => Err(ErrorCode::ConsentWithdrawn),
+            Some(Ended::Withdrawing | Ended::Withdrawn) => Err(ErrorCode::ConsentWithdrawn),
             Some(Ended::Deleted) => Err(ErrorCode::SessionDeleted),
         }
     }
@@ -273,7 +308,7 @@ impl Workspace {
 #[cfg(test)]
 mod tests {
     use schemas::ReceiptId;
-    use schemas::limits::CONTROL_DELETION_KEPT_S;
+    use schemas::control::LinkUse;
     use schemas::plan::Plan;
     use schemas::token::AUDIENCE;
     use time::OffsetDateTime;
@@ -444,9 +479,37 @@ mod tests {
         standing.sweep(late, 100);
         assert_eq!(standing.sessions(), 0);
         assert!(standing.workspaces.is_empty());
-        // An entry that comes when it does not count any more is not taken in.
+        // An entry that comes when it does not count any more is not taken in, but that of a session's end, whose writer's clock
+        // may be wrong: it counts from when it was heard.
+        standing.apply(Entry::edge(Uuid::from_u128(3), NOW_MS), late);
         standing.apply(Entry::withdrawal(key(7), NOW_MS), late);
-        assert_eq!(standing.check_session(&claims(7)), Ok(()));
+        assert_eq!(standing.edges(late), 1);
+        assert_eq!(standing.check_session(&claims(7)), Err(ErrorCode::ConsentWithdrawn));
+        standing.sweep(late + CONTROL_DELETION_KEPT_S, 100);
+        assert_eq!(standing.sessions(), 0);
+    }
+
+    #[test]
+    fn what_everybody_hears_already_need_not_be_told() {
+        let mut standing = Standing::default();
+        assert!(standing.withdraw(&key(7), NOW_S), "nobody knows");
+        assert_eq!(standing.check_session(&claims(7)), Err(ErrorCode::ConsentWithdrawn));
+        assert!(standing.withdraw(&key(7), NOW_S), "it was not heard yet");
+        standing.apply(Entry::withdrawal(key(7), NOW_MS), NOW_S);
+        assert!(!standing.withdraw(&key(7), NOW_S));
+        standing.apply(Entry::deletion(key(8), NOW_MS), NOW_S);
+        assert!(!standing.withdraw(&key(8), NOW_S), "it is deleted");
+        assert_eq!(standing.sessions(), 2);
+    }
+
+    #[test]
+    fn a_place_that_was_given_back_is_free() {
+        let mut standing = Standing::default();
+        assert_eq!(standing.begin(&link_claims(1), session(1), "v1", NOW_S), Ok(true));
+        assert_eq!(standing.begin(&link_claims(1), session(1), "v1", NOW_S), Ok(false));
+        assert!(standing.begin(&link_claims(1), session(2), "v1", NOW_S).is_err());
+        standing.give_back(&link_claims(1), &session(1));
+        assert_eq!(standing.begin(&link_claims(1), session(2), "v1", NOW_S), Ok(true));
     }
 
     #[test]
@@ -456,7 +519,7 @@ mod tests {
             for id in 0..40 {
                 // Of each workspace every other one counts for longer.
                 let key = SessionKey { workspace: WorkspaceId(Uuid::from_u128(id % 4)), session: session(id) };
-                standing.apply(Entry::withdrawal(key, NOW_MS + 1000 * (id as u64 / 4 % 2)), NOW_S);
+                standing.apply(Entry::withdrawal(key, NOW_MS), NOW_S + (id as i64 / 4 % 2));
                 standing.apply(Entry::begun(key, LinkId(Uuid::from_u128(id)), NOW_MS), NOW_S);
             }
             let late = NOW_S + CONTROL_DELETION_KEPT_S;

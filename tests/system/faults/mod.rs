@@ -148,7 +148,7 @@ fn kafka_client(system: &System<'_>) -> ClientConfig {
     kafka::client(&config, "test")
 }
 
-fn kafka_admin(system: &System<'_>) -> Result<AdminClient<DefaultClientContext>> {
+pub(crate) fn kafka_admin(system: &System<'_>) -> Result<AdminClient<DefaultClientContext>> {
     kafka_client(system).create().context("make kafka's admin client")
 }
 

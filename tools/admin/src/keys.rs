@@ -78,7 +78,7 @@ pub(crate) enum Retire {
     /// Refused while anything needs it: session keys in the key store, shared or quarantine objects in the index, young entries
     /// of the journal in the bucket. Do it once every process has had a file with a newer current version for an hour.
     Keyring(keyring::RetireKeyring),
-    /// Take nothing any more that this key of tokens signed, but to take consent back.
+    /// Take nothing any more that this key of tokens signed. Session tokens that it signed still take consent back.
     ///
     /// Sessions that run by its tokens stop, and its links open nothing. `clairvio keys list` shows the keys that there are.
     Token(tokens::RetireToken),

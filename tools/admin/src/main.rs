@@ -19,8 +19,9 @@ use service_kit::config::kafka::{ControlConfig, KafkaConfig};
 use service_kit::kafka;
 use service_kit::kafka::topics::{self, CompactedTopicSpec, TopicSpec};
 
-/// Partitions of the control topic: it holds little, and every follower reads all of it.
-const CONTROL_PARTITIONS: i32 = 3;
+/// Partitions of the control topic: it holds little, every follower reads all of it, and each edge's sign of life keeps it moving, so
+/// that its end is always a record that can be read.
+const CONTROL_PARTITIONS: i32 = 1;
 
 /// The operator's tool. Settings come from the same environment variables as the services'.
 #[derive(Debug, Parser)]

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures::future::try_join_all;
+use futures::future::join_all;
 use rdkafka::Message as _;
 use rdkafka::consumer::{Consumer as _, StreamConsumer};
 use rdkafka::error::KafkaError;
@@ -21,6 +21,7 @@ use tokio::sync::Notify;
 
 use super::client_of;
 use crate::config::kafka::ControlConfig;
+use crate::health::Part;
 use crate::shutdown::Shutdown;
 
 /// How often the topic is looked for that was not found.
@@ -30,6 +31,8 @@ const PARTITIONS_INTERVAL: Duration = Duration::from_secs(30);
 /// How often a close follower asks where the topic ends. Several times within
 /// [`NEWS_SPREAD_MS`](schemas::limits::NEWS_SPREAD_MS): a question may fail.
 const CONFIRM_INTERVAL: Duration = Duration::from_millis(500);
+/// Entries that are taken in before others have their turn.
+const RECEIVED_AT_ONCE: u64 = 256;
 const METADATA_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long an entry may be on its way. Shorter than the time after which Postgres ends a transaction that does nothing:
 /// the outbox waits within one.
@@ -74,6 +77,25 @@ impl Following {
         self.0.confirmed.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|at| at.elapsed() <= age)
     }
 
+    /// Keeps a part up while all is known that Kafka had acknowledged `age` ago, until the shutdown.
+    pub async fn report(self, part: Part, age: Duration, shutdown: Shutdown) {
+        loop {
+            self.show(&part, age);
+            if !shutdown.sleep(CONFIRM_INTERVAL).await {
+                return;
+            }
+        }
+    }
+
+    /// Tells a part whether all is known that Kafka had acknowledged `age` ago.
+    pub fn show(&self, part: &Part, age: Duration) {
+        if self.knows_as_of(age) {
+            part.up();
+        } else {
+            part.down("the topic control was not read to its end lately");
+        }
+    }
+
     fn confirm(&self, at: Instant) {
         *self.0.confirmed.lock().unwrap_or_else(PoisonError::into_inner) = Some(at);
     }
@@ -94,7 +116,8 @@ impl Following {
     /// Whether all partitions were read to these ends.
     fn has_reached(&self, ends: &Ends) -> bool {
         let next_offsets = self.next_offsets();
-        ends.iter().all(|(partition, (low, high))| next_offsets.get(partition).unwrap_or(low) >= high)
+        // What lay before the beginning is gone: nobody can read it any more.
+        ends.iter().all(|(partition, (low, high))| next_offsets.get(partition).unwrap_or(low).max(low) >= high)
     }
 }
 
@@ -158,6 +181,9 @@ impl Follower {
                 Ok(ends) if ends.is_empty() => {
                     let reason = format!("topic {topic} is not at {brokers}; make it with `clairvio topics`");
                     warn_once(&mut last_reason, reason);
+                    // When it is there again it may be another.
+                    assigned.clear();
+                    self.following.begin_anew();
                 }
                 Ok(ends) => {
                     let found: Vec<i32> = ends.keys().copied().collect();
@@ -169,7 +195,10 @@ impl Follower {
                                 tracing::info!(topic, partitions = found.len(), "following");
                                 assigned = found;
                             }
-                            Err(error) => warn_once(&mut last_reason, format!("follow topic {topic}: {error}")),
+                            Err(error) => {
+                                warn_once(&mut last_reason, format!("follow topic {topic}: {error}"));
+                                assigned.clear();
+                            }
                         }
                     }
                     if !assigned.is_empty() {
@@ -199,7 +228,11 @@ impl Follower {
 
     /// Never ends.
     async fn receive(&self, mut on_entry: impl FnMut(Entry)) {
-        loop {
+        for received in 1_u64.. {
+            if received.is_multiple_of(RECEIVED_AT_ONCE) {
+                // A long reading must not keep the questions for the topic's end waiting.
+                tokio::task::yield_now().await;
+            }
             match self.consumer.recv().await {
                 Ok(message) => {
                     if let Some(entry) = entry_of(&message) {
@@ -288,6 +321,15 @@ impl Publisher {
     /// Writes these records, each a key and a value, in this order, and waits until Kafka has all of them. One without a value
     /// removes the entry of its key. After an error any of them may be there.
     pub async fn publish(&mut self, records: &[(String, Option<Vec<u8>>)]) -> Result<(), PublishError> {
+        self.publish_each(records).await?.into_iter().try_for_each(|outcome| outcome)?;
+        Ok(())
+    }
+
+    /// The same, with the outcome of each record: a partition may be away when others are not.
+    pub async fn publish_each(
+        &mut self,
+        records: &[(String, Option<Vec<u8>>)],
+    ) -> Result<Vec<Result<(), KafkaError>>, PublishError> {
         // One with a fatal error never sends again.
         if self.producer.client().fatal_error().is_some() {
             self.producer = producer(&self.config, &self.client_id)?;
@@ -296,10 +338,9 @@ impl Publisher {
             let mut record = FutureRecord::<_, Vec<u8>>::to(&self.config.topic).key(key);
             record.payload = value.as_ref();
             let sending = self.producer.send(record, DELIVERY_TIMEOUT);
-            async { sending.await.map_err(|(error, _)| error) }
+            async { sending.await.map(drop).map_err(|(error, _)| error) }
         });
-        try_join_all(sending).await?;
-        Ok(())
+        Ok(join_all(sending).await)
     }
 }
 
@@ -328,6 +369,7 @@ mod tests {
         assert!(following.has_reached(&ends([(0, 2), (5, 5)])), "more came since Kafka was asked");
         assert!(!is_another(&BTreeMap::new(), &ends([(0, 2), (5, 5)])));
         assert!(is_another(&following.next_offsets(), &ends([(0, 2), (5, 9)])), "it was made anew");
+        assert!(following.has_reached(&ends([(9, 9), (5, 5)])), "what was not read was deleted");
         following.begin_anew();
         assert!(!following.has_reached(&ends([(0, 1), (5, 5)])));
     }

@@ -58,9 +58,9 @@ pub struct EdgeKeys {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum RetiredKey {
-    /// With its public half: whoever has an old token can still take consent back.
-    Key(PublicKey),
-    /// By its id alone.
+    /// A key of session tokens, with its public half: whoever has an old token can still take consent back.
+    Session(PublicKey),
+    /// By its id alone: a key of links, which never could, or one of session tokens that has leaked.
     Id(String),
 }
 
@@ -79,7 +79,7 @@ impl RetiredKey {
     /// The key's id.
     pub fn kid(&self) -> &str {
         match self {
-            Self::Key(key) => &key.kid,
+            Self::Session(key) => &key.kid,
             Self::Id(kid) => kid,
         }
     }
@@ -170,20 +170,38 @@ pub fn rotate(edge: &mut EdgeKeys, control: &mut ControlKeys) -> Result<bool, Ke
     Ok(true)
 }
 
-/// Ends a key: nothing that it signed is taken any more, but to take consent back.
-pub fn retire(edge: &mut EdgeKeys, control: &ControlKeys, kid: &str) -> Result<(), RetireError> {
+/// Whether somebody else may have a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leaked {
+    /// Nobody has.
+    No,
+    /// Somebody may: what it signed cannot even take consent back, or whoever has it could delete any session.
+    Yes,
+}
+
+/// Ends a key: nothing that it signed is taken any more. Session tokens that it signed still take consent back, unless it has
+/// leaked.
+pub fn retire(edge: &mut EdgeKeys, control: &ControlKeys, kid: &str, leaked: Leaked) -> Result<(), RetireError> {
     let signs = [Some(&edge.session_signing), edge.session_next.as_ref(), Some(&control.link_signing)];
     let signs = signs.into_iter().chain([control.link_next.as_ref()]).flatten();
     if signs.into_iter().any(|key| key.kid == kid) {
         return Err(RetireError::InUse);
     }
-    for keys in [&mut edge.session_keys, &mut edge.link_keys] {
-        if let Some(place) = keys.iter().position(|key| key.kid == kid) {
-            edge.retired.push(RetiredKey::Key(keys.remove(place)));
-            return Ok(());
-        }
+    if let Some(place) = edge.session_keys.iter().position(|key| key.kid == kid) {
+        let key = edge.session_keys.remove(place);
+        edge.retired.push(match leaked {
+            Leaked::No => RetiredKey::Session(key),
+            Leaked::Yes => RetiredKey::Id(key.kid),
+        });
+    } else if let Some(place) = edge.link_keys.iter().position(|key| key.kid == kid) {
+        edge.retired.push(RetiredKey::Id(edge.link_keys.remove(place).kid));
+    } else if let Some(known) = edge.retired.iter_mut().find(|key| key.kid() == kid && leaked == Leaked::Yes) {
+        // It was retired before anybody knew that it had leaked.
+        *known = RetiredKey::Id(kid.to_owned());
+    } else {
+        return Err(RetireError::Unknown);
     }
-    Err(RetireError::Unknown)
+    Ok(())
 }
 
 /// A new API key: a prefix by which leaked ones are found, and 256 random bits.
@@ -210,13 +228,17 @@ mod tests {
         assert!(edge.session_keys.iter().any(|key| key.kid == old.0));
         assert!(edge.link_keys.iter().any(|key| key.kid == old.1));
         for kid in [&edge.session_signing.kid.clone(), &control.link_next.as_ref().unwrap().kid.clone()] {
-            assert_eq!(retire(&mut edge, &control, kid), Err(RetireError::InUse));
+            assert_eq!(retire(&mut edge, &control, kid, Leaked::No), Err(RetireError::InUse));
         }
-        assert_eq!(retire(&mut edge, &control, "nobody"), Err(RetireError::Unknown));
+        assert_eq!(retire(&mut edge, &control, "nobody", Leaked::No), Err(RetireError::Unknown));
         for kid in [&old.0, &old.1] {
-            retire(&mut edge, &control, kid).unwrap();
-            assert_eq!(retire(&mut edge, &control, kid), Err(RetireError::Unknown));
+            retire(&mut edge, &control, kid, Leaked::No).unwrap();
+            assert_eq!(retire(&mut edge, &control, kid, Leaked::No), Err(RetireError::Unknown));
         }
+        // A key of links never could take consent back, and does not come to by being retired.
+        assert!(matches!(edge.retired.as_slice(), [RetiredKey::Session(_), RetiredKey::Id(_)]));
+        retire(&mut edge, &control, &old.0, Leaked::Yes).unwrap();
+        assert!(matches!(edge.retired.as_slice(), [RetiredKey::Id(_), RetiredKey::Id(_)]));
         assert_eq!(edge.retired.iter().map(RetiredKey::kid).collect::<Vec<_>>(), [&old.0, &old.1]);
         assert!((edge.session_keys.len(), edge.link_keys.len()) == (0, 2));
     }

@@ -158,9 +158,10 @@ impl Index {
         }
         let first_rows = first_sight::insert(&mut tx, staging.partition, staging.first_seen).await?;
         let deleted = deleted_among(&mut *tx, staging.sessions).await?;
+        let told_rows = first_sight::tell_deleted_again(&mut tx, &deleted).await?;
         tx.commit().await.map_err(failed("commit staging"))?;
         self.outbox.notify_one();
-        Ok(StageOutcome { deleted, rows: first_rows + u64::from(staging.object.is_some()) })
+        Ok(StageOutcome { deleted, rows: first_rows + told_rows + u64::from(staging.object.is_some()) })
     }
 
     /// Publishes a flush in one transaction: the progress moves by compare-and-swap, the object becomes live. Rows written

@@ -57,6 +57,14 @@ impl Index {
         Ok(standing.new)
     }
 
+    /// The index's time, in seconds since the epoch: a machine's clock may be days off.
+    pub async fn now_s(&self) -> Result<i64, IndexError> {
+        sqlx::query_scalar("select extract(epoch from now())::bigint")
+            .fetch_one(&self.pool)
+            .await
+            .map_err(failed("ask for the time"))
+    }
+
     /// Begins to delete sessions whose plan window is over by the index's clock, `limit` at most; gives how many. The
     /// window is that of the workspace's current plan (R5, R6).
     pub async fn expire(&self, limit: i64) -> Result<u64, IndexError> {
@@ -412,7 +420,9 @@ async fn delete_unless_deleted(
     sqlx::query(
         "insert into session (workspace_id, id, state, started_at, last_activity_at)
          select distinct workspace_id, id, 1, now(), now() from unnest($1::uuid[], $2::uuid[]) as d (workspace_id, id)
-         order by workspace_id, id on conflict do nothing",
+         order by workspace_id, id
+         -- Nothing is changed, but what is there is locked, so that all locks are taken in one order.
+         on conflict (workspace_id, id) do update set state = session.state where false",
     )
     .bind(&workspaces)
     .bind(&sessions)

@@ -8,9 +8,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use schemas::control::{Entry, LinkUse, WorkspaceRules, WorkspaceState};
-use schemas::limits::EXHAUSTION_SESSIONS_MAX;
+use schemas::limits::{CONTROL_DELETION_KEPT_S, EXHAUSTION_SESSIONS_MAX};
 use schemas::plan::Plan;
 use schemas::{LinkId, SessionId, SessionKey, WorkspaceId};
+use service_kit::time::now_ms;
 use sqlx::{PgConnection, Row as _};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -228,7 +229,12 @@ async fn tell_exhaustion(
          from unnest($1::uuid[], $2::uuid[]) as l (workspace_id, id)
          cross join lateral (
              select s.id, s.started_at from session s
-             where s.workspace_id = l.workspace_id and s.link_id = l.id and s.state = 0
+             where s.workspace_id = l.workspace_id and s.link_id = l.id
+                 -- Those deleted since count as well, but not those that were never let in.
+                 and not exists (
+                     select from deletion_session e join deletion d on d.id = e.deletion_id
+                     where e.workspace_id = s.workspace_id and e.session_id = s.id
+                         and d.cause in ('exhausted', 'revoked'))
              order by s.started_at desc, s.id desc limit $3
          ) newest
          order by newest.started_at desc, newest.id desc",
@@ -253,6 +259,30 @@ async fn tell_exhaustion(
         .collect();
     outbox::insert(tx, &records).await?;
     Ok(records.len() as u64)
+}
+
+/// Tells edges again of deletions that some of them may have forgotten: a session that was deleted so long ago and still sends was
+/// asked for anew, with a link that is good still. Gives the rows written.
+pub(super) async fn tell_deleted_again(tx: &mut PgConnection, deleted: &[SessionKey]) -> Result<u64, IndexError> {
+    if deleted.is_empty() {
+        return Ok(0);
+    }
+    let (workspaces, sessions) = key_arrays(deleted.iter());
+    let rows = sqlx::query(
+        "select distinct e.workspace_id, e.session_id from deletion_session e join deletion d on d.id = e.deletion_id
+         where (e.workspace_id, e.session_id) in (select * from unnest($1::uuid[], $2::uuid[]))
+             and d.requested_at < now() - make_interval(secs => $3)",
+    )
+    .bind(&workspaces)
+    .bind(&sessions)
+    .bind(CONTROL_DELETION_KEPT_S as f64 / 2.0)
+    .fetch_all(&mut *tx)
+    .await
+    .map_err(failed("find deletions that edges may have forgotten"))?;
+    let now = now_ms();
+    let told: Vec<_> = rows.iter().map(|row| outbox::telling(&Entry::deletion(session_key(row), now))).collect();
+    outbox::insert(tx, &told).await?;
+    Ok(told.len() as u64)
 }
 
 /// Counts sessions in the days in which they came, and closes workspaces whose plan allows no more today.

@@ -221,7 +221,7 @@ fn render(listed: &Value) -> String {
         rows.extend(next.map(|kid| vec![kid.to_owned(), "stands ready to sign session tokens".to_owned()]));
         rows.extend(kids("session_keys", "session tokens signed by it are taken"));
         rows.extend(kids("link_keys", "links signed by it are taken"));
-        rows.extend(kids("retired", "retired: what it signed takes consent back, and nothing else"));
+        rows.extend(kids("retired", "retired: what it signed begins and sends nothing"));
         out.push_str(&section("edge's keys of tokens", of, row(["key", "use"]), rows));
     }
     if let Some(of) = listed.get("control") {

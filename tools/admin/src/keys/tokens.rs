@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use service_kit::keys;
-use service_kit::keys::tokens::{ControlKeys, EdgeKeys};
+use service_kit::keys::tokens::{ControlKeys, EdgeKeys, Leaked};
 
 use super::lock;
 use crate::settings;
@@ -24,6 +24,10 @@ pub(crate) struct Files {
 pub(crate) struct RetireToken {
     /// The key's id, as `clairvio keys list` shows it.
     kid: String,
+    /// Somebody else may have the key. Then its session tokens cannot take consent back either: whoever has it could delete any
+    /// session. Also for one that was retired before.
+    #[arg(long)]
+    leaked: bool,
     #[command(flatten)]
     files: Files,
 }
@@ -60,14 +64,15 @@ fn rotate_at(edge_path: &Path, control_path: &Path) -> anyhow::Result<String> {
 
 pub(super) fn retire(retire: RetireToken) -> anyhow::Result<()> {
     let (edge, control) = retire.files.paths()?;
-    print!("{}", retire_at(&edge, &control, &retire.kid)?);
+    let leaked = if retire.leaked { Leaked::Yes } else { Leaked::No };
+    print!("{}", retire_at(&edge, &control, &retire.kid, leaked)?);
     Ok(())
 }
 
-fn retire_at(edge_path: &Path, control_path: &Path, kid: &str) -> anyhow::Result<String> {
+fn retire_at(edge_path: &Path, control_path: &Path, kid: &str, leaked: Leaked) -> anyhow::Result<String> {
     let _turn = lock(edge_path)?;
     let mut edge: EdgeKeys = keys::read(edge_path)?;
-    keys::tokens::retire(&mut edge, &keys::read(control_path)?, kid)?;
+    keys::tokens::retire(&mut edge, &keys::read(control_path)?, kid, leaked)?;
     keys::replace(edge_path, &edge)?;
     Ok(format!(
         "{kid} is retired: what it signed is refused within seconds of an edge having the file\nnext: bring {} to every edge\n",
@@ -87,12 +92,12 @@ mod tests {
         let (edge, control) = (folder.join(keys::EDGE_FILE), folder.join(keys::CONTROL_FILE));
         let before: EdgeKeys = keys::read(&edge).unwrap();
         let old = before.session_signing.kid;
-        assert!(retire_at(&edge, &control, &old).unwrap_err().to_string().contains("rotate tokens"));
+        assert!(retire_at(&edge, &control, &old, Leaked::No).unwrap_err().to_string().contains("rotate tokens"));
         let said = rotate_at(&edge, &control).unwrap();
         let (after, signs): (EdgeKeys, ControlKeys) = (keys::read(&edge).unwrap(), keys::read(&control).unwrap());
         assert!(said.contains(&format!("{} signs session tokens", after.session_signing.kid)));
         assert!(after.link_keys.iter().any(|key| key.kid == signs.link_signing.kid));
-        retire_at(&edge, &control, &old).unwrap();
+        retire_at(&edge, &control, &old, Leaked::No).unwrap();
         let retired: EdgeKeys = keys::read(&edge).unwrap();
         assert_eq!(retired.retired.len(), 1);
         std::fs::remove_dir_all(&folder).unwrap();
