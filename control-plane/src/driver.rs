@@ -13,10 +13,13 @@ use service_kit::kafka::control::Publisher;
 use service_kit::keys;
 use service_kit::keys::tokens::ControlKeys;
 use service_kit::pool::Pool;
+use service_kit::retry;
 use service_kit::service::Surroundings;
+use service_kit::telemetry::chain;
 use storage::Schema;
 use storage::index::{Index, outbox};
 use storage::reading::Reader;
+use storage::references::{ReferenceError, References};
 use storage::session_keys::SessionKeys;
 
 use crate::{Config, metrics, routes};
@@ -27,9 +30,15 @@ pub(crate) struct State {
     pub(crate) index: Index,
     pub(crate) keys: SessionKeys,
     pub(crate) reader: Reader,
+    pub(crate) references: References,
     pub(crate) signing: Arc<Signing>,
     pub(crate) silence: Duration,
+    /// SHA-256 of the keys of operators.
+    pub(crate) operators: Arc<[[u8; 32]]>,
 }
+
+/// How often references in clear are looked for: an instance of an earlier release may still make links.
+const SEALING_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Serves until the shutdown. It brings the index's schema up to date first: it is the one service that does.
 pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<()> {
@@ -45,11 +54,33 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
     let Some(stores) = connecting.await? else { return Ok(()) };
     let session_keys = SessionKeys::new(stores.keystore, keyring, config.keys.cache, &shutdown);
     session_keys.follow_deletions(&config.control, "control-plane", &shutdown).context("follow control entries")?;
+    let references = References::new(stores.index.clone(), session_keys.clone());
+    // Nobody is served while references lie in clear that could be sealed.
+    if retry::until_ok("seal references", &stores.postgres, &shutdown, || seal_references(&references)).await.is_none()
+    {
+        return Ok(());
+    }
+    let (sealing, until) = (references.clone(), shutdown.clone());
+    tokio::spawn(async move {
+        while until.sleep(SEALING_INTERVAL).await {
+            if let Err(error) = seal_references(&sealing).await {
+                tracing::warn!(error = %chain(&error), "seal references; trying again in a minute");
+            }
+        }
+    });
     let publisher = Publisher::new(&config.control, "control-plane").context("make producer")?;
     tokio::spawn(outbox::relay(stores.index.clone(), publisher, shutdown.clone()));
     let pool = Pool::new("control", None).context("start pool")?;
     let reader = Reader::new(stores.index.clone(), stores.objects, session_keys.clone(), pool);
-    let state = State { index: stores.index, keys: session_keys, reader, signing, silence: config.silence };
+    let state = State {
+        index: stores.index,
+        keys: session_keys,
+        reader,
+        references,
+        signing,
+        silence: config.silence,
+        operators: config.operators.into(),
+    };
     let router = routes::router().with_state(state).layer(middleware::from_fn(measure));
     http_server::serve(listener, &shutdown, move |request| {
         let router = router.clone();
@@ -63,6 +94,16 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         }
     })
     .await;
+    Ok(())
+}
+
+/// Seals what an earlier release left in clear, and says so once.
+async fn seal_references(references: &References) -> Result<(), ReferenceError> {
+    let sealed = references.seal_clear().await?;
+    if sealed.links > 0 {
+        tracing::info!(links = sealed.links, "sealed references that an earlier release left in clear");
+    }
+    ::metrics::gauge!(metrics::REFERENCES_IN_CLEAR).set(sealed.left as f64);
     Ok(())
 }
 

@@ -1,10 +1,11 @@
 //! The index in Postgres: every query there is, one file per caller.
 //!
-//! Lock order, everywhere: links, then sessions, each in (workspace, id) order, then objects. A transaction that waits
-//! for nothing but rows in this order cannot wait in a circle.
+//! Lock order, everywhere: links, then sessions, each in (workspace, id) order, then objects, then workspaces. A transaction
+//! that waits for nothing but rows in this order cannot wait in a circle.
 
 pub mod batches;
 pub mod deletions;
+pub mod keys;
 pub mod links;
 pub mod outbox;
 pub mod quarantine;
