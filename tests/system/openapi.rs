@@ -54,7 +54,7 @@ impl Spec {
         Ok(Self { page })
     }
 
-    /// All calls of the control plane.
+    /// All calls of the control plane, those last that end something.
     pub(crate) fn calls(&self) -> Result<Vec<Call>> {
         let mut calls = Vec::new();
         for (path, methods) in self.page["paths"].as_object().context("paths")? {
@@ -73,6 +73,7 @@ impl Spec {
             }
         }
         ensure!(calls.len() >= 19, "only {} calls were found", calls.len());
+        calls.sort_by_key(|call| call.method == "delete");
         Ok(calls)
     }
 
