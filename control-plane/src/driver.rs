@@ -49,6 +49,8 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
     let secret = keys.link_signing.bytes().context("link key is not 32 bytes in base64")?;
     let signing = Arc::new(Signing::new(keys.link_signing.kid, &secret));
     let keyring = keys::keyring::open(&config.keys.keyring, &shutdown)?;
+    // Not ready before references are sealed, and so known of before anything else is.
+    let sealed = health.part("references");
     let connecting =
         storage::connect(&config.postgres, &config.keystore, &config.s3, Schema::Migrate, &health, &shutdown);
     let Some(stores) = connecting.await? else { return Ok(()) };
@@ -56,8 +58,7 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
     session_keys.follow_deletions(&config.control, "control-plane", &shutdown).context("follow control entries")?;
     let references = References::new(stores.index.clone(), session_keys.clone());
     // Nobody is served while references lie in clear that could be sealed.
-    if retry::until_ok("seal references", &stores.postgres, &shutdown, || seal_references(&references)).await.is_none()
-    {
+    if retry::until_ok("seal references", &sealed, &shutdown, || seal_references(&references)).await.is_none() {
         return Ok(());
     }
     let (sealing, until) = (references.clone(), shutdown.clone());
