@@ -10,13 +10,18 @@ use axum::response::Response;
 use engine::token::Signing;
 use service_kit::http_server;
 use service_kit::kafka::control::Publisher;
-use service_kit::keys;
+use schemas::ErrorCode;
+use schemas::token::LinkClaims;
 use service_kit::keys::tokens::ControlKeys;
+use service_kit::keys::{self, Watched};
 use service_kit::pool::Pool;
+use service_kit::retry;
 use service_kit::service::Surroundings;
+use service_kit::telemetry::chain;
 use storage::Schema;
 use storage::index::{Index, outbox};
 use storage::reading::Reader;
+use storage::references::{ReferenceError, References};
 use storage::session_keys::SessionKeys;
 
 use crate::{Config, metrics, routes};
@@ -27,29 +32,58 @@ pub(crate) struct State {
     pub(crate) index: Index,
     pub(crate) keys: SessionKeys,
     pub(crate) reader: Reader,
-    pub(crate) signing: Arc<Signing>,
+    pub(crate) references: References,
+    /// Keys of tokens, as their file has them by now.
+    pub(crate) token_keys: Arc<Watched<ControlKeys>>,
     pub(crate) silence: Duration,
+    /// SHA-256 of the keys of operators.
+    pub(crate) operators: Arc<[[u8; 32]]>,
 }
+
+/// How often references in clear are looked for: an instance of an earlier release may still make links.
+const SEALING_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Serves until the shutdown. It brings the index's schema up to date first: it is the one service that does.
 pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<()> {
     let Surroundings { listener, health, shutdown } = surroundings;
     let listener = listener.context("the control plane has a public address")?;
     service_kit::telemetry::describe(metrics::ALL);
-    let keys: ControlKeys = keys::read(&config.keys_file)?;
-    let secret = keys.link_signing.bytes().context("link key is not 32 bytes in base64")?;
-    let signing = Arc::new(Signing::new(keys.link_signing.kid, &secret));
+    let token_keys = Watched::start(config.keys_file.clone(), &shutdown)?;
+    signing(&token_keys.get()).context("link key is not 32 bytes in base64")?;
     let keyring = keys::keyring::open(&config.keys.keyring, &shutdown)?;
+    // Not ready before references are sealed, and so known of before anything else is.
+    let sealed = health.part("references");
     let connecting =
         storage::connect(&config.postgres, &config.keystore, &config.s3, Schema::Migrate, &health, &shutdown);
     let Some(stores) = connecting.await? else { return Ok(()) };
     let session_keys = SessionKeys::new(stores.keystore, keyring, config.keys.cache, &shutdown);
     session_keys.follow_deletions(&config.control, "control-plane", &shutdown).context("follow control entries")?;
+    let references = References::new(stores.index.clone(), session_keys.clone());
+    // Nobody is served while references lie in clear that could be sealed.
+    if retry::until_ok("seal references", &sealed, &shutdown, || seal_references(&references)).await.is_none() {
+        return Ok(());
+    }
+    let (sealing, until) = (references.clone(), shutdown.clone());
+    tokio::spawn(async move {
+        while until.sleep(SEALING_INTERVAL).await {
+            if let Err(error) = seal_references(&sealing).await {
+                tracing::warn!(error = %chain(&error), "seal references; trying again in a minute");
+            }
+        }
+    });
     let publisher = Publisher::new(&config.control, "control-plane").context("make producer")?;
     tokio::spawn(outbox::relay(stores.index.clone(), publisher, shutdown.clone()));
     let pool = Pool::new("control", None).context("start pool")?;
     let reader = Reader::new(stores.index.clone(), stores.objects, session_keys.clone(), pool);
-    let state = State { index: stores.index, keys: session_keys, reader, signing, silence: config.silence };
+    let state = State {
+        index: stores.index,
+        keys: session_keys,
+        reader,
+        references,
+        token_keys,
+        silence: config.silence,
+        operators: config.operators.into(),
+    };
     let router = routes::router().with_state(state).layer(middleware::from_fn(measure));
     http_server::serve(listener, &shutdown, move |request| {
         let router = router.clone();
@@ -63,6 +97,31 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         }
     })
     .await;
+    Ok(())
+}
+
+fn signing(keys: &ControlKeys) -> Option<Signing> {
+    Some(Signing::new(keys.link_signing.kid.clone(), &keys.link_signing.bytes()?))
+}
+
+impl State {
+    /// A token of a link, signed by the key that signs now.
+    pub(crate) fn sign(&self, claims: &LinkClaims) -> Result<String, ErrorCode> {
+        let signing = signing(&self.token_keys.get()).ok_or_else(|| {
+            tracing::error!("sign link: the key is not 32 bytes in base64; put the file right");
+            ErrorCode::Internal
+        })?;
+        Ok(signing.link(claims))
+    }
+}
+
+/// Seals what an earlier release left in clear, and says so once.
+async fn seal_references(references: &References) -> Result<(), ReferenceError> {
+    let sealed = references.seal_clear().await?;
+    if sealed.links > 0 {
+        tracing::info!(links = sealed.links, "sealed references that an earlier release left in clear");
+    }
+    ::metrics::gauge!(metrics::REFERENCES_IN_CLEAR).set(sealed.left as f64);
     Ok(())
 }
 

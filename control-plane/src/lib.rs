@@ -1,7 +1,7 @@
 //! The control plane: links, sessions, reading, deletions.
 //!
 //! `routes` has one handler per call of `schemas/openapi.yaml`; `auth` finds the caller's workspace, and no handler sees
-//! anything outside of it; `reply` makes answers and refusals.
+//! anything outside of it; operators see workspaces and links, and nothing that was recorded; `reply` makes answers and refusals.
 
 mod auth;
 mod driver;
@@ -39,6 +39,32 @@ pub struct Config {
     pub keys_file: PathBuf,
     /// Silence that ends a session.
     pub silence: Duration,
+    /// SHA-256 of the keys of operators.
+    pub operators: Vec<[u8; 32]>,
+}
+
+const OPERATOR_KEY_HASHES: Knob = Knob {
+    name: "CLAIRVIO_OPERATOR_KEY_HASHES",
+    doc: "Who may make the operator's calls: hashes of keys that `clairvio operator-key` makes. Without any nobody may.",
+    unit: "SHA-256 in hexadecimal, comma separated",
+    default: Some(""),
+    secret: false,
+};
+
+/// Hashes in hexadecimal.
+fn hashes(text: &str) -> Option<Vec<[u8; 32]>> {
+    let hash = |text: &str| {
+        let text = text.trim();
+        if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return None;
+        }
+        let mut hash = [0; 32];
+        for (byte, at) in hash.iter_mut().zip((0..64).step_by(2)) {
+            *byte = u8::from_str_radix(&text[at..at + 2], 16).ok()?;
+        }
+        Some(hash)
+    };
+    text.split(',').filter(|text| !text.trim().is_empty()).map(hash).collect()
 }
 
 const KEYS_FILE: Knob = Knob {
@@ -70,6 +96,24 @@ impl Config {
             s3: S3Config::load(env),
             keys_file: env.path(&KEYS_FILE),
             silence: ages::session_silence(env),
+            operators: env.parsed(&OPERATOR_KEY_HASHES, Vec::new(), hashes),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hashes_of_operators_are_whole_or_refused() {
+        let hex = "00ff".repeat(16);
+        let hash: [u8; 32] = std::array::from_fn(|at| if at % 2 == 0 { 0 } else { 0xff });
+        assert_eq!(hashes(""), Some(Vec::new()));
+        assert_eq!(hashes(&hex.to_uppercase()), Some(vec![hash]));
+        assert_eq!(hashes(&format!("{hex}, {hex},")), Some(vec![hash; 2]));
+        for wrong in [&hex[1..], &format!("{hex}0"), &hex.replace('f', "g"), &format!("{}+f", &hex[2..]), "ä"] {
+            assert_eq!(hashes(wrong), None, "{wrong}");
         }
     }
 }

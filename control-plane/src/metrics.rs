@@ -1,6 +1,6 @@
 //! The control plane's metrics.
 
-use service_kit::telemetry::Described::{self, Counter, Histogram};
+use service_kit::telemetry::Described::{self, Counter, Gauge, Histogram};
 use storage::index::outbox;
 use storage::session_keys;
 
@@ -9,11 +9,17 @@ pub(crate) const REQUEST_SECONDS: &str = "control_request_seconds";
 pub(crate) const READS: &str = "control_reads_total";
 pub(crate) const READ_BYTES: &str = "control_read_bytes_total";
 
+pub(crate) const REFERENCES_IN_CLEAR: &str = "control_references_in_clear";
+
 pub(crate) const ALL: &[Described] = &[
     Counter(REQUESTS, "Requests, by route and status."),
     Histogram(REQUEST_SECONDS, "Until the answer's head, by route."),
     Counter(READS, "Readings of events, by how they ended."),
     Counter(READ_BYTES, "Bytes of events given to readers, before compression."),
+    Gauge(
+        REFERENCES_IN_CLEAR,
+        "Links of an earlier release whose workspace's key cannot be had, so that they lie in clear.",
+    ),
     outbox::ROWS_DESCRIBED,
     outbox::FAILURES_DESCRIBED,
     session_keys::CACHED_DESCRIBED,

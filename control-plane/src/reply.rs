@@ -7,6 +7,7 @@ use schemas::codes::{PROBLEM_CONTENT_TYPE, Refusal};
 use service_kit::telemetry::chain;
 use storage::index::IndexError;
 use storage::reading::ReadError;
+use storage::references::ReferenceError;
 use storage::session_keys::KeyError;
 
 /// A refusal on its way out.
@@ -50,6 +51,18 @@ impl From<ReadError> for Refused {
                 ErrorCode::Unavailable.into()
             }
             ReadError::Pool(_) | ReadError::HungUp => ErrorCode::Internal.into(),
+        }
+    }
+}
+
+impl From<ReferenceError> for Refused {
+    fn from(error: ReferenceError) -> Self {
+        if error.is_of_key() {
+            tracing::error!(error = %chain(&error), "open references");
+            ErrorCode::KeyMissing.into()
+        } else {
+            tracing::warn!(error = %chain(&error), "open references");
+            ErrorCode::Unavailable.into()
         }
     }
 }

@@ -12,6 +12,8 @@ alter table link
 drop index link_reference;
 create index link_reference on link (workspace_id, reference_hash);
 create index link_unsealed on link (workspace_id, id) where reference is not null;
+-- An operator looks for a link by its id alone.
+create index link_id on link (id);
 
 alter table api_key
     add column name text not null default '',

@@ -4,10 +4,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use time::OffsetDateTime;
 
+use crate::control::WorkspaceState;
 use crate::facts::BatchFacts;
-use crate::ids::{DeletionId, LinkId, ReceiptId, SessionId};
+use crate::ids::{ApiKeyId, DeletionId, LinkId, ReceiptId, SessionId, WorkspaceId};
 use crate::limits;
-use crate::plan::Limits;
+use crate::plan::{Limits, Plan};
 
 /// The attribute below which all text and values are masked.
 pub const MASK_ATTRIBUTE: &str = "data-clairvio-mask";
@@ -172,9 +173,80 @@ pub struct LinkRequest {
     /// Where the end user is sent; its origin must be one of the workspace's.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub redirect_url: Option<String>,
-    /// Masking rules.
+    /// [`MaskingRules`], as they came.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub masking: Option<Value>,
+}
+
+/// Which values of form fields are masked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum MaskedInputs {
+    /// All of them.
+    #[default]
+    All,
+    /// Those that are masked whatever the rules, and no other.
+    Sensitive,
+}
+
+/// Which texts are masked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum MaskedText {
+    /// None but what is masked whatever the rules.
+    #[default]
+    None,
+    /// All of it.
+    All,
+}
+
+/// Masking rules of a link. A rule that is left out has its default, and what has its default is left out when the rules are
+/// written: they travel in tokens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct MaskingRules {
+    /// Values of form fields.
+    #[serde(skip_serializing_if = "is_default")]
+    pub inputs: MaskedInputs,
+    /// Texts.
+    #[serde(skip_serializing_if = "is_default")]
+    pub text: MaskedText,
+    /// Elements whose texts and values are masked, by CSS selector.
+    #[serde(skip_serializing_if = "is_default")]
+    pub mask_selectors: Vec<String>,
+    /// Elements of which only the box is kept, by CSS selector.
+    #[serde(skip_serializing_if = "is_default")]
+    pub block_selectors: Vec<String>,
+    /// Attributes whose values are masked, by name.
+    #[serde(skip_serializing_if = "is_default")]
+    pub attributes: Vec<String>,
+    /// Whether bodies of requests are recorded.
+    #[serde(skip_serializing_if = "is_default")]
+    pub network_bodies: bool,
+    /// Names of JSON fields, headers and parameters whose values are masked in network requests.
+    #[serde(skip_serializing_if = "is_default")]
+    pub redact_keys: Vec<String>,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+impl MaskingRules {
+    /// The rules in this JSON, in the one form in which they are kept; `None` when it has other fields, names nothing, or is
+    /// longer than rules may be.
+    pub fn normal(rules: &Value) -> Option<Value> {
+        // A struct would be read from an array too.
+        let rules: Self = rules.is_object().then(|| serde_json::from_value(rules.clone()).ok())??;
+        let named = [&rules.mask_selectors, &rules.block_selectors, &rules.attributes, &rules.redact_keys];
+        // The index holds no text with a zero byte.
+        let names = |text: &String| !text.trim().is_empty() && !text.contains('\0');
+        if !named.into_iter().flatten().all(names) {
+            return None;
+        }
+        let normal = serde_json::to_value(&rules).ok()?;
+        (normal.to_string().len() <= limits::MASKING_BYTES_MAX).then_some(normal)
+    }
 }
 
 /// The answer: the token is shown once.
@@ -206,6 +278,205 @@ pub struct LinkItem {
     pub expires_at: OffsetDateTime,
     /// Sessions that it may begin.
     pub max_sessions: u32,
+    /// Sessions that it began.
+    pub sessions: u32,
+    /// When it was revoked; null while it counts.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub revoked_at: Option<OffsetDateTime>,
+    /// Where the end user is sent.
+    pub redirect_url: Option<String>,
+    /// [`MaskingRules`], in their normal form; null where none were given.
+    pub masking: Option<Value>,
+}
+
+/// What an API key may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scope {
+    /// Make, list and revoke links.
+    Links,
+    /// List and read: links, sessions, events, deletions, usage.
+    Read,
+    /// Delete sessions.
+    Delete,
+    /// Change the workspace and its keys.
+    Admin,
+}
+
+impl Scope {
+    /// Every scope.
+    pub const ALL: [Self; 4] = [Self::Links, Self::Read, Self::Delete, Self::Admin];
+
+    /// The word in the index and in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Links => "links",
+            Self::Read => "read",
+            Self::Delete => "delete",
+            Self::Admin => "admin",
+        }
+    }
+
+    /// The scope of this word.
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|scope| scope.as_str() == word)
+    }
+}
+
+/// `POST /v1/keys`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyRequest {
+    /// By which people know it.
+    pub name: String,
+    /// What it may do: nothing that the asking key may not.
+    pub scopes: Vec<Scope>,
+}
+
+/// The answer: the key is shown once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyCreated {
+    /// The key's id.
+    pub id: ApiKeyId,
+    /// The key itself.
+    pub key: String,
+    /// By which people know it.
+    pub name: String,
+    /// What it may do.
+    pub scopes: Vec<Scope>,
+    /// When it was made.
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+}
+
+/// An item of `GET /v1/keys`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyItem {
+    /// The key's id.
+    pub id: ApiKeyId,
+    /// By which people know it.
+    pub name: String,
+    /// What it may do.
+    pub scopes: Vec<Scope>,
+    /// Its last characters.
+    pub ending: String,
+    /// When it was made.
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+    /// When it was last used, to the minute; null when it never was.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub last_used_at: Option<OffsetDateTime>,
+    /// When it was revoked; null while it counts.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub revoked_at: Option<OffsetDateTime>,
+}
+
+/// A workspace: `GET /v1/workspace`, and what an operator sees.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkspaceItem {
+    /// The workspace.
+    pub id: WorkspaceId,
+    /// Its name.
+    pub name: String,
+    /// What it pays for.
+    pub plan: Plan,
+    /// Whether it may record.
+    pub state: WorkspaceState,
+    /// Origins that may record; empty for any.
+    pub origins: Vec<String>,
+    /// Versions of the notice that are accepted; empty for any.
+    pub notice_versions: Vec<String>,
+    /// What its plan holds it to.
+    pub limits: Limits,
+    /// When it was made.
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+}
+
+/// `PATCH /v1/workspace`. What is left out stays.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub struct WorkspacePatch {
+    /// Its name.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub name: Option<String>,
+    /// Origins that may record; empty for any.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub origins: Option<Vec<String>>,
+    /// Versions of the notice that are accepted; empty for any.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub notice_versions: Option<Vec<String>>,
+}
+
+/// Sessions that began in one day.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UsageItem {
+    /// The day in UTC, as `2026-03-23`.
+    pub day: String,
+    /// Sessions that began in it.
+    pub sessions: u64,
+}
+
+/// `GET /v1/usage`: days without sessions are left out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// The days, oldest first.
+    pub items: Vec<UsageItem>,
+}
+
+/// `POST /v1/operator/workspaces`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WorkspaceRequest {
+    /// Its name.
+    pub name: String,
+    /// What it pays for.
+    pub plan: Plan,
+    /// Origins that may record; any when left out.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub origins: Vec<String>,
+}
+
+/// The answer: the workspace, and its first API key, which is shown once and has all scopes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkspaceCreated {
+    /// The workspace.
+    #[serde(flatten)]
+    pub workspace: WorkspaceItem,
+    /// The key.
+    pub api_key: String,
+}
+
+/// `PATCH /v1/operator/workspaces/{id}`. What is left out stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub struct OperatorPatch {
+    /// What it pays for.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub plan: Option<Plan>,
+    /// Whether it may record. `terminated` is for ever.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub state: Option<WorkspaceState>,
+}
+
+/// `GET /v1/operator/links/{id}`: who sent a link. Never whom it is for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OperatorLink {
+    /// The link.
+    pub link_id: LinkId,
+    /// Whose it is.
+    pub workspace_id: WorkspaceId,
+    /// Whose it is.
+    pub workspace_name: String,
+    /// When it was made.
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+    /// When it expires.
+    #[serde(with = "time::serde::rfc3339")]
+    pub expires_at: OffsetDateTime,
+    /// When it was revoked; null while it counts.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub revoked_at: Option<OffsetDateTime>,
     /// Sessions that it began.
     pub sessions: u32,
 }
@@ -453,4 +724,54 @@ pub struct DeletionItem {
     pub erased_at: Option<OffsetDateTime>,
     /// The signed receipt, once there is one.
     pub receipt: Option<Value>,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn masking_rules_have_one_form_and_no_stranger_passes() {
+        let whole = json!({
+            "inputs": "sensitive", "text": "all", "mask_selectors": [".a"], "block_selectors": ["#b"],
+            "attributes": ["title"], "network_bodies": true, "redact_keys": ["secret"],
+        });
+        let defaults = json!({
+            "inputs": "all", "text": "none", "mask_selectors": [], "block_selectors": [], "attributes": [],
+            "network_bodies": false, "redact_keys": [],
+        });
+        let long = |len: usize| json!({ "mask_selectors": ["x".repeat(len)] });
+        let around = long(0).to_string().len();
+        let longest = long(limits::MASKING_BYTES_MAX - around);
+        for (given, expect) in [
+            (json!({}), Some(json!({}))),
+            (defaults, Some(json!({}))),
+            (whole.clone(), Some(whole)),
+            (json!({ "text": "none", "inputs": "sensitive" }), Some(json!({ "inputs": "sensitive" }))),
+            (longest.clone(), Some(longest)),
+            (long(limits::MASKING_BYTES_MAX - around + 1), None),
+            (json!({ "images": true }), None),
+            (json!({ "inputs": "none" }), None),
+            (json!({ "inputs": null }), None),
+            (json!({ "mask_selectors": ".a" }), None),
+            (json!({ "mask_selectors": [" "] }), None),
+            (json!({ "redact_keys": ["a\u{0}"] }), None),
+            (json!({ "network_bodies": "yes" }), None),
+            (json!(["all"]), None),
+            (json!(null), None),
+        ] {
+            assert_eq!(MaskingRules::normal(&given), expect, "{given}");
+        }
+    }
+
+    #[test]
+    fn scopes_are_the_same_words_everywhere() {
+        for scope in Scope::ALL {
+            assert_eq!(Scope::parse(scope.as_str()), Some(scope));
+            assert_eq!(serde_json::to_value(scope).expect("a word"), scope.as_str());
+        }
+        assert_eq!(Scope::parse("owner"), None);
+    }
 }

@@ -70,6 +70,10 @@ id!(
     /// A request to delete. Version 7.
     DeletionId
 );
+id!(
+    /// A key of the API. Version 7.
+    ApiKeyId
+);
 
 fn derive(domain: &[u8], link: LinkId, attempt: &str) -> Uuid {
     let mut hash = Sha256::new();
@@ -105,6 +109,19 @@ pub struct SessionKey {
     pub workspace: WorkspaceId,
     /// The session.
     pub session: SessionId,
+}
+
+impl SessionKey {
+    /// Under which the key store has the key of a workspace's references: where a session's id would stand, the nil id does.
+    /// No session has it, since ids of sessions are derived, and so no deletion of a session destroys that key.
+    pub fn references(workspace: WorkspaceId) -> Self {
+        Self { workspace, session: SessionId(Uuid::nil()) }
+    }
+
+    /// Whether it names a session at all.
+    pub fn is_session(&self) -> bool {
+        !self.session.0.is_nil()
+    }
 }
 
 /// The identity of a batch within its session: 31 bits of stream and 32 of sequence number, as one number.

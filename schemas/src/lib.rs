@@ -24,4 +24,4 @@ pub mod token;
 
 pub use codes::ErrorCode;
 pub use facts::BatchFacts;
-pub use ids::{DeletionId, LinkId, ObjectId, ReceiptId, SessionId, SessionKey, StreamSeq, WorkspaceId};
+pub use ids::{ApiKeyId, DeletionId, LinkId, ObjectId, ReceiptId, SessionId, SessionKey, StreamSeq, WorkspaceId};

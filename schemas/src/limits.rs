@@ -91,6 +91,8 @@ pub const LINK_SESSIONS_MAX: u32 = 10_000;
 
 /// API keys of a workspace that are not revoked.
 pub const API_KEYS_MAX: u32 = 100;
+/// Days of usage that are given at once.
+pub const USAGE_DAYS_MAX: i64 = 366;
 /// A name of a workspace or an API key.
 pub const NAME_BYTES_MAX: usize = 100;
 /// Items of one page of a list.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, ensure};
 use devstack::DeploymentOptions;
 use reqwest::StatusCode;
+use schemas::http::WorkspacePatch;
 use virtual_sdk::sdk::random_attempt;
 use virtual_sdk::{Encoding, Form, Seen, SessionQuery, until};
 
@@ -67,7 +68,7 @@ fn p02_a_decline_leaves_only_a_count() -> Result<()> {
                 "the control's event is not in the {kind}"
             );
         }
-        ensure!(found("control-reference").contains(&"table link"), "the control's reference is not found");
+        ensure!(found(&control.id.to_string()).contains(&"table session"), "the control's row is not found");
         for marker in [&agent, &attempt, "notice-of-decline", "declining.example", &link.token] {
             let places = found(marker);
             ensure!(places.is_empty(), "{} of a decline stands in {places:?}", &marker[..12]);
@@ -101,12 +102,16 @@ fn p02_a_decline_leaves_only_a_count() -> Result<()> {
     })
 }
 
-/// Goal: a reference stays in Postgres (P6). Method: a session of a link with a marked reference goes its whole way, is listed
-/// by its reference and deleted; the marker is in no token, record, object or log line.
+/// Goal: a reference lies in Postgres only, and there sealed (P6). Method: a session of a link with a marked reference goes its
+/// whole way, is listed by its reference and deleted; the marker is in no token, record, object, log line or row. The
+/// workspace's name holds another marker, which the same search finds.
 #[test]
-fn p06_references_stay_in_postgres() -> Result<()> {
+fn p06_references_lie_in_postgres_only_and_sealed() -> Result<()> {
     run(DeploymentOptions::named("reference"), &[], async |system| {
         let reference = format!("marked-{}@customer.example", random_attempt());
+        let name = format!("named-{}", random_attempt());
+        let patch = WorkspacePatch { name: Some(name.clone()), ..WorkspacePatch::default() };
+        system.api.change_workspace(&patch).await?;
         let link = system.link(&reference).await?;
         let (sdk, recording) = (system.sdk(1)?, load::recording("login-short")?);
         let sent = load::send_recording(system, std::slice::from_ref(&sdk), &link, &recording, 0).await?;
@@ -124,10 +129,14 @@ fn p06_references_stay_in_postgres() -> Result<()> {
             ensure!(text.contains("clairvio-edge"), "a token that cannot be looked into");
             ensure!(!text.contains(&reference), "the reference stands in a token");
         }
-        ensure!(after.get("table link").is_some_and(|text| text.contains(&reference)), "the search finds nothing");
+        ensure!(after.get("table workspace").is_some_and(|text| text.contains(&name)), "the search finds nothing");
+        let row = after.get("table link").is_some_and(|text| text.contains(&link.id.to_string()));
+        ensure!(row, "the link's row was not looked into");
+        // Columns of bytes are shown so.
+        let hex: String = reference.bytes().map(|byte| format!("{byte:02x}")).collect();
         for (place, text) in before.iter().chain(&after) {
-            let holds = text.contains(&reference) || text.contains(&reference.replace('@', "%40"));
-            ensure!(place == "table link" || !holds, "the reference stands in {place}");
+            let forms = [reference.clone(), reference.replace('@', "%40"), hex.clone()];
+            ensure!(!forms.iter().any(|form| text.contains(form)), "the reference stands in {place}");
         }
         Ok(())
     })

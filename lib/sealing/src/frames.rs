@@ -47,6 +47,8 @@ pub enum ChunkKind {
     SharedFooter = 4,
     /// An entry of the journal of deletions.
     Journal = 5,
+    /// A link's reference: the link's id stands where a session's would.
+    Reference = 6,
 }
 
 /// Whose a chunk is, and what it holds.

@@ -7,6 +7,8 @@
 //! - [`transport`]: a record on its way through the log, under a key per epoch and process;
 //! - [`wrapping`]: a session's data key at rest, under a workspace's key.
 //!
+//! [`references`] of links lie in the index, each a chunk by itself in the first of these seals.
+//!
 //! Workspaces' keys come from a [`keyring`]; [`objects`] puts seals and formats together. Compressed first, sealed then.
 //!
 //! In all of them AES-256-GCM under a key that HKDF derives from a fresh random salt: no (key, nonce) pair ever repeats
@@ -18,6 +20,7 @@ pub mod frames;
 mod key;
 pub mod keyring;
 pub mod objects;
+pub mod references;
 #[cfg(test)]
 mod tests;
 pub mod transport;

@@ -6,6 +6,7 @@
 pub mod batches;
 pub mod deletions;
 mod first_sight;
+pub mod keys;
 pub mod links;
 pub mod outbox;
 pub mod quarantine;

@@ -122,9 +122,10 @@ impl KeyStore {
         .map_err(failed("insert keys"))
     }
 
-    /// Destroys the keys of these sessions, for ever; also of those that never had one (R8). Can be repeated.
+    /// Destroys the keys of these sessions, for ever; also of those that never had one (R8). Can be repeated. What is no
+    /// session has nothing destroyed: a deletion that names one must not take a workspace's references with it.
     pub async fn shred(&self, keys: &[SessionKey]) -> Result<(), IndexError> {
-        let (workspaces, sessions) = key_arrays(keys.iter());
+        let (workspaces, sessions) = key_arrays(keys.iter().filter(|key| key.is_session()));
         sqlx::query(
             "insert into session_key (workspace_id, session_id, shredded_at)
              select w, s, now() from unnest($1::uuid[], $2::uuid[]) as k (w, s) order by w, s

@@ -1,7 +1,7 @@
 //! S3 and Postgres: the one home of objects and of index queries.
 //!
 //! [`objects`] puts, gets, lists and deletes; [`index`] has every query, one file per caller; [`keystore`] holds wrapped keys,
-//! [`session_keys`] unwraps them; [`footers`] opens footers, and [`reading`] puts all together into sessions;
+//! [`session_keys`] unwraps them; [`references`] seals whom links are for; [`footers`] opens footers, and [`reading`] puts all together into sessions;
 //! [`quarantine`] has what could not be read. Services call these and decide nothing in SQL of their own.
 
 pub mod footers;
@@ -12,6 +12,7 @@ pub mod objects;
 mod postgres;
 pub mod quarantine;
 pub mod reading;
+pub mod references;
 pub mod session_keys;
 
 use service_kit::config::keys::KeyStoreConfig;

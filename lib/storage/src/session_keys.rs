@@ -3,6 +3,9 @@
 //! A key is kept from before it was asked for until the bound is over, used or not (R2): once a key was shredded, no process
 //! that goes by this module opens anything of its session after that time, and a process that hears of the deletion drops the
 //! key at once. A missing key is an error, and so is a shredded one: there is no way on in clear.
+//!
+//! Keys of references (see [`SessionKey::references`]) are kept in the same way and for as long, and are not counted as
+//! sessions'.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,6 +29,8 @@ use crate::keystore::{KeyRow, KeyStore};
 
 /// Unwrapped keys in memory, about 10 MB of them: beyond it those go first that were fetched first.
 const KEYS_CACHED_MAX: usize = 65_536;
+/// Unwrapped keys of references in memory, one for each workspace.
+const REFERENCE_KEYS_CACHED_MAX: usize = 4_096;
 
 const CACHED: &str = "session_keys_cached";
 /// Unwrapped keys in memory, for the metrics of a service that has any.
@@ -70,14 +75,34 @@ pub enum DataKey {
 pub struct SessionKeys {
     store: KeyStore,
     keyring: Arc<dyn Keyring>,
-    cache: Arc<Mutex<KeyCache<SessionKey>>>,
+    cache: Arc<Mutex<Cache>>,
+}
+
+/// Unwrapped keys in memory.
+#[derive(Debug)]
+struct Cache {
+    sessions: KeyCache<SessionKey>,
+    references: KeyCache<SessionKey>,
+}
+
+impl Cache {
+    fn of(&mut self, key: &SessionKey) -> &mut KeyCache<SessionKey> {
+        if key.is_session() { &mut self.sessions } else { &mut self.references }
+    }
+
+    fn sweep(&mut self) {
+        let now = Instant::now();
+        self.sessions.sweep(now);
+        self.references.sweep(now);
+    }
 }
 
 impl SessionKeys {
     /// Keys of this store and keyring; unwrapped ones are kept for `kept` after they were fetched, and dropped then whether
     /// anybody asks or not, until the shutdown.
     pub fn new(store: KeyStore, keyring: Arc<dyn Keyring>, kept: Duration, shutdown: &Shutdown) -> Self {
-        let cache = KeyCache::new(kept, KEYS_CACHED_MAX);
+        let [sessions, references] = [KEYS_CACHED_MAX, REFERENCE_KEYS_CACHED_MAX].map(|max| KeyCache::new(kept, max));
+        let cache = Cache { sessions, references };
         show(&cache);
         let cache = Arc::new(Mutex::new(cache));
         let (sweeping, until) = (Arc::downgrade(&cache), shutdown.clone());
@@ -87,14 +112,14 @@ impl SessionKeys {
             while until.sleep(interval).await {
                 let Some(cache) = sweeping.upgrade() else { return };
                 let mut cache = cache.lock().unwrap_or_else(PoisonError::into_inner);
-                cache.sweep(Instant::now());
+                cache.sweep();
                 show(&cache);
             }
         });
         Self { store, keyring, cache }
     }
 
-    fn cache(&self) -> std::sync::MutexGuard<'_, KeyCache<SessionKey>> {
+    fn cache(&self) -> std::sync::MutexGuard<'_, Cache> {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -105,9 +130,9 @@ impl SessionKeys {
         let mut found = BTreeMap::new();
         let mut wanted = Vec::new();
         {
-            let cache = self.cache();
+            let mut cache = self.cache();
             for key in keys {
-                match cache.get(key, fetched) {
+                match cache.of(key).get(key, fetched) {
                     Some(data_key) => drop(found.insert(*key, DataKey::Known(data_key))),
                     None => wanted.push(*key),
                 }
@@ -133,7 +158,7 @@ impl SessionKeys {
                         Err(error) => return Err(error),
                     };
                     let mut cache = self.cache();
-                    cache.insert(key, data_key.clone(), fetched);
+                    cache.of(&key).insert(key, data_key.clone(), fetched);
                     show(&cache);
                     DataKey::Known(data_key)
                 }
@@ -184,7 +209,7 @@ impl SessionKeys {
     pub fn forget<'a>(&self, keys: impl IntoIterator<Item = &'a SessionKey>) {
         let mut cache = self.cache();
         for key in keys {
-            cache.remove(key);
+            cache.of(key).remove(key);
         }
         show(&cache);
     }
@@ -258,8 +283,8 @@ fn closed_error(key: &SessionKey, closed: Option<KeyVersion>) -> KeyError {
     }
 }
 
-fn show(cache: &KeyCache<SessionKey>) {
-    ::metrics::gauge!(CACHED).set(cache.len() as f64);
+fn show(cache: &Cache) {
+    ::metrics::gauge!(CACHED).set(cache.sessions.len() as f64);
 }
 
 /// What came of wrapping some keys anew.

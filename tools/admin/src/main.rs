@@ -62,6 +62,11 @@ enum Command {
     /// Workspaces.
     #[command(subcommand)]
     Workspace(workspace::Command),
+    /// Make a key for the operator's calls, which is shown this once, and its hash for CLAIRVIO_OPERATOR_KEY_HASHES.
+    ///
+    /// Once for each operator, so that one can be taken back without the others. Control planes take it when they are started
+    /// again with the hash.
+    OperatorKey,
 }
 
 #[tokio::main]
@@ -99,6 +104,11 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
             let spec = CompactedTopicSpec { name, partitions: CONTROL_PARTITIONS, replication, min_insync };
             let made = topics::ensure_compacted(&kafka::client(&config, "clairvio"), &spec).await?;
             println!("topic {} {}", spec.name, if made { "made" } else { "is as it should be" });
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::OperatorKey => {
+            let key = service_kit::keys::tokens::make_api_key()?;
+            println!("operator key {key}\nhash         {}", storage::index::keys::operator_key_hash(&key));
             Ok(ExitCode::SUCCESS)
         }
         Command::Workspace(command) => workspace::run(command).await.map(|()| ExitCode::SUCCESS),

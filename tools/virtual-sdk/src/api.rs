@@ -6,9 +6,11 @@ use bytes::Bytes;
 use reqwest::header::ACCEPT;
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use schemas::http::{
-    DeletionAccepted, DeletionItem, LinkCreated, LinkItem, LinkRequest, Page, SessionItem, SessionState,
+    DeletionAccepted, DeletionItem, KeyCreated, KeyItem, KeyRequest, LinkCreated, LinkItem, LinkRequest, OperatorLink,
+    OperatorPatch, Page, SessionItem, SessionState, Usage, WorkspaceCreated, WorkspaceItem, WorkspacePatch,
+    WorkspaceRequest,
 };
-use schemas::{DeletionId, LinkId, SessionId};
+use schemas::{ApiKeyId, DeletionId, LinkId, SessionId, WorkspaceId};
 use serde::Serialize;
 
 use crate::call::{self, CallError};
@@ -104,15 +106,18 @@ impl Api {
         }
     }
 
+    /// Links of a reference, the first page.
+    pub async fn links_of(&self, reference: &str) -> Result<Vec<LinkItem>, CallError> {
+        const CALL: &str = "list links";
+        let request = self.call(Method::GET, "/v1/links").query(&[("reference", reference)]);
+        let page: Page<LinkItem> = call::json(CALL, self.take(CALL, StatusCode::OK, request).await?).await?;
+        Ok(page.items)
+    }
+
     /// Revokes a link.
     pub async fn revoke_link(&self, link: LinkId) -> Result<(), CallError> {
-        const CALL: &str = "revoke link";
-        let answer = self.call(Method::DELETE, &format!("/v1/links/{link}")).timeout(TIMEOUT).send().await;
-        let status = answer.as_ref().map(Response::status);
-        // The contract leaves open which of the two it is.
-        let wanted =
-            if matches!(status, Ok(StatusCode::ACCEPTED)) { StatusCode::ACCEPTED } else { StatusCode::NO_CONTENT };
-        call::expect(CALL, wanted, answer).await.map(drop)
+        let request = self.call(Method::DELETE, &format!("/v1/links/{link}"));
+        self.take("revoke link", StatusCode::NO_CONTENT, request).await.map(drop)
     }
 
     /// A page of sessions, newest first.
@@ -197,6 +202,78 @@ impl Api {
     pub async fn deletion(&self, deletion: DeletionId) -> Result<DeletionItem, CallError> {
         const CALL: &str = "get deletion";
         let request = self.call(Method::GET, &format!("/v1/deletions/{deletion}"));
+        call::json(CALL, self.take(CALL, StatusCode::OK, request).await?).await
+    }
+
+    /// The workspace of the key.
+    pub async fn workspace(&self) -> Result<WorkspaceItem, CallError> {
+        const CALL: &str = "get workspace";
+        let request = self.call(Method::GET, "/v1/workspace");
+        call::json(CALL, self.take(CALL, StatusCode::OK, request).await?).await
+    }
+
+    /// Changes the workspace of the key.
+    pub async fn change_workspace(&self, patch: &WorkspacePatch) -> Result<WorkspaceItem, CallError> {
+        const CALL: &str = "change workspace";
+        let request = self.call(Method::PATCH, "/v1/workspace").json(patch);
+        call::json(CALL, self.take(CALL, StatusCode::OK, request).await?).await
+    }
+
+    /// Sessions by day, of the last month.
+    pub async fn usage(&self) -> Result<Usage, CallError> {
+        const CALL: &str = "get usage";
+        let request = self.call(Method::GET, "/v1/usage");
+        call::json(CALL, self.take(CALL, StatusCode::OK, request).await?).await
+    }
+
+    /// Makes an API key.
+    pub async fn create_key(&self, request: &KeyRequest) -> Result<KeyCreated, CallError> {
+        const CALL: &str = "create key";
+        let request = self.call(Method::POST, "/v1/keys").json(request);
+        call::json(CALL, self.take(CALL, StatusCode::CREATED, request).await?).await
+    }
+
+    /// API keys, the first page.
+    pub async fn list_keys(&self) -> Result<Page<KeyItem>, CallError> {
+        const CALL: &str = "list keys";
+        let request = self.call(Method::GET, "/v1/keys");
+        call::json(CALL, self.take(CALL, StatusCode::OK, request).await?).await
+    }
+
+    /// Revokes an API key.
+    pub async fn revoke_key(&self, key: ApiKeyId) -> Result<(), CallError> {
+        let request = self.call(Method::DELETE, &format!("/v1/keys/{key}"));
+        self.take("revoke key", StatusCode::NO_CONTENT, request).await.map(drop)
+    }
+
+    /// As an operator: makes a workspace.
+    pub async fn create_workspace(&self, request: &WorkspaceRequest) -> Result<WorkspaceCreated, CallError> {
+        const CALL: &str = "create workspace";
+        let request = self.call(Method::POST, "/v1/operator/workspaces").json(request);
+        call::json(CALL, self.take(CALL, StatusCode::CREATED, request).await?).await
+    }
+
+    /// As an operator: a page of workspaces, newest first.
+    pub async fn list_workspaces(&self, cursor: Option<&str>) -> Result<Page<WorkspaceItem>, CallError> {
+        const CALL: &str = "list workspaces";
+        let mut request = self.call(Method::GET, "/v1/operator/workspaces");
+        if let Some(cursor) = cursor {
+            request = request.query(&[("cursor", cursor)]);
+        }
+        call::json(CALL, self.take(CALL, StatusCode::OK, request).await?).await
+    }
+
+    /// As an operator: changes a workspace's plan or state.
+    pub async fn operate(&self, workspace: WorkspaceId, patch: &OperatorPatch) -> Result<WorkspaceItem, CallError> {
+        const CALL: &str = "change workspace as operator";
+        let request = self.call(Method::PATCH, &format!("/v1/operator/workspaces/{workspace}")).json(patch);
+        call::json(CALL, self.take(CALL, StatusCode::OK, request).await?).await
+    }
+
+    /// As an operator: who sent a link.
+    pub async fn link_of_anyone(&self, link: LinkId) -> Result<OperatorLink, CallError> {
+        const CALL: &str = "look up link";
+        let request = self.call(Method::GET, &format!("/v1/operator/links/{link}"));
         call::json(CALL, self.take(CALL, StatusCode::OK, request).await?).await
     }
 

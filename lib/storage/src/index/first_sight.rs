@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use schemas::control::{Entry, LinkUse, WorkspaceRules, WorkspaceState};
+use schemas::control::{Entry, LinkUse};
 use schemas::limits::{CONTROL_DELETION_KEPT_S, EXHAUSTION_SESSIONS_MAX};
 use schemas::plan::Plan;
 use schemas::{LinkId, SessionId, SessionKey, WorkspaceId};
@@ -18,6 +18,7 @@ use uuid::Uuid;
 
 use super::batches::FirstSight;
 use super::deletions::begin_deletion;
+use super::workspaces::tell_rules;
 use super::{IndexError, failed, key_arrays, moment, outbox, session_key, unsigned};
 
 /// Edges are told how far a link is used when it may begin this many sessions more, or a quarter of all, whichever is less.
@@ -335,26 +336,4 @@ async fn close_for_today(tx: &mut PgConnection, workspace: WorkspaceId) -> Resul
     tell_rules(tx, workspace).await?;
     // The workspace twice, and the outbox.
     Ok(closed.rows_affected() + 2)
-}
-
-/// Tells edges what they hold a workspace to, under its next version.
-async fn tell_rules(tx: &mut PgConnection, workspace: WorkspaceId) -> Result<(), IndexError> {
-    let row = sqlx::query(
-        "update workspace set rules_version = rules_version + 1 where id = $1
-         returning plan, state, full_until, origins, notice_versions, rules_version",
-    )
-    .bind(workspace.0)
-    .fetch_one(&mut *tx)
-    .await
-    .map_err(failed("count up rules of workspace"))?;
-    let malformed = || IndexError::Row("workspace");
-    let rules = WorkspaceRules {
-        state: WorkspaceState::parse(row.get("state")).ok_or_else(malformed)?,
-        limits: Plan::parse(row.get("plan")).ok_or_else(malformed)?.limits(),
-        full_until: row.get("full_until"),
-        origins: row.get("origins"),
-        notice_versions: row.get("notice_versions"),
-    };
-    let entry = Entry::workspace(workspace, rules, unsigned(row.get("rules_version")));
-    outbox::insert(tx, &[outbox::telling(&entry)]).await
 }

@@ -9,7 +9,7 @@ use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 use time::OffsetDateTime;
 
-use super::links::Before;
+use super::links::{Before, ReferenceFilter, StoredReference, stored_reference};
 use super::{Index, IndexError, LiveObject, failed, live_object, object_columns, unsigned};
 
 /// A live session's row.
@@ -20,7 +20,7 @@ pub struct SessionRow {
     /// Its link.
     pub link: LinkId,
     /// Whom its link is for.
-    pub reference: String,
+    pub reference: StoredReference,
     /// Whether it still grows.
     pub state: SessionState,
     /// Append time of its first record.
@@ -85,7 +85,7 @@ pub struct Snapshot {
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
     /// Of links with this reference.
-    pub reference: Option<String>,
+    pub reference: Option<ReferenceFilter>,
     /// Started at or after.
     pub from: Option<OffsetDateTime>,
     /// Started before.
@@ -102,7 +102,7 @@ pub struct Filter {
 
 /// The columns of a [`SessionRow`]; `$1` is the silence after which a session is over, in seconds.
 const COLUMNS: &str = "
-    s.workspace_id, s.id, s.link_id, coalesce(l.reference, '') as reference,
+    s.workspace_id, s.id, s.link_id, l.reference, l.reference_sealed,
     (s.end_seen or s.last_activity_at < now() - make_interval(secs => $1)) as is_over,
     s.started_at, s.last_activity_at, s.started_at + clairvio.retention(w.plan) as expires_at,
     s.notice_version, s.consented_at, s.receipt_id,
@@ -133,7 +133,7 @@ fn session_row(row: &PgRow) -> Result<SessionRow, IndexError> {
     Ok(SessionRow {
         key: SessionKey { workspace: WorkspaceId(row.get("workspace_id")), session: SessionId(row.get("id")) },
         link: LinkId(link),
-        reference: row.get("reference"),
+        reference: stored_reference(row),
         state: if row.get("is_over") { SessionState::Ended } else { SessionState::Recording },
         started_at: row.get("started_at"),
         last_activity_at: row.get("last_activity_at"),
@@ -168,7 +168,7 @@ impl Index {
         let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
             "select * from (select {COLUMNS} {TABLES}
                  where s.workspace_id = $2 and s.state = 0
-                     and ($3::text is null or l.reference = $3)
+                     and ($3::text is null or l.reference_hash = $13 or l.reference = $3)
                      and ($4::timestamptz is null or s.started_at >= $4)
                      and ($5::timestamptz is null or s.started_at < $5)
                      and ($6::boolean is null or (s.errors > 0) = $6)
@@ -181,7 +181,7 @@ impl Index {
         )))
         .bind(silence.as_secs_f64())
         .bind(workspace.0)
-        .bind(&filter.reference)
+        .bind(filter.reference.as_ref().map(|reference| reference.clear.as_str()))
         .bind(filter.from)
         .bind(filter.to)
         .bind(filter.has_errors)
@@ -191,6 +191,7 @@ impl Index {
         .bind(before.map(|before| before.id))
         .bind(i64::from(limit))
         .bind(&filter.url)
+        .bind(filter.reference.as_ref().and_then(|reference| reference.hash).map(Vec::from))
         .fetch_all(&self.pool)
         .await
         .map_err(failed("list sessions"))?;
