@@ -211,7 +211,10 @@ impl Index {
             return Ok(Changed::Terminated);
         }
         sqlx::query(
-            "update workspace set name = $2, plan = $3, state = $4, origins = $5, notice_versions = $6 where id = $1",
+            // Another plan has another number of sessions a day: whether the day is full is found out anew.
+            "update workspace set name = $2, plan = $3, state = $4, origins = $5, notice_versions = $6,
+                 full_until = case when plan = $3 then full_until end
+             where id = $1",
         )
         .bind(id.0)
         .bind(&after.name)
