@@ -236,12 +236,19 @@ fn workspaces_are_made_changed_and_closed_and_edges_are_told() -> Result<()> {
         let renamed = WorkspacePatch { name: Some("Store".into()), ..WorkspacePatch::default() };
         ensure!(api.change_workspace(&renamed).await?.name == "Store", "it has its old name");
         api.change_workspace(&WorkspacePatch::default()).await.context("change nothing")?;
+        // As if the day's sessions were used up.
+        sqlx::query("update workspace set full_until = now() + interval '1 hour' where id = $1")
+            .bind(id.0)
+            .execute(system.index.pool())
+            .await?;
         ensure!(api.change_workspace(&versions(&["2026-03"])).await?.notice_versions == ["2026-03"], "not changed");
         // A name is for people, and nothing is nothing: neither counts a version up.
-        ensure!(told.rules(id, 2).await?.notice_versions == ["2026-03"], "version 2 is another change");
+        let second = told.rules(id, 2).await?;
+        ensure!(second.notice_versions == ["2026-03"] && second.full_until.is_some(), "version 2 is {second:?}");
         let growth = OperatorPatch { plan: Some(Plan::Growth), state: None };
         ensure!(operator.operate(id, &growth).await?.limits == Plan::Growth.limits(), "the plan is as it was");
-        ensure!(told.rules(id, 3).await?.limits == Plan::Growth.limits(), "version 3 is another change");
+        let third = told.rules(id, 3).await?;
+        ensure!(third.limits == Plan::Growth.limits() && third.full_until.is_none(), "version 3 is {third:?}");
         bounds(&api).await?;
 
         // At two control planes at once: each version is what the row was under it, and the last is what it is.

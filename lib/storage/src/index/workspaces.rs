@@ -11,7 +11,7 @@ use time::{Date, OffsetDateTime};
 use url::Url;
 
 use super::links::Before;
-use super::{Index, IndexError, failed, outbox, signed, unsigned};
+use super::{Index, IndexError, failed, outbox, unsigned};
 
 /// A name as it is kept: without blanks around it, neither empty nor longer than names may be, on one line.
 pub fn normal_name(text: &str) -> Option<String> {
@@ -194,11 +194,9 @@ impl Index {
             return Ok(Changed::Terminated);
         }
         sqlx::query(
-            // A larger plan may have room for more sessions today. Where it has not, the next one that is counted closes it again.
+            // Another plan has another number of sessions a day: whether the day is full is found out anew.
             "update workspace set name = $2, plan = $3, state = $4, origins = $5, notice_versions = $6,
-                 full_until = case when plan = $3 or coalesce((select d.sessions from workspace_day d
-                     where d.workspace_id = $1 and d.day = (now() at time zone 'utc')::date), 0) >= $7
-                 then full_until end
+                 full_until = case when plan = $3 then full_until end
              where id = $1",
         )
         .bind(id.0)
@@ -207,7 +205,6 @@ impl Index {
         .bind(after.state.as_str())
         .bind(&after.origins)
         .bind(&after.notice_versions)
-        .bind(signed(plan.limits().sessions_per_day))
         .execute(&mut *tx)
         .await
         .map_err(failed("change workspace"))?;
