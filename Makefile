@@ -56,7 +56,7 @@ test: test-unit test-simulation test-fuzz test-system ## All tests
 # The whole workspace in each of them, also where less would do: with another selection of crates their dependencies get other
 # features, and all of them would be built once more.
 test-unit: setup ## Tests of seconds: no network but the own machine, no services
-	$(CARGO) test --locked --workspace --no-fail-fast --lib --bins --test tidy --test keyring-kms $(ARGS)
+	$(CARGO) test --locked --workspace --no-fail-fast --lib --bins --test tidy --test keyring-kms --test memory $(ARGS)
 
 test-simulation: setup ## The batcher in a world where everything fails: 10,000 seeds, and mutants
 	$(CARGO) test --locked --workspace --no-fail-fast --test simulation $(ARGS) -- --nocapture

@@ -54,6 +54,9 @@ pub enum IndexError {
     /// A row holds what no release of this code writes.
     #[error("row of {0} is not understood\n  hint: a newer release wrote it; upgrade this service")]
     Row(&'static str),
+    /// There are as many as there may be.
+    #[error("there are as many {0} as there may be")]
+    Full(&'static str),
     /// The schema could not be brought up to date.
     #[error("bring the index at {address} up to date")]
     Migrate {

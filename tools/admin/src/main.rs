@@ -2,7 +2,7 @@
 //!
 //! Each command does one thing and says what it did, one line per fact. Settings are those of the services: the same
 //! variables. [`keys`] makes, rotates and destroys keys, [`object`] looks into what lies in the bucket and in the log,
-//! [`quarantine`] lists and replays what no batcher could read, [`workspace`] makes workspaces.
+//! [`quarantine`] lists and replays what no batcher could read, [`workspace`] makes workspaces and keys of theirs.
 
 mod keys;
 mod object;

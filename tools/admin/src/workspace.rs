@@ -1,12 +1,14 @@
-//! `clairvio workspace`: making workspaces.
+//! `clairvio workspace`: making workspaces, and keys for those that have lost theirs.
 
 use anyhow::Context as _;
 use clap::Subcommand;
-use schemas::WorkspaceId;
+use schemas::http::Scope;
 use schemas::plan::Plan;
+use schemas::{ApiKeyId, WorkspaceId};
 use service_kit::config::postgres::PostgresConfig;
 use service_kit::keys;
 use storage::index::Index;
+use storage::index::keys::{FIRST_KEY, NewKey};
 use storage::index::workspaces::{normal_name, normal_origins};
 use uuid::Uuid;
 
@@ -26,11 +28,20 @@ pub(crate) enum Command {
         #[arg(long = "origin")]
         origins: Vec<String>,
     },
+    /// Make an API key with all scopes for a workspace that has lost its last one. It is shown this once.
+    Key {
+        /// The workspace's id.
+        workspace: Uuid,
+        /// By which people know the key.
+        #[arg(long, default_value = "by the operator")]
+        name: String,
+    },
 }
 
 pub(crate) async fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Create { name, plan, origins } => create(&name, &plan, &origins).await,
+        Command::Key { workspace, name } => make_key(WorkspaceId(workspace), &name).await,
     }
 }
 
@@ -44,8 +55,22 @@ async fn create(name: &str, plan: &str, origins: &[String]) -> anyhow::Result<()
     index.migrate().await?;
     let workspace = WorkspaceId(Uuid::now_v7());
     let key = keys::tokens::make_api_key()?;
-    index.create_workspace(workspace, &name, plan, &origins).await?;
-    index.add_api_key(workspace, &key).await?;
+    index.create_workspace_with_key(workspace, &name, plan, &origins, &new_key(&key, FIRST_KEY)).await?;
     println!("workspace {workspace}\napi key   {key}");
+    Ok(())
+}
+
+fn new_key<'a>(key: &'a str, name: &'a str) -> NewKey<'a> {
+    NewKey { id: ApiKeyId(Uuid::now_v7()), key, name, scopes: &Scope::ALL }
+}
+
+async fn make_key(workspace: WorkspaceId, name: &str) -> anyhow::Result<()> {
+    let name = normal_name(name).context("the name is empty, longer than 100 bytes, or has control characters")?;
+    let index = Index::new(&load(PostgresConfig::load)?)?;
+    index.workspace(workspace).await?.with_context(|| format!("there is no workspace {workspace}"))?;
+    let key = keys::tokens::make_api_key()?;
+    let made = index.create_key(workspace, &new_key(&key, &name)).await?;
+    made.context("the workspace has as many API keys as it may\n  hint: revoke one that is not used any more")?;
+    println!("api key {key}");
     Ok(())
 }

@@ -313,20 +313,22 @@ async fn count_in_days(tx: &mut PgConnection, admitted: &[(SessionKey, u64)]) ->
         let Some(plan) = row.get::<Option<&str>, _>("plan") else { continue };
         let plan = Plan::parse(plan).ok_or(IndexError::Row("workspace"))?;
         if unsigned(row.get("sessions")) >= plan.limits().sessions_per_day {
-            rows += close_for_today(tx, WorkspaceId(row.get("workspace_id"))).await?;
+            rows += close_for_today(tx, WorkspaceId(row.get("workspace_id")), plan).await?;
         }
     }
     Ok(rows)
 }
 
 /// Has no session of this workspace begin until midnight, UTC, and tells its edges so: once.
-async fn close_for_today(tx: &mut PgConnection, workspace: WorkspaceId) -> Result<u64, IndexError> {
+/// Not when its plan is another by now than the one whose limit was reached.
+async fn close_for_today(tx: &mut PgConnection, workspace: WorkspaceId, plan: Plan) -> Result<u64, IndexError> {
     let closed = sqlx::query(
         "update workspace set full_until = m.midnight
          from (select (date_trunc('day', now() at time zone 'utc') + interval '1 day') at time zone 'utc' as midnight) m
-         where id = $1 and (full_until is null or full_until < m.midnight)",
+         where id = $1 and plan = $2 and (full_until is null or full_until < m.midnight)",
     )
     .bind(workspace.0)
+    .bind(plan.as_str())
     .execute(&mut *tx)
     .await
     .map_err(failed("close workspace for today"))?;

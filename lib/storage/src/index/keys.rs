@@ -120,7 +120,7 @@ impl Index {
     /// Lets this API key act for a workspace, with all scopes. Only its hash is stored.
     pub async fn add_api_key(&self, workspace: WorkspaceId, key: &str) -> Result<(), IndexError> {
         let key = NewKey { id: ApiKeyId(Uuid::now_v7()), key, name: FIRST_KEY, scopes: &Scope::ALL };
-        self.create_key(workspace, &key).await.map(drop)
+        self.create_key(workspace, &key).await?.map(drop).ok_or(IndexError::Full("api keys of the workspace"))
     }
 
     /// Stores a key of a workspace, and gives when; `None` when the workspace has as many as it may.
