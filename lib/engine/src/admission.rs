@@ -130,12 +130,26 @@ pub fn check_session(
     {
         return Err(ErrorCode::ConsentScope.into());
     }
+    if let Some(consented) = &claims.org
+        && !allows(origins_now(standing, claims.ws), consented)
+    {
+        return Err(ErrorCode::ConsentScope.into());
+    }
     standing.check_session(claims)?;
     let length_s = standing.limits(claims.ws, claims.lim).session_s;
     if now_ms.saturating_sub(claims.cst) > length_s.saturating_mul(1000) {
         return Err(Refusal { limit: Some(length_s), ..ErrorCode::SessionClosed.into() });
     }
     Ok(())
+}
+
+/// Origins that the workspace has now, as far as is known; empty for any.
+fn origins_now(standing: &Standing, workspace: WorkspaceId) -> &[String] {
+    standing.rules(workspace).map_or(&[], |rules| &rules.origins)
+}
+
+fn allows(origins: &[String], origin: &str) -> bool {
+    origins.is_empty() || origins.iter().any(|allowed| allowed == origin)
 }
 
 /// What a consent leads to.
@@ -162,11 +176,10 @@ pub fn consent(
     attempt: &str,
     now_ms: u64,
 ) -> Result<ConsentOutcome, Refusal> {
-    let rules = standing.rules(link.ws);
-    let allowed = rules.map_or(&link.org, |rules| &rules.origins);
+    // Both those that the workspace had when the link was made and those that it has now: an origin that was taken away is
+    // gone at once, and one that was added is not the link's.
     if let Some(origin) = origin
-        && !allowed.is_empty()
-        && !allowed.iter().any(|allowed| allowed == origin)
+        && (!allows(&link.org, origin) || !allows(origins_now(standing, link.ws), origin))
     {
         return Err(ErrorCode::ConsentScope.into());
     }
@@ -335,17 +348,26 @@ mod tests {
         let Ok(ConsentOutcome::Begin { claims, .. }) = ask(&standing, "https://app.example") else { panic!("refused") };
         assert_eq!(check_session(&claims, &standing, Some("https://app.example"), 1), Ok(()));
         assert_eq!(check_session(&claims, &standing, Some("https://evil.example"), 1), Err(scope));
-        // Origins that the workspace has now beat those that it had when the link was made.
-        let rules = WorkspaceRules {
+        // The workspace has another origin now: the link's is no longer one of them, and the new one is not the link's.
+        let rules = |origins: &[&str]| WorkspaceRules {
+            origins: origins.iter().map(|origin| (*origin).to_owned()).collect(),
             state: WorkspaceState::Active,
             limits: Plan::Free.limits(),
             full_until: None,
-            origins: vec!["https://new.example".into()],
             notice_versions: Vec::new(),
         };
-        standing.apply(Entry::workspace(link().ws, rules, 1), 0);
-        assert_eq!(ask(&standing, "https://app.example"), Err(scope));
-        assert!(ask(&standing, "https://new.example").is_ok());
+        standing.apply(Entry::workspace(link().ws, rules(&["https://new.example"]), 1), 0);
+        for origin in ["https://app.example", "https://new.example"] {
+            assert_eq!(ask(&standing, origin), Err(scope), "{origin}");
+        }
+        let ended = check_session(&claims, &standing, Some("https://app.example"), 1);
+        assert_eq!(ended, Err(scope), "a session goes on where nobody may record any more");
+        for origins in [&[][..], &["https://new.example", "https://app.example"]] {
+            let mut standing = Standing::default();
+            standing.apply(Entry::workspace(link().ws, rules(origins), 1), 0);
+            assert!(ask(&standing, "https://app.example").is_ok());
+            assert_eq!(ask(&standing, "https://evil.example"), Err(scope));
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! `devstack demo`: the whole way of an event, told with figures.
 //!
-//! Consent, refusal of consent, recording, reading back, compaction, deletion: each step says what it expects, looks,
+//! Consent, refusal and withdrawal of consent, recording, reading back, compaction, deletion: each step says what it expects, looks,
 //! and ends the demo with an error at the first thing that does not hold. The sessions are recordings of real
 //! browsers; the services are the ones that ship.
 
@@ -16,10 +16,11 @@ use schemas::SessionId;
 use schemas::http::{DeletionState, LinkCreated, LinkRequest, SessionItem, StoredAs};
 use tokio::time::Instant;
 use virtual_sdk::ledger::mark;
+use virtual_sdk::recordings::Batch;
 use virtual_sdk::sdk::random_attempt;
 use virtual_sdk::verify::{look_for_batches, read_back};
 use virtual_sdk::{
-    Api, Body, Comparison, Content, Encoding, EventsFormat, Form, Ledger, Recording, Sdk, SdkOptions, Seen,
+    Api, Body, CallError, Comparison, Content, Encoding, EventsFormat, Form, Ledger, Recording, Sdk, SdkOptions, Seen,
     SessionQuery, recordings, until,
 };
 
@@ -48,11 +49,18 @@ pub(crate) async fn run(endpoints: &Endpoints) -> anyhow::Result<()> {
     let recordings: Vec<Arc<Recording>> = recordings::load()?.into_iter().map(Arc::new).collect();
     // Each run has references of its own, so that demos can follow one another on one stack.
     let run = &random_attempt()[..8];
-    let references = References { accepting: format!("demo-{run}-accepts"), declining: format!("demo-{run}-declines") };
+    let references = References {
+        accepting: format!("demo-{run}-accepts"),
+        declining: format!("demo-{run}-declines"),
+        withdrawing: format!("demo-{run}-withdraws"),
+    };
 
     demo.story.tell(&format!("edge {}, control plane {}", endpoints.edge_url, endpoints.api_url));
     let link = demo.make_link(&references.accepting, recordings.len()).await?;
     demo.decline(&references.declining).await?;
+    let batch =
+        recordings.first().and_then(|recording| recording.batches().first()).context("find a recorded batch")?;
+    demo.withdraw(&references.withdrawing, batch).await?;
     let sent = demo.record(&link, &recordings).await?;
     demo.wait_until_readable(&sent).await?;
     let first = demo.compare_all(&sent, EventsFormat::Lines, "the batcher's shared objects").await?;
@@ -77,6 +85,7 @@ pub(crate) async fn run(endpoints: &Endpoints) -> anyhow::Result<()> {
 struct References {
     accepting: String,
     declining: String,
+    withdrawing: String,
 }
 
 struct Demo {
@@ -120,6 +129,33 @@ impl Demo {
         self.sdk.decline(&link.token, NOTICE_VERSION).await?;
         self.nothing_of_the_decline(reference).await?;
         self.story.tell(&format!("{reference} said no: answered with 204, no token was given, no session is listed"));
+        Ok(())
+    }
+
+    /// Somebody says yes, sends a batch, and takes it back.
+    async fn withdraw(&self, reference: &str, batch: &Batch) -> anyhow::Result<()> {
+        let link = self.make_link(reference, 1).await?;
+        let session = self.sdk.accept(&link.token, NOTICE_VERSION, &random_attempt()).await?;
+        let body = Body::of_batch(batch, Form::Lines, Encoding::Zstd).context("encode batch")?;
+        self.sdk.send(&session, batch.stream, batch.seq, false, &body).await?;
+        self.sdk.withdraw(&session).await?;
+        let withdrawn = Instant::now();
+        let refused = self.sdk.send(&session, batch.stream, batch.seq, false, &body).await.err();
+        let code = refused.as_ref().map_or("taken", CallError::code);
+        ensure!(code == "consent_withdrawn", "expect that nothing is taken after a withdrawal: it was {code}");
+        until("what was withdrawn is deleted", READABLE_WITHIN, || async {
+            match self.api.session(session.id).await {
+                Err(error) if error.status() == Some(410) => Seen::Done(()),
+                Err(error) => Seen::not_yet(error),
+                Ok(_) => Seen::not_yet("it can be read"),
+            }
+        })
+        .await?;
+        self.story.tell(&format!(
+            "{reference} said yes, sent a batch, and took it back: the next batch was refused with 403, and {} ms later it \
+             was deleted for everybody",
+            withdrawn.elapsed().as_millis()
+        ));
         Ok(())
     }
 
