@@ -68,8 +68,9 @@ simulate: setup ## More seeds: make simulate SEEDS=1000000
 test-fuzz: setup ## Each fuzz target for 3 seconds, from what earlier runs found
 	@CARGO='$(CARGO)' fuzz/run 3
 
+# Tests wait more than they work: three at once on two cores take two thirds of the time of two.
 test-system: build ## Tests over real processes and real faults
-	$(CARGO) test --locked --workspace --no-fail-fast --test devstack --test system $(ARGS)
+	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-3} $(CARGO) test --locked --workspace --no-fail-fast --test devstack --test system $(ARGS)
 
 soak: build ## All faults of the system tests, on and on; a table of what was sent, lost and doubled
 	SOAK_MINUTES=$(SOAK_MINUTES) target/debug/examples/soak
