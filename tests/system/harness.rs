@@ -342,7 +342,7 @@ pub(crate) async fn link_of(api: &Api, reference: &str) -> Result<LinkCreated> {
     Ok(api.create_link(&request).await?)
 }
 
-/// Makes a topic of news beside the deployment's.
+/// Makes a topic of news beside the deployment's, where none of this name is.
 pub(crate) async fn make_control_topic(system: &System<'_>, name: &str) -> Result<()> {
     let config = KafkaConfig {
         brokers: system.deployment.endpoints().kafka_brokers,
@@ -350,7 +350,15 @@ pub(crate) async fn make_control_topic(system: &System<'_>, name: &str) -> Resul
         delivery_timeout: SOON,
     };
     let spec = CompactedTopicSpec { name: name.to_owned(), partitions: 1, replication: 1, min_insync: 1 };
-    topics::ensure_compacted(&kafka::client(&config, "test"), &spec).await?;
+    // One that was just removed is there for a moment still.
+    until("the topic is made", SOON, || async {
+        match topics::ensure_compacted(&kafka::client(&config, "test"), &spec).await {
+            Ok(true) => Seen::Done(()),
+            Ok(false) => Seen::not_yet("it is there already"),
+            Err(error) => Seen::not_yet(error),
+        }
+    })
+    .await?;
     Ok(())
 }
 
