@@ -9,6 +9,7 @@ use std::path::Path;
 use engine::events;
 use schemas::limits::KIB;
 use schemas::record::Consent;
+use schemas::token::{AUDIENCE, LinkClaims};
 use schemas::{BatchFacts, LinkId, ReceiptId, SessionId, SessionKey, WorkspaceId};
 use uuid::Uuid;
 
@@ -36,6 +37,21 @@ pub fn consent() -> Consent {
         consented_at_ms: 1_790_000_000_000,
         notice_version: "2026-03".into(),
         receipt: ReceiptId(Uuid::from_u128(4)),
+    }
+}
+
+/// What a link's token says that begins one session, from any origin, for ever.
+pub fn link() -> LinkClaims {
+    LinkClaims {
+        aud: AUDIENCE.into(),
+        ws: session().workspace,
+        lnk: consent().link,
+        iat: 0,
+        exp: u64::MAX,
+        org: Vec::new(),
+        max: 1,
+        lim: [u64::MAX; 6],
+        msk: None,
     }
 }
 

@@ -17,10 +17,11 @@ use schemas::http::Page;
 use schemas::{ErrorCode, limits};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use storage::index::links::Before;
+use storage::index::links::{Before, ReferenceFilter};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use crate::auth::Caller;
 use crate::driver::State;
 use crate::reply::Refused;
 
@@ -92,6 +93,16 @@ fn field<T>(value: Option<T>, name: &'static str) -> Answer<T> {
 /// A reference that can be looked for: the index holds none with a zero byte.
 fn searchable(reference: String) -> Answer<String> {
     if reference.contains('\0') { Err(Refused(Refusal::field("reference"))) } else { Ok(reference) }
+}
+
+/// What a list is narrowed to by the reference that was asked for, if one was.
+async fn reference_filter(
+    state: &State,
+    caller: &Caller,
+    reference: Option<String>,
+) -> Answer<Option<ReferenceFilter>> {
+    let Some(reference) = reference.map(searchable).transpose()? else { return Ok(None) };
+    Ok(Some(state.references.filter(caller.workspace, reference).await?))
 }
 
 #[derive(Deserialize)]

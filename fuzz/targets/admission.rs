@@ -3,12 +3,11 @@
 
 use engine::admission::{BodyForm, ConsentOutcome, Encoding, Place, bearer, consent as decide};
 use engine::standing::Standing;
-use fuzz::{consent, plant, session};
+use fuzz::{link, plant};
 use libfuzzer_sys::fuzz_target;
 use schemas::http::{ConsentRequest, Decision};
 use schemas::limits::NOTICE_VERSION_BYTES_MAX;
 use schemas::record::{decode, encode};
-use schemas::token::{AUDIENCE, LinkClaims};
 
 const NOW_MS: u64 = 1_790_000_000_000;
 
@@ -33,17 +32,7 @@ fn check_place(query: &str) {
 }
 
 fn check_consent(request: &ConsentRequest) {
-    let link = LinkClaims {
-        aud: AUDIENCE.into(),
-        ws: session().workspace,
-        lnk: consent().link,
-        iat: 0,
-        exp: u64::MAX,
-        org: Vec::new(),
-        max: 1,
-        lim: [u64::MAX; 6],
-        msk: None,
-    };
+    let link = link();
     let attempt = request.attempt.as_deref().unwrap_or("drawn");
     match decide(request, &link, &Standing::default(), None, attempt, NOW_MS) {
         Ok(ConsentOutcome::Begin { acceptance, claims }) => {

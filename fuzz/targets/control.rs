@@ -2,12 +2,11 @@
 #![no_main]
 
 use engine::standing::Standing;
-use fuzz::{consent, plant, session};
+use fuzz::{consent, link, plant, session};
 use libfuzzer_sys::fuzz_target;
 use schemas::control::{Entry, LinkUse, WorkspaceRules, WorkspaceState};
 use schemas::limits::EXHAUSTION_SESSIONS_MAX;
 use schemas::plan::Plan;
-use schemas::token::{AUDIENCE, LinkClaims};
 
 const NOW_MS: u64 = 1_790_000_000_000;
 
@@ -19,7 +18,7 @@ fn join(entry: &Entry) -> Vec<u8> {
 }
 
 fn seeds() -> impl Iterator<Item = Vec<u8>> {
-    let (key, link) = (session(), consent().link);
+    let (key, id) = (session(), consent().link);
     let at = Entry::deletion(key, NOW_MS).not_after;
     let rules = WorkspaceRules {
         state: WorkspaceState::Suspended,
@@ -32,9 +31,9 @@ fn seeds() -> impl Iterator<Item = Vec<u8>> {
     [
         Entry::deletion(key, NOW_MS),
         Entry::withdrawal(key, NOW_MS),
-        Entry::revocation(key.workspace, link, NOW_MS, at),
-        Entry::exhaustion(key.workspace, link, used, at),
-        Entry::begun(key, link, NOW_MS),
+        Entry::revocation(key.workspace, id, NOW_MS, at),
+        Entry::exhaustion(key.workspace, id, used, at),
+        Entry::begun(key, id, NOW_MS),
         Entry::workspace(key.workspace, rules, 3),
         Entry::edge(key.session.0, NOW_MS),
     ]
@@ -57,17 +56,7 @@ fuzz_target!(init: plant(seeds()), |data: &[u8]| {
     let now_s = (NOW_MS / 1000).cast_signed();
     standing.apply(entry.clone(), now_s);
     standing.apply(read, now_s);
-    let claims = LinkClaims {
-        aud: AUDIENCE.into(),
-        ws: session().workspace,
-        lnk: consent().link,
-        iat: 0,
-        exp: u64::MAX,
-        org: Vec::new(),
-        max: 1,
-        lim: [u64::MAX; 6],
-        msk: None,
-    };
+    let claims = link();
     // Whatever was heard: what was let in once is let in again.
     if standing.begin(&claims, session().session, "2026-03", now_s).is_ok() {
         assert!(standing.begin(&claims, session().session, "2026-03", now_s).is_ok());

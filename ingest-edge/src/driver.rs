@@ -1,7 +1,6 @@
 //! The edge's loop: takes requests, lets the engine decide, carries it out.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
 
 use anyhow::Context as _;
 use base64::Engine as _;
@@ -20,14 +19,14 @@ use schemas::http::{
 use schemas::plan::Limits;
 use schemas::record::Header;
 use schemas::token::SessionClaims;
-use schemas::{ErrorCode, SessionId, SessionKey, WorkspaceId, codec, limits};
+use schemas::{ErrorCode, SessionId, SessionKey, codec, limits};
 use service_kit::health::Part;
 use service_kit::http_server;
 use service_kit::keys::Watched;
 use service_kit::pool::Pool;
 use service_kit::service::Surroundings;
 use service_kit::shutdown::Shutdown;
-use service_kit::time::now_ms;
+use service_kit::time::{Monotonic, now_ms, now_s};
 use time::OffsetDateTime;
 
 use crate::body::Rooms;
@@ -61,7 +60,7 @@ struct Gate {
     board: Board,
     rates: Mutex<Rates>,
     /// Rates go by a clock that nobody sets.
-    begun: Instant,
+    clock: Monotonic,
 }
 
 impl Gate {
@@ -75,24 +74,19 @@ impl Gate {
 
     /// Whether the session may send more now: asked before its body costs anything.
     fn check_rate(&self, claims: &SessionClaims) -> Result<(), Refusal> {
-        let (limits, edges) = self.held_to(claims.ws, claims.lim);
-        self.rates().check(&key_of(claims), &limits, edges, self.uptime_ms()).map_err(counted)
+        let (limits, edges) = self.held_to(claims);
+        self.rates().check(&key_of(claims), &limits, edges, self.clock.now_ms()).map_err(counted)
     }
 
     /// Takes what costs this, or refuses it. A record has its cost also where nothing is in it.
     fn take(&self, claims: &SessionClaims, cost: Cost) -> Result<(), Refusal> {
-        let (limits, edges) = self.held_to(claims.ws, claims.lim);
+        let (limits, edges) = self.held_to(claims);
         let cost = Cost { events: cost.events.max(1), bytes: cost.bytes.saturating_add(RECORD_COST_BYTES) };
-        self.rates().take(&key_of(claims), &limits, edges, cost, self.uptime_ms()).map_err(counted)
+        self.rates().take(&key_of(claims), &limits, edges, cost, self.clock.now_ms()).map_err(counted)
     }
 
-    fn held_to(&self, workspace: WorkspaceId, lim: [u64; 6]) -> (Limits, u64) {
-        let now_s = (now_ms() / 1000).cast_signed();
-        self.board.read(|standing| (standing.limits(workspace, lim), standing.edges(now_s)))
-    }
-
-    fn uptime_ms(&self) -> u64 {
-        u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX)
+    fn held_to(&self, claims: &SessionClaims) -> (Limits, u64) {
+        self.board.read(|standing| (standing.limits(claims.ws, claims.lim), standing.edges(now_s())))
     }
 
     fn rates(&self) -> std::sync::MutexGuard<'_, Rates> {
@@ -126,7 +120,7 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
     let log = health.part("kafka");
     tokio::spawn(producer.clone().watch(config.kafka.clone(), log.clone(), shutdown.clone()));
     let edge = Arc::new(Edge {
-        gate: Arc::new(Gate { tokens, board, rates: Mutex::default(), begun: Instant::now() }),
+        gate: Arc::new(Gate { tokens, board, rates: Mutex::default(), clock: Monotonic::start() }),
         producer,
         seal: Arc::new(seal),
         pool: Pool::new("edge", None).context("start pool")?,
@@ -231,9 +225,8 @@ impl Edge {
             ConsentOutcome::Begin { acceptance, claims } => {
                 // Asked again and again, a consent costs what a batch costs.
                 self.gate.take(&claims, Cost { events: 1, bytes: 0 })?;
-                let now_s = (now_ms / 1000).cast_signed();
                 let is_new = board
-                    .write(|standing| standing.begin(&link, claims.ses, &claims.ntc, now_s))
+                    .write(|standing| standing.begin(&link, claims.ses, &claims.ntc, now_s()))
                     .map_err(|refusal| if refusal.which.is_some() { counted(refusal) } else { refusal })?;
                 // The session's first record; only then may anything be sent.
                 let value = sealed(&self.seal, claims.ses, &acceptance, &[])?;
@@ -284,7 +277,7 @@ impl Edge {
         } else {
             self.gate.tokens.withdrawal(admission::bearer(authorization)?)?
         };
-        self.gate.board.withdraw(key_of(&claims), now_ms()).await?;
+        self.gate.board.withdraw(key_of(&claims)).await?;
         ::metrics::counter!(metrics::WITHDRAWALS).increment(1);
         Ok(answers::json(StatusCode::ACCEPTED, &WithdrawResponse { session_id: claims.ses }))
     }

@@ -20,13 +20,15 @@ use service_kit::kafka::KafkaError;
 use service_kit::kafka::control::{self, Following, Publisher};
 use service_kit::shutdown::Shutdown;
 use service_kit::telemetry::chain;
-use service_kit::time::now_ms;
+use service_kit::time::{now_ms, now_s};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use crate::metrics;
 
+/// News that are older are acted upon, or nothing is taken.
+const NEWS_SPREAD: Duration = Duration::from_millis(NEWS_SPREAD_MS);
 /// Entries that wait to be told, withdrawals apart. Beyond it a begun session is told by the index alone.
 const WAITING_MAX: usize = 10_000;
 /// Sessions whose withdrawal waits to be told, about 3 MB. Beyond it a withdrawal is answered with 503, and this edge forgets to
@@ -82,10 +84,6 @@ impl Withdrawing {
     }
 }
 
-fn now_s() -> i64 {
-    (now_ms() / 1000).cast_signed()
-}
-
 impl Board {
     /// Follows, and tells until `last` begins; then what waits is told once more, and the handle's task ends. Both go on while
     /// requests are drained: they need the news to the end. The part is up while all is known that Kafka had acknowledged
@@ -106,13 +104,14 @@ impl Board {
         let teller = Teller { publisher, waiting, withdrawing: Arc::clone(&withdrawing), last_reason: String::new() };
         let told = tokio::spawn(teller.run(last.clone()));
         let board = Self { standing, following, telling, withdrawing };
-        tokio::spawn(board.keep(part, last.clone()));
+        tokio::spawn(board.following.clone().report(part, NEWS_SPREAD, last.clone()));
+        tokio::spawn(board.keep(last.clone()));
         Ok((board, told))
     }
 
-    /// Says that this edge is alive, drops what does not count any more, and reports how it goes.
-    fn keep(&self, part: Part, last: Shutdown) -> impl Future<Output = ()> + use<> {
-        let (standing, following, telling) = (Arc::clone(&self.standing), self.following.clone(), self.telling.clone());
+    /// Says that this edge is alive, and drops what does not count any more.
+    fn keep(&self, last: Shutdown) -> impl Future<Output = ()> + use<> {
+        let (standing, telling) = (Arc::clone(&self.standing), self.telling.clone());
         async move {
             let instance = Uuid::now_v7();
             let mut alive_at = None;
@@ -129,7 +128,6 @@ impl Board {
                 };
                 ::metrics::gauge!(metrics::ENDED_SESSIONS).set(sessions as f64);
                 ::metrics::gauge!(metrics::EDGES).set(edges as f64);
-                following.show(&part, Duration::from_millis(NEWS_SPREAD_MS));
                 if !last.sleep(SWEEP_INTERVAL).await {
                     return;
                 }
@@ -139,8 +137,7 @@ impl Board {
 
     /// Refuses unless all news of [`NEWS_SPREAD_MS`] ago are known: who cannot hear that consent was taken back takes nothing.
     pub(crate) fn check_news(&self) -> Result<(), Refusal> {
-        let knows = self.following.knows_as_of(Duration::from_millis(NEWS_SPREAD_MS));
-        if knows { Ok(()) } else { Err(ErrorCode::KeysUnavailable.into()) }
+        if self.following.knows_as_of(NEWS_SPREAD) { Ok(()) } else { Err(ErrorCode::KeysUnavailable.into()) }
     }
 
     /// What has been heard.
@@ -162,8 +159,8 @@ impl Board {
 
     /// Takes consent back: this edge takes nothing of the session any more, whatever comes of the rest; then everybody is told.
     /// `Ok` only when Kafka has it.
-    pub(crate) async fn withdraw(&self, key: SessionKey, now_ms: u64) -> Result<(), Refusal> {
-        if !self.write(|standing| standing.withdraw(&key, (now_ms / 1000).cast_signed())) {
+    pub(crate) async fn withdraw(&self, key: SessionKey) -> Result<(), Refusal> {
+        if !self.write(|standing| standing.withdraw(&key, now_s())) {
             return Ok(());
         }
         let hears = {
@@ -172,7 +169,7 @@ impl Board {
                 return Err(ErrorCode::Backpressure.into());
             }
             let (told, hears) = oneshot::channel();
-            let entry = Entry::withdrawal(key, now_ms);
+            let entry = Entry::withdrawal(key, now_ms());
             sessions.entry(key).or_insert_with(|| Asked { entry, waiting: Vec::new() }).waiting.push(told);
             hears
         };

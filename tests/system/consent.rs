@@ -7,7 +7,7 @@ use devstack::DeploymentOptions;
 use reqwest::StatusCode;
 use schemas::http::WorkspacePatch;
 use virtual_sdk::sdk::random_attempt;
-use virtual_sdk::{Encoding, Form, Seen, SessionQuery, until};
+use virtual_sdk::{Encoding, Form, SessionQuery};
 
 use crate::harness::{LATER, SOON, System, logs, run};
 use crate::load;
@@ -45,14 +45,14 @@ fn p02_a_decline_leaves_only_a_count() -> Result<()> {
         let batch = load::planted_batch(control.id, 0, true, &planted)?;
         load::send(system, &sdk, &control, &batch, Form::Array, Encoding::Identity).await?;
         load::compare_all(system, SOON).await?;
-        until("all declines are counted", SOON, || async {
-            match system.count("select coalesce(sum(count), 0)::bigint from decline_count").await {
-                Ok(DECLINES) => Seen::Done(()),
-                Ok(other) => Seen::not_yet(other),
-                Err(error) => Seen::not_yet(error),
-            }
-        })
-        .await?;
+        system
+            .wait_count(
+                "all declines are counted",
+                "select coalesce(sum(count), 0)::bigint from decline_count",
+                DECLINES,
+                SOON,
+            )
+            .await?;
         load::wait_compacted(system, LATER).await?;
 
         let places = everything(system).await?;

@@ -98,14 +98,7 @@ fn r02_a_deleted_sessions_key_is_dropped_everywhere_at_once() -> Result<()> {
         }
         wait_keys(system, &everybody, 1, SOON).await?;
 
-        until("the outbox is empty", SOON, || async {
-            match system.count("select count(*) from outbox").await {
-                Ok(0) => Seen::Done(()),
-                Ok(left) => Seen::not_yet(left),
-                Err(error) => Seen::not_yet(error),
-            }
-        })
-        .await?;
+        system.wait_count("the outbox is empty", "select count(*) from outbox", 0, SOON).await?;
         let deleted = [by_hand, expired, orphaned, by_worker, by_plane].map(|session| system.key(session));
         heard.compare(&deleted, begun_ms).await?;
         shutdown.begin();

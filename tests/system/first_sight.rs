@@ -119,14 +119,7 @@ fn p13_a_link_begins_as_many_sessions_as_it_may_and_the_rest_is_purged() -> Resu
         let released = async {
             let waiting = "select count(*) from pg_stat_activity
                  where datname = current_database() and wait_event_type = 'Lock'";
-            until("both partitions wait for the link", SOON, || async {
-                match system.count(waiting).await {
-                    Ok(2) => Seen::Done(()),
-                    Ok(count) => Seen::not_yet(count),
-                    Err(error) => Seen::not_yet(error),
-                }
-            })
-            .await?;
+            system.wait_count("both partitions wait for the link", waiting, 2, SOON).await?;
             holder.rollback().await.context("let go of the link")
         };
         let (one_outcome, other_outcome, ()) =
@@ -282,14 +275,7 @@ fn p13_a_workspace_is_closed_when_its_days_sessions_are_used_up() -> Result<()> 
         };
         let rules = wait_told(system, |news| news.iter().find_map(rules_of)).await?;
         ensure!(rules.limits == Plan::Free.limits(), "edges are told {rules:?}");
-        until("the outbox is empty", SOON, || async {
-            match system.count("select count(*) from outbox").await {
-                Ok(0) => Seen::Done(()),
-                Ok(left) => Seen::not_yet(left),
-                Err(error) => Seen::not_yet(error),
-            }
-        })
-        .await?;
+        system.wait_count("the outbox is empty", "select count(*) from outbox", 0, SOON).await?;
         Ok(())
     })
 }

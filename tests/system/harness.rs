@@ -317,6 +317,25 @@ impl<'s> System<'s> {
         }
     }
 
+    /// Waits until the index gives this number.
+    pub(crate) async fn wait_count(
+        &self,
+        what: &str,
+        query: &'static str,
+        expected: i64,
+        within: Duration,
+    ) -> Result<()> {
+        until(what, within, || async {
+            match self.count(query).await {
+                Ok(count) if count == expected => Seen::Done(()),
+                Ok(count) => Seen::not_yet(format_args!("{count} of {expected}")),
+                Err(error) => Seen::not_yet(error),
+            }
+        })
+        .await?;
+        Ok(())
+    }
+
     /// One number from the index.
     pub(crate) async fn count(&self, query: &'static str) -> Result<i64> {
         sqlx::query_scalar(query).fetch_one(self.index.pool()).await.with_context(|| format!("ask: {query}"))

@@ -134,20 +134,17 @@ fn p02_a_withdrawal_ends_a_session_everywhere() -> Result<()> {
             );
         }
         ensure!(sdks[0].withdraw(&session).await.is_ok(), "withdrawing twice is refused");
-        until("both sessions have a deletion", SOON, || async {
-            match system.count("select count(*) from deletion where cause = 'withdrawn'").await {
-                Ok(2) => Seen::Done(()),
-                other => Seen::not_yet(format_args!("{other:?}")),
-            }
-        })
-        .await?;
-        until("what was stored of them is gone", LATER, || async {
-            match system.count("select count(*) from session where state = 3").await {
-                Ok(2) => Seen::Done(()),
-                other => Seen::not_yet(format_args!("{other:?}")),
-            }
-        })
-        .await?;
+        system
+            .wait_count(
+                "both sessions have a deletion",
+                "select count(*) from deletion where cause = 'withdrawn'",
+                2,
+                SOON,
+            )
+            .await?;
+        system
+            .wait_count("what was stored of them is gone", "select count(*) from session where state = 3", 2, LATER)
+            .await?;
         for session in [&session, &late] {
             system.ledger.forget(session.id);
         }
@@ -375,13 +372,9 @@ fn a_link_begins_no_more_sessions_than_it_may() -> Result<()> {
         ensure!((MAX as usize..=bound).contains(&admitted.len()), "{} sessions were let in", admitted.len());
         eprintln!("usedup: {} of {AT_ONCE} let in at once, at most {bound}", admitted.len());
         let over = over + admitted.len() as i64 - i64::from(MAX);
-        until("what is over is deleted", SOON, || async {
-            match system.count("select count(*) from session where state > 0").await {
-                Ok(deleted) if deleted == over => Seen::Done(()),
-                other => Seen::not_yet(format_args!("{other:?} of {over}")),
-            }
-        })
-        .await?;
+        system
+            .wait_count("what is over is deleted", "select count(*) from session where state > 0", over, SOON)
+            .await?;
         ensure!(
             system.count("select count(*) from session where state = 0").await? == 2 * i64::from(MAX),
             "not all are there"
@@ -401,13 +394,7 @@ fn a_link_begins_no_more_sessions_than_it_may() -> Result<()> {
             taken += u32::from(answer.is_ok());
         }
         ensure!(taken == MAX, "{taken} of the link's sessions are taken");
-        until("what was over is gone", LATER, || async {
-            match system.count("select count(*) from session where state = 3").await {
-                Ok(gone) if gone == over => Seen::Done(()),
-                other => Seen::not_yet(format_args!("{other:?} of {over}")),
-            }
-        })
-        .await?;
+        system.wait_count("what was over is gone", "select count(*) from session where state = 3", over, LATER).await?;
         Ok(())
     })
 }

@@ -279,14 +279,7 @@ fn news_of_one_key_are_told_in_order_and_removals_behind_what_was_said_before() 
         for kind in RELAYS {
             supervisor.resume(&system.service(kind, 1)).await?;
         }
-        until("what may be told is told", SOON, || async {
-            match system.count("select count(*) from outbox").await {
-                Ok(4) => Seen::Done(()),
-                Ok(left) => Seen::not_yet(left),
-                Err(error) => Seen::not_yet(error),
-            }
-        })
-        .await?;
+        system.wait_count("what may be told is told", "select count(*) from outbox", 4, SOON).await?;
         let ours = async || -> Result<Vec<Told>> {
             let records = told(system).await?.into_iter();
             Ok(records.filter(|(key, _)| rows.iter().any(|(row_key, _)| row_key == key)).collect())
@@ -294,14 +287,7 @@ fn news_of_one_key_are_told_in_order_and_removals_behind_what_was_said_before() 
         let meanwhile = ours().await?;
         ensure!(meanwhile == rows[4..], "meanwhile {} rows were told", meanwhile.len());
         relay.rollback().await?;
-        until("all is told", SOON, || async {
-            match system.count("select count(*) from outbox").await {
-                Ok(0) => Seen::Done(()),
-                Ok(left) => Seen::not_yet(left),
-                Err(error) => Seen::not_yet(error),
-            }
-        })
-        .await?;
+        system.wait_count("all is told", "select count(*) from outbox", 0, SOON).await?;
         let all = ours().await?;
         let of_one: Vec<&Told> = all.iter().filter(|(key, _)| *key == first.key()).collect();
         ensure!(of_one == [&rows[0], &rows[1], &rows[2]], "rows of one key were told out of order");

@@ -15,7 +15,7 @@ use time::OffsetDateTime;
 use url::Url;
 use uuid::Uuid;
 
-use super::{Answer, field, page, page_limit, parse_body, parse_cursor, parse_id, query, searchable};
+use super::{Answer, field, page, page_limit, parse_body, parse_cursor, parse_id, query, reference_filter, searchable};
 use crate::auth::{By, ListLinks, MakeLinks, RevokeLinks};
 use crate::driver::State;
 use crate::reply::Refused;
@@ -91,10 +91,7 @@ pub(super) async fn list(
     let asked = query(asked)?;
     let limit = page_limit(asked.limit)?;
     let before = parse_cursor(asked.cursor.as_deref())?;
-    let reference = match asked.reference.map(searchable).transpose()? {
-        Some(reference) => Some(state.references.filter(caller.workspace, reference).await?),
-        None => None,
-    };
+    let reference = reference_filter(&state, &caller, asked.reference).await?;
     let rows = state.index.links(caller.workspace, reference.as_ref(), before, limit + 1).await?;
     let stored = rows.iter().map(|row| (row.id, row.reference.clone())).collect();
     let references = state.references.open(caller.workspace, stored).await?;

@@ -24,7 +24,7 @@ use tokio::sync::mpsc;
 use tokio_util::io::{ReaderStream, StreamReader};
 use url::Url;
 
-use super::{Answer, page, page_limit, parse_cursor, parse_id, query, searchable};
+use super::{Answer, page, page_limit, parse_cursor, parse_id, query, reference_filter};
 use crate::auth::{By, Caller, Delete, Read};
 use crate::driver::State;
 use crate::metrics;
@@ -65,10 +65,7 @@ pub(super) async fn list_sessions(
     let asked = query(asked)?;
     let limit = page_limit(asked.limit)?;
     let before = parse_cursor(asked.cursor.as_deref())?;
-    let reference = match asked.reference.map(searchable).transpose()? {
-        Some(reference) => Some(state.references.filter(caller.workspace, reference).await?),
-        None => None,
-    };
+    let reference = reference_filter(&state, &caller, asked.reference).await?;
     let filter = Filter {
         from: moment(asked.from.as_deref(), "from")?,
         to: moment(asked.to.as_deref(), "to")?,

@@ -92,13 +92,9 @@ impl Standing {
         let until_s = entry.not_after.unix_timestamp();
         let ended_until_s = until_s.max(now_s.saturating_add(CONTROL_DELETION_KEPT_S));
         match entry.news {
-            News::Deletion(key) => return self.end(&key, Ended::Deleted, ended_until_s),
-            News::Withdrawal(key) => return self.end(&key, Ended::Withdrawn, ended_until_s),
-            _ if until_s <= now_s => return,
-            _ => {}
-        }
-        match entry.news {
-            News::Deletion(_) | News::Withdrawal(_) => {}
+            News::Deletion(key) => self.end(&key, Ended::Deleted, ended_until_s),
+            News::Withdrawal(key) => self.end(&key, Ended::Withdrawn, ended_until_s),
+            _ if until_s <= now_s => {}
             News::Revocation(workspace, link) => self.link(workspace, link, until_s).revoked = true,
             News::Exhaustion(workspace, link, used) => {
                 let link = self.link(workspace, link, until_s);

@@ -8,6 +8,11 @@ pub fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
+/// Seconds since the epoch by this machine's clock, signed as times of entries are.
+pub fn now_s() -> i64 {
+    (now_ms() / 1000).cast_signed()
+}
+
 /// A clock that never goes back, for waiting.
 #[derive(Debug, Clone, Copy)]
 pub struct Monotonic(Instant);

@@ -80,19 +80,14 @@ impl Following {
     /// Keeps a part up while all is known that Kafka had acknowledged `age` ago, until the shutdown.
     pub async fn report(self, part: Part, age: Duration, shutdown: Shutdown) {
         loop {
-            self.show(&part, age);
+            if self.knows_as_of(age) {
+                part.up();
+            } else {
+                part.down("the topic control was not read to its end lately");
+            }
             if !shutdown.sleep(CONFIRM_INTERVAL).await {
                 return;
             }
-        }
-    }
-
-    /// Tells a part whether all is known that Kafka had acknowledged `age` ago.
-    pub fn show(&self, part: &Part, age: Duration) {
-        if self.knows_as_of(age) {
-            part.up();
-        } else {
-            part.down("the topic control was not read to its end lately");
         }
     }
 

@@ -160,7 +160,6 @@ impl Index {
         let deleted = deleted_among(&mut *tx, staging.sessions).await?;
         let told_rows = first_sight::tell_deleted_again(&mut tx, &deleted).await?;
         tx.commit().await.map_err(failed("commit staging"))?;
-        self.outbox.notify_one();
         Ok(StageOutcome { deleted, rows: first_rows + told_rows + u64::from(staging.object.is_some()) })
     }
 

@@ -12,7 +12,7 @@ use service_kit::time::now_ms;
 use sqlx::{PgConnection, Row as _};
 use uuid::Uuid;
 
-use super::sessions::may_contain;
+use super::sessions::{lock_sessions, may_contain};
 use super::{Index, IndexError, failed, key_arrays, object_columns, object_key, outbox, session_key, unsigned};
 
 /// A session that is on its way out.
@@ -429,17 +429,7 @@ async fn delete_unless_deleted(
     .execute(&mut *tx)
     .await
     .map_err(failed("insert tombstones"))?;
-    // Distinct keys by now: a lock and a row each.
-    let locked = sqlx::query(
-        "select s.workspace_id, s.id as session_id from session s
-         where (s.workspace_id, s.id) in (select * from unnest($1::uuid[], $2::uuid[]))
-         order by s.workspace_id, s.id for update of s",
-    )
-    .bind(&workspaces)
-    .bind(&sessions)
-    .fetch_all(&mut *tx)
-    .await
-    .map_err(failed("lock sessions"))?;
+    let locked = lock_sessions(tx, keys).await?;
     let standing = sqlx::query(
         "select distinct on (workspace_id, session_id) deletion_id, workspace_id, session_id from deletion_session
          where (workspace_id, session_id) in (select * from unnest($1::uuid[], $2::uuid[]))

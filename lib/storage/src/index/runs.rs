@@ -9,6 +9,7 @@ use sqlx::{PgConnection, Row as _};
 use uuid::Uuid;
 
 use super::batches::{deleted_among, make_live, make_live_from};
+use super::sessions::lock_sessions;
 use super::{
     Index, IndexError, KIND_QUARANTINE, KIND_SESSION, LiveObject, Uploaded, failed, key_arrays, live_object,
     object_columns, session_key, signed,
@@ -289,17 +290,7 @@ impl Index {
 /// Locks sessions in id order; gives those that are live, in that order. Whatever makes data readable comes through here:
 /// a tombstone that was committed before is seen, one that comes later waits (B8).
 async fn lock_live_sessions(tx: &mut PgConnection, keys: &[SessionKey]) -> Result<Vec<SessionKey>, IndexError> {
-    let (workspaces, sessions) = key_arrays(keys.iter());
-    let rows = sqlx::query(
-        "select s.workspace_id, s.id as session_id, s.state from session s
-         join unnest($1::uuid[], $2::uuid[]) as wanted (workspace_id, id) using (workspace_id, id)
-         order by s.workspace_id, s.id for update of s",
-    )
-    .bind(&workspaces)
-    .bind(&sessions)
-    .fetch_all(&mut *tx)
-    .await
-    .map_err(failed("lock sessions"))?;
+    let rows = lock_sessions(tx, keys).await?;
     Ok(rows.iter().filter(|row| row.get::<i16, _>("state") == 0).map(session_key).collect())
 }
 

@@ -5,12 +5,12 @@ use std::time::Duration;
 use schemas::http::{ConsentFacts, ConsoleCounts, EventCounts, SessionState};
 use schemas::shared_object::SessionFilter;
 use schemas::{LinkId, ReceiptId, SessionId, SessionKey, WorkspaceId};
-use sqlx::Row as _;
 use sqlx::postgres::PgRow;
+use sqlx::{PgConnection, Row as _};
 use time::OffsetDateTime;
 
 use super::links::{Before, ReferenceFilter, StoredReference, stored_reference};
-use super::{Index, IndexError, LiveObject, failed, live_object, object_columns, unsigned};
+use super::{Index, IndexError, LiveObject, failed, key_arrays, live_object, object_columns, unsigned};
 
 /// A live session's row.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -269,6 +269,22 @@ impl Index {
         .map_err(failed("find shared objects"))?;
         Ok(rows.iter().any(|row| may_contain(row, key)))
     }
+}
+
+/// Locks sessions in id order, each once however often it is named; gives the rows of those that are there, in that order, with
+/// their states.
+pub(super) async fn lock_sessions(tx: &mut PgConnection, keys: &[SessionKey]) -> Result<Vec<PgRow>, IndexError> {
+    let (workspaces, sessions) = key_arrays(keys.iter());
+    sqlx::query(
+        "select s.workspace_id, s.id as session_id, s.state from session s
+         where (s.workspace_id, s.id) in (select * from unnest($1::uuid[], $2::uuid[]))
+         order by s.workspace_id, s.id for update of s",
+    )
+    .bind(&workspaces)
+    .bind(&sessions)
+    .fetch_all(&mut *tx)
+    .await
+    .map_err(failed("lock sessions"))
 }
 
 /// A staged object has no filter yet, and may hold anything.
