@@ -1,0 +1,1 @@
+//! What is masked, and how: blind to secrets, also when the SDK fails (P4, E5).
