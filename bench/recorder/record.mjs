@@ -2,27 +2,19 @@
 // bench/recordings: node record.mjs [name…]
 
 import { existsSync } from 'node:fs';
-import { mkdir, readFile, writeFile } from 'node:fs/promises';
-import path from 'node:path';
+import { mkdir, writeFile } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 
-import { chromium } from 'playwright-core';
-
+import { CONTEXT, launchBrowser } from './browser.mjs';
 import { check } from './check.mjs';
 import {
-  MANIFEST_FILE, RECORDINGS_DIR, readManifest, readRecording, summarise, total, writeRecording,
+  MANIFEST_FILE, RECORDINGS_DIR, installedVersion, readManifest, readRecording, summarise, total, writeRecording,
 } from './recordings.mjs';
 import { SESSION_COOKIE, startServer } from './server.mjs';
 import { ORIGIN, SESSIONS } from './sessions.mjs';
 
-const CHROMIUM = process.env.CHROMIUM ?? '/usr/bin/chromium-headless-shell';
 const AT_ONCE = 3;
 const LAST_BATCH_TIMEOUT_MS = 5000;
-
-async function installedVersion(name) {
-  const file = path.join(import.meta.dirname, 'node_modules', name, 'package.json');
-  return JSON.parse(await readFile(file, 'utf8')).version;
-}
 
 // Leaving for an empty page fires pagehide, closing the page at once would not.
 async function leavePages(context) {
@@ -44,11 +36,7 @@ async function untilEnded(batches) {
 }
 
 async function recordSession(browser, session, batches) {
-  const context = await browser.newContext({
-    viewport: { width: 1280, height: 800 },
-    locale: 'en-GB',
-    timezoneId: 'Europe/Stockholm',
-  });
+  const context = await browser.newContext(CONTEXT);
   await context.addCookies([{ name: SESSION_COOKIE, value: session.name, url: ORIGIN, httpOnly: true }]);
   const started = Date.now();
   await session.run(context);
@@ -68,19 +56,9 @@ async function recordSession(browser, session, batches) {
 async function recordAll(sessions) {
   const received = new Map(sessions.map(({ name }) => [name, []]));
   const server = await startServer((name, batch) => received.get(name).push(batch));
-  const browser = await chromium.launch({
-    executablePath: CHROMIUM,
-    args: [
-      '--no-sandbox',
-      '--disable-gpu',
-      '--disable-quic',
-      '--no-first-run',
-      '--disable-background-networking',
-      '--disable-component-update',
-      '--disable-sync',
-      `--host-resolver-rules=MAP ${new URL(ORIGIN).hostname} 127.0.0.1:${server.port}`,
-    ],
-  });
+  const browser = await launchBrowser([
+    `--host-resolver-rules=MAP ${new URL(ORIGIN).hostname} 127.0.0.1:${server.port}`,
+  ]);
   try {
     const waiting = [...sessions];
     const work = async () => {

@@ -6,15 +6,22 @@ import { gunzipSync, gzipSync } from 'node:zlib';
 
 export const RECORDINGS_DIR = path.join(import.meta.dirname, '..', 'recordings');
 export const MANIFEST_FILE = path.join(RECORDINGS_DIR, 'manifest.json');
-export const recordingFile = (name) => path.join(RECORDINGS_DIR, `${name}.ndjson.gz`);
+export const LEAKS_DIR = path.join(RECORDINGS_DIR, 'leaks');
+export const LEAKS_MANIFEST_FILE = path.join(LEAKS_DIR, 'manifest.json');
+export const recordingFile = (name, folder = RECORDINGS_DIR) => path.join(folder, `${name}.ndjson.gz`);
 
-export async function writeRecording(name, batches) {
-  const text = batches.map((batch) => `${JSON.stringify(batch)}\n`).join('');
-  await writeFile(recordingFile(name), gzipSync(text, { level: 9 }));
+export async function installedVersion(name) {
+  const file = path.join(import.meta.dirname, 'node_modules', name, 'package.json');
+  return JSON.parse(await readFile(file, 'utf8')).version;
 }
 
-export async function readRecording(name) {
-  const compressed = await readFile(recordingFile(name));
+export async function writeRecording(name, batches, folder) {
+  const text = batches.map((batch) => `${JSON.stringify(batch)}\n`).join('');
+  await writeFile(recordingFile(name, folder), gzipSync(text, { level: 9 }));
+}
+
+export async function readRecording(name, folder) {
+  const compressed = await readFile(recordingFile(name, folder));
   const text = gunzipSync(compressed).toString('utf8');
   if (!text.endsWith('\n')) throw new Error(`${name}: the last line is not complete`);
   return {

@@ -20,11 +20,12 @@ const CONTENT_TYPES = {
 
 export const SESSION_COOKIE = 'recording';
 
-async function buildSdk() {
+// The script of a recorded page: rrweb, its console plugin, and behind them what starts them.
+export async function buildSdk(recorder = path.join(here, 'sdk', 'recorder.js')) {
   // The published bundles for <script> tags sit next to each package's main file.
   const bundles = ['rrweb', '@rrweb/rrweb-plugin-console-record'].map((name) =>
     resolve(name).replace(/(\.umd)?\.cjs$/, '.umd.min.cjs'));
-  const parts = [...bundles, path.join(here, 'sdk', 'recorder.js')];
+  const parts = [...bundles, recorder];
   const sources = await Promise.all(parts.map((file) => readFile(file, 'utf8')));
   return sources.join('\n;\n');
 }

@@ -1,0 +1,7 @@
+// All cases of the leak corpus, in the order of the manifest.
+
+import { cases as passwordCases } from './password.mjs';
+
+export const CASES = [
+  ...passwordCases,
+];
