@@ -1,7 +1,9 @@
 // All cases of the leak corpus, in the order of the manifest.
 
+import { cases as maskedCases } from './masked.mjs';
 import { cases as passwordCases } from './password.mjs';
 
 export const CASES = [
   ...passwordCases,
+  ...maskedCases,
 ];
