@@ -115,6 +115,19 @@ export const cases = [
     (visit) => visit.run((value) => { document.querySelector('#s').append(`.x::after { content: "${value}"; }`); },
       visit.secret('second'))),
 
+  masked('masked-linked-style-sheet', 'A linked style sheet, whose text rrweb records: at the first snapshot and for a link that is added later.',
+    (visit) => {
+      const sheet = (label) => ({ contentType: 'text/css', body: `.x::after { content: "${visit.secret(label)}"; }` });
+      visit.serve('/first.css', sheet('first'));
+      visit.serve('/second.css', sheet('second'));
+      return '<link rel="stylesheet" href="/first.css"><p class="x">x</p>';
+    },
+    (visit) => visit.run(() => new Promise((done) => {
+      const link = Object.assign(document.createElement('link'), { rel: 'stylesheet', href: '/second.css' });
+      link.addEventListener('load', () => setTimeout(done, 100));
+      document.querySelector('#m').append(link);
+    }))),
+
   masked('masked-style-attribute', 'A URL in a style attribute: in the snapshot, by attribute and by property.',
     (visit) => `<div id="f" style="width: 20px; height: 20px; background-image: url('/photo.png?token=${visit.secret('given')}')">x</div>`,
     async (visit) => {
@@ -147,6 +160,13 @@ export const cases = [
       <blockquote cite="/quote?q=${visit.secret('cite')}">x</blockquote>
       <a href="/x" ping="/ping?q=${visit.secret('ping')}">x</a>
       <svg width="20" height="20"><image href="/photo.png?q=${visit.secret('svg')}" xlink:href="/photo.png?q=${visit.secret('xlink')}"/></svg>`),
+
+  masked('masked-urls-without-host', 'Addresses whose path is the content: data:, mailto:, tel:, javascript:.',
+    (visit) => `<a id="f" href="mailto:${visit.secret('mail')}@mail.example?subject=${visit.secret('subject')}">x</a>
+      <a href="tel:+46${visit.digits('phone', 14)}">x</a><a href="javascript:show('${visit.secret('script')}')">x</a>
+      <img width="20" height="20" src="data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg'%3E%3Ctext%3E${visit.secret('drawing')}%3C/text%3E%3C/svg%3E">
+      <a href="data:text/plain,${visit.secret('data')}">x</a>`,
+    (visit) => visit.run((value) => { document.querySelector('#f').href = `data:text/html,${value}`; }, visit.secret('changed'))),
 
   masked('masked-srcdoc', 'A frame with its document in the attribute.',
     (visit) => `<iframe id="f" srcdoc="<p>${visit.secret('given')}</p>"></iframe>`,
@@ -257,6 +277,9 @@ export const cases = [
     (visit) => `<div itemscope><meta id="f" itemprop="name" content="${visit.secret('given')}"><link itemprop="url" href="/x?q=${visit.secret('link')}"></div>`,
     attribute('#f', 'content')),
 
+  masked('masked-noscript', 'What is shown without scripts is recorded as a text.',
+    (visit) => `<noscript><p title="${visit.secret('title')}">${visit.secret('text')}</p></noscript>`),
+
   masked('masked-template', 'Children of a template. Its content is not recorded; nodes that a script appends to the element itself are.',
     () => '<template id="t"></template>',
     async (visit) => {
@@ -297,7 +320,7 @@ export const cases = [
       attributeChangedCallback(name, old, value) { if (this.shadowRoot) this.shadowRoot.textContent = `Hello ${value}`; }
     }))),
 
-  masked('masked-canvas', 'Text that is drawn on a canvas: the calls are recorded. The picture in a later snapshot shows it, too.',
+  masked('masked-canvas', 'Text that is drawn on a canvas: the calls are recorded.',
     () => '<canvas id="c" width="300" height="60"></canvas>',
     async (visit) => {
       await visit.run(([text, outline]) => {
@@ -307,6 +330,18 @@ export const cases = [
         context.strokeText(outline, 4, 40);
       }, [visit.secret('fill'), visit.secret('stroke')]);
       await visit.page.waitForTimeout(200);
+    }),
+
+  masked('masked-canvas-picture', 'A canvas that shows a text: snapshots have its picture, of which a part is the secret.',
+    () => '<canvas id="c" width="60" height="16"></canvas>',
+    undefined,
+    async (visit) => {
+      const picture = await visit.run((text) => {
+        const canvas = document.querySelector('#c');
+        canvas.getContext('2d').fillText(text, 2, 12);
+        return canvas.toDataURL();
+      }, 'Ada L. 4711');
+      visit.plant(picture.slice(-100, -40));
     }),
 
   masked('masked-adopted-style-sheet', 'A style sheet adopted by a shadow root: its rules, a rule added, all replaced.',
