@@ -7,7 +7,7 @@ import path from 'node:path';
 
 import { CONTEXT, launchBrowser } from './browser.mjs';
 import { CASES } from './leaks/cases.mjs';
-import { checkLeaks, figures, formsOf } from './leaks/check.mjs';
+import { checkLeaks, figures, occurs } from './leaks/check.mjs';
 import { Visit } from './leaks/visit.mjs';
 import { LEAKS_DIR, LEAKS_MANIFEST_FILE, installedVersion, writeRecording } from './recordings.mjs';
 import { buildSdk } from './server.mjs';
@@ -32,7 +32,7 @@ async function recordCase(browser, leak, recorder) {
       stream, seq, end, offset_ms: sentAt - started, events,
     }));
     const text = JSON.stringify(lines);
-    const missing = [...visit.secrets, ...visit.kept].filter((marker) => !formsOf(marker).some((form) => text.includes(form)));
+    const missing = [...visit.secrets, ...visit.kept].filter((marker) => !occurs(marker, text));
     if (missing.length > 0) throw new Error(`not in the recording: ${missing.join(', ')}`);
 
     await writeRecording(leak.name, lines, LEAKS_DIR);

@@ -16,12 +16,12 @@ const FULL_SNAPSHOT = 2;
 
 // A text as it can stand in a recording: as it is, as JSON writes it (once, or
 // twice where JSON stands in a string), and percent-encoded.
-export function formsOf(text) {
+function formsOf(text) {
   const json = (value) => JSON.stringify(value).slice(1, -1);
   return [...new Set([text, json(text), json(json(text)), encodeURIComponent(text), encodeURI(text)])];
 }
 
-const occurs = (text, recording) => formsOf(text).some((form) => recording.includes(form));
+export const occurs = (text, recording) => formsOf(text).some((form) => recording.includes(form));
 
 export function figures(batches) {
   const events = batches.flatMap((batch) => batch.events);
