@@ -145,12 +145,13 @@ function steadyBoxes(before, after) {
   const holdsMasked = new Set();
   elements.forEach((element, i) => {
     const other = afterById.get(element.id);
-    if (other && other.text === element.text && !element.blocked) return;
+    if (element.id < 1 || (other?.text === element.text && !element.blocked)) return;
     for (let at = i; at !== null && !holdsMasked.has(at); at = elements[at].parent) holdsMasked.add(at);
   });
   const boxes = [];
   elements.forEach((element, i) => {
-    if (holdsMasked.has(i)) return;
+    // What the player puts into the page itself has no number.
+    if (holdsMasked.has(i) || element.id < 1) return;
     for (let at = element.parent; at !== null; at = elements[at].parent) {
       if (elements[at].blocked || (elements[at].sized_by_content && holdsMasked.has(at))) return;
     }
