@@ -212,6 +212,7 @@ mod tests {
             },
             place: StreamSeq::new(stream, seq).unwrap(),
             end: false,
+            masking: None,
             facts: BatchFacts { raw_bytes: 9, ..BatchFacts::default() },
         };
         Held { content: Content::Read(header, Bytes::from_static(payload)), appended_ms: 0 }

@@ -142,6 +142,7 @@ mod tests {
             },
             place: StreamSeq::new(0, 0).unwrap(),
             end: false,
+            masking: None,
             facts: BatchFacts { raw_bytes, ..BatchFacts::default() },
         }
     }

@@ -90,7 +90,7 @@ fn header() -> anyhow::Result<Header> {
         receipt: ReceiptId(Uuid::from_u128(4)),
     };
     let place = StreamSeq::new(7, 1).context("31 bits")?;
-    Ok(Header::Batch { key: session(), consent, place, end: false, facts: BatchFacts::default() })
+    Ok(Header::Batch { key: session(), consent, place, end: false, masking: None, facts: BatchFacts::default() })
 }
 
 fn context() -> ChunkContext {

@@ -1,8 +1,7 @@
 //! Bodies of events: what the edge takes in is stored in one form, and the batcher can read its record.
 #![no_main]
 
-use engine::events::{read, shallow};
-use engine::pages::origin_and_path;
+use engine::events::shallow;
 use fuzz::{BODY, consent, plant, session};
 use libfuzzer_sys::fuzz_target;
 use schemas::limits::{BATCH_EVENTS_MAX, BATCH_URLS_MAX};
@@ -46,6 +45,6 @@ fuzz_target!(init: plant(seeds()), |data: &[u8]| {
     assert_eq!(read(format!("[{}]", lines.join(",")).as_bytes()).as_ref(), Ok(&batch), "an array is read as another");
 
     let place = StreamSeq::new(0, 0).expect("a stream of 31 bits");
-    let header = Header::Batch { key: session(), consent: consent(), place, end: false, facts: batch.facts.clone() };
+    let header = Header::Batch { key: session(), consent: consent(), place, end: false, masking: None, facts: batch.facts.clone() };
     assert_eq!(decode(&encode(&header)).map(|(read, _)| read), Ok(header));
 });

@@ -3,14 +3,14 @@
 
 use fuzz::{consent, facts, plant, session};
 use libfuzzer_sys::fuzz_target;
-use schemas::record::{Header, decode, encode};
+use schemas::record::{Header, Masking, decode, encode};
 use schemas::{BatchFacts, StreamSeq};
 
 fn seeds() -> impl Iterator<Item = Vec<u8>> {
     let place = StreamSeq::new(77, 12).expect("a stream of 31 bits");
     [
         Header::Acceptance { key: session(), consent: consent() },
-        Header::Batch { key: session(), consent: consent(), place, end: true, facts: facts() },
+        Header::Batch { key: session(), consent: consent(), place, end: true, masking: Some(Masking::default()), facts: facts() },
         Header::Declines { workspace: session().workspace, hour_ms: 1_790_000_000_000, count: 3 },
     ]
     .into_iter()

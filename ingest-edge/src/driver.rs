@@ -7,17 +7,17 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use engine::admission::{self, BodyForm, ConsentOutcome, Encoding, Place};
-use engine::events;
 use engine::rates::{Cost, Rates};
 use http::{Request, StatusCode, header};
 use hyper::body::Incoming;
+use masking::RuleBook;
 use schemas::codes::Refusal;
 use schemas::http::{
     BeaconHead, Capture, ConsentRequest, ConsentResponse, EventsResponse, SessionLimits, SessionResponse, WithdrawHead,
     WithdrawResponse,
 };
 use schemas::plan::Limits;
-use schemas::record::Header;
+use schemas::record::{Header, Masking};
 use schemas::token::SessionClaims;
 use schemas::{ErrorCode, SessionId, SessionKey, codec, limits};
 use service_kit::health::Part;
@@ -52,6 +52,7 @@ struct Edge {
     declines: Declines,
     log: Part,
     rooms: Rooms,
+    rules: Arc<RuleBook>,
 }
 
 /// What decides whether a session's request is let in.
@@ -127,6 +128,7 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         declines: Declines::default(),
         log,
         rooms: Rooms::new(config.bodies_bytes_max),
+        rules: Arc::default(),
     });
     let sending = Arc::clone(&edge);
     let until = shutdown.clone();
@@ -303,7 +305,7 @@ impl Edge {
         ::metrics::counter!(metrics::BYTES_RECEIVED).increment(wire.len() as u64);
         let gate = Arc::clone(&self.gate);
         let origin = answers::text(&head.headers, header::ORIGIN).map(str::to_owned);
-        let seal = Arc::clone(&self.seal);
+        let (seal, rules) = (Arc::clone(&self.seal), Arc::clone(&self.rules));
         // Decoding, reading and sealing are one job: what a small body grows to is held by the pool's few threads, and never
         // by requests that wait for their turn.
         let reading = move || {
@@ -312,9 +314,9 @@ impl Edge {
                 Some((claims, place)) => Envelope { claims, place, events: decoded },
                 None => open_beacon(&gate, origin.as_deref(), &decoded)?,
             };
-            let (facts, frame) = read_batch(&events)?;
+            let (masking, facts, frame) = read_batch(&events, &claims, &rules)?;
             gate.take(&claims, Cost { events: facts.events.into(), bytes: facts.raw_bytes.into() })?;
-            let header = admission::batch_header(&claims, place, facts.clone());
+            let header = admission::batch_header(&claims, place, masking, facts.clone());
             let value = sealed(&seal, claims.ses, &header, &frame)?;
             Ok::<_, Refusal>(Batch { claims, place, facts, value })
         };
@@ -379,17 +381,25 @@ fn open_beacon(gate: &Gate, origin: Option<&str>, body: &Bytes) -> Result<Envelo
     Ok(Envelope { claims, place, events: body.slice((line_len + 1).min(body.len())..) })
 }
 
-/// Validates a batch's events and makes their frame.
-fn read_batch(body: &[u8]) -> Result<(schemas::BatchFacts, Vec<u8>), Refusal> {
-    let batch = events::read(body)?;
+/// Validates a batch's events, masks in them what they decide alone, and makes their frame.
+fn read_batch(
+    body: &[u8],
+    claims: &SessionClaims,
+    rules: &RuleBook,
+) -> Result<(Masking, schemas::BatchFacts, Vec<u8>), Refusal> {
+    let json = claims.msk.as_ref().map(serde_json::Value::to_string);
+    let batch = masking::read(body, &rules.rules(json.as_deref()))?;
+    ::metrics::counter!(metrics::MASKED).increment(u64::from(batch.masked));
+    ::metrics::counter!(metrics::DROPPED).increment(u64::from(batch.dropped));
+    let masking = Masking { rules: json, needs_state: batch.needs_state };
     if batch.payload.is_empty() {
-        return Ok((batch.facts, Vec::new()));
+        return Ok((masking, batch.facts, Vec::new()));
     }
     let frame = codec::compress(&batch.payload, RECORD_ZSTD_LEVEL);
     if frame.len() > limits::RECORD_PAYLOAD_BYTES_MAX {
         return Err(Refusal::limit(ErrorCode::EventTooLarge, limits::RECORD_PAYLOAD_BYTES_MAX));
     }
-    Ok((batch.facts, frame))
+    Ok((masking, batch.facts, frame))
 }
 
 fn random_attempt() -> Result<String, Refusal> {

@@ -19,6 +19,8 @@ pub(crate) const ENDED_SESSIONS: &str = "edge_ended_sessions";
 pub(crate) const EDGES: &str = "edge_edges_alive";
 pub(crate) const UNTOLD: &str = "edge_untold_news_total";
 pub(crate) const RATE_LIMITED: &str = "edge_rate_limited_total";
+pub(crate) const MASKED: &str = "edge_masked_values_total";
+pub(crate) const DROPPED: &str = "edge_dropped_events_total";
 
 pub(crate) const ALL: &[Described] = &[
     Counter(REQUESTS, "Requests, by route and status."),
@@ -37,5 +39,7 @@ pub(crate) const ALL: &[Described] = &[
     Gauge(ENDED_SESSIONS, "Sessions that are known to be withdrawn or deleted, and refused."),
     Gauge(EDGES, "Edges that live, this one among them: rates of workspaces are shared out among them."),
     Counter(UNTOLD, "Entries that Kafka did not take on `control`. Withdrawals are told again."),
+    Counter(MASKED, "Values that were masked before Kafka had them: what their batch decides alone."),
+    Counter(DROPPED, "Events of which only the time was kept, since they are nothing that rrweb writes."),
     Counter(RATE_LIMITED, "Requests that were too many, by whose rate was passed and what was counted."),
 ];

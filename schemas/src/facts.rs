@@ -12,6 +12,17 @@ pub const KINDS: usize = 8;
 /// Counts of console messages: of level warn, info and log, and of all others but error, which has a field of its own.
 pub const CONSOLE_LEVELS: usize = 4;
 
+/// Two interactions that are further apart have a pause between them, and not activity, in milliseconds. PostHog's players
+/// skip from the same figure on (`ACTIVITY_THRESHOLD_MS`), so that two products tell the same of one session.
+const IDLE_MS: u64 = 5_000;
+
+/// The active time between an interaction and the next one, in milliseconds: none where the person was idle, or the clock
+/// went back.
+pub fn active_between_ms(before: i64, after: i64) -> u64 {
+    let gap = after.checked_sub(before).and_then(|gap| u64::try_from(gap).ok());
+    gap.filter(|gap| *gap <= IDLE_MS).unwrap_or(0)
+}
+
 /// The facts of one batch.
 ///
 /// Up to `content_hash` they are in every batch's facts. What follows was appended by a later release; batches that were

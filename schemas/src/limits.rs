@@ -125,6 +125,8 @@ pub const SESSION_URLS_MAX: usize = 64;
 pub const PAGE_URL_BYTES_MAX: usize = 512;
 /// All fields of a batch's facts but its URLs: 26 numbers of 10 bytes at most.
 pub const FACTS_NUMBERS_BYTES_MAX: usize = 260;
+/// The state by which a stream is masked: which of its nodes are known.
+pub const STREAM_STATE_BYTES_MAX: usize = 16 * KIB;
 /// A footer after decompression.
 pub const FOOTER_RAW_BYTES_MAX: usize = 64 * MIB;
 

@@ -1,7 +1,8 @@
 //! Records of the topic `session-events`: an envelope in clear, then a header and a payload, sealed as one.
 //!
 //! The envelope, version 1: magic `CLVR`, version (1 byte), and what opening needs: epoch (4 bytes), salt (16), number (8).
-//! Sealed behind it: kind (1 byte), the header's fields, then the payload to the end. The payload of a batch is one zstd
+//! Sealed behind it: kind (1 byte), the header's fields, then the payload to the end. A batch that its edge masked is of another
+//! kind than one of a release before, and has the link's masking rules before its facts. The payload of a batch is one zstd
 //! frame: the batch's events, each followed by a newline. The consent facts stand in every record, so that an index row with
 //! bytes and without consent cannot come to be (S1). Who a record belongs to is in the sealed part only; the record's key,
 //! the session's id, is bound in, see `sealing::transport`.
@@ -22,6 +23,8 @@ pub const ENVELOPE_BYTES: usize = 33;
 const KIND_ACCEPTANCE: u8 = 1;
 const KIND_BATCH: u8 = 2;
 const KIND_DECLINES: u8 = 3;
+/// A batch that an edge has looked through. Readers of releases before set such records aside, and can replay them.
+const KIND_MASKED_BATCH: u8 = 4;
 
 /// What stands in clear before a record's sealed part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,6 +81,15 @@ pub struct Consent {
     pub receipt: ReceiptId,
 }
 
+/// How a batch is to be masked, and what its edge did of it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Masking {
+    /// The link's masking rules in their JSON form; none for the default ones.
+    pub rules: Option<String>,
+    /// Whether there is more to be masked by who knows the stream, or what is in the batch matters for the batches after it.
+    pub needs_state: bool,
+}
+
 /// The header of a record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Header {
@@ -98,6 +110,8 @@ pub enum Header {
         place: StreamSeq,
         /// Whether it is the last of its stream.
         end: bool,
+        /// How it is to be masked; none where its edge, of a release before, masked nothing.
+        masking: Option<Masking>,
         /// What the edge found in it.
         facts: BatchFacts,
     },
@@ -155,12 +169,16 @@ pub fn encode(header: &Header) -> Vec<u8> {
             writer.u8(KIND_ACCEPTANCE);
             write_session(&mut writer, key, consent);
         }
-        Header::Batch { key, consent, place, end, facts } => {
-            writer.u8(KIND_BATCH);
+        Header::Batch { key, consent, place, end, masking, facts } => {
+            writer.u8(if masking.is_some() { KIND_MASKED_BATCH } else { KIND_BATCH });
             write_session(&mut writer, key, consent);
             writer.uint(u64::from(place.stream()));
             writer.uint(u64::from(place.seq()));
             writer.u8(u8::from(*end));
+            if let Some(Masking { rules, needs_state }) = masking {
+                writer.u8(u8::from(*needs_state));
+                writer.bytes(rules.as_deref().unwrap_or_default().as_bytes());
+            }
             facts.write(&mut writer);
         }
         Header::Declines { workspace, hour_ms, count } => {
@@ -181,13 +199,20 @@ pub fn decode(bytes: &[u8]) -> Result<(Header, usize), FormatError> {
             let (key, consent) = read_session(&mut reader)?;
             Header::Acceptance { key, consent }
         }
-        KIND_BATCH => {
+        kind @ (KIND_BATCH | KIND_MASKED_BATCH) => {
             let (key, consent) = read_session(&mut reader)?;
             let stream = reader.uint32("stream")?;
             let seq = reader.uint32("seq")?;
             let place = StreamSeq::new(stream, seq).ok_or(FormatError::Field("stream"))?;
             let end = reader.flag("end")?;
-            Header::Batch { key, consent, place, end, facts: BatchFacts::read(&mut reader)? }
+            let masking = if kind == KIND_MASKED_BATCH {
+                let needs_state = reader.flag("needs_state")?;
+                let rules = reader.text(limits::MASKING_BYTES_MAX, "masking")?;
+                Some(Masking { rules: Some(rules.to_owned()).filter(|rules| !rules.is_empty()), needs_state })
+            } else {
+                None
+            };
+            Header::Batch { key, consent, place, end, masking, facts: BatchFacts::read(&mut reader)? }
         }
         KIND_DECLINES => Header::Declines {
             workspace: WorkspaceId::from_bytes(reader.array()?),
@@ -218,6 +243,7 @@ mod tests {
             },
             place: StreamSeq::new(77, 12).expect("31 bits"),
             end: true,
+            masking: Some(Masking { rules: Some("{\"text\":\"all\"}".into()), needs_state: true }),
             facts: BatchFacts {
                 events: 3,
                 raw_bytes: 400,
@@ -245,6 +271,18 @@ mod tests {
         let (header, at) = decode(&bytes).expect("own bytes");
         assert_eq!(header, sample());
         assert_eq!(&bytes[at..], b"payload");
+    }
+
+    #[test]
+    fn a_batch_without_rules_and_one_of_a_release_before_read_back() {
+        for without in [None, Some(Masking::default())] {
+            let mut header = sample();
+            let Header::Batch { masking, .. } = &mut header else { panic!("the sample is a batch") };
+            masking.clone_from(&without);
+            let bytes = encode(&header);
+            assert_eq!(bytes[0], if without.is_some() { KIND_MASKED_BATCH } else { KIND_BATCH });
+            assert_eq!(decode(&bytes), Ok((header, bytes.len())));
+        }
     }
 
     #[test]

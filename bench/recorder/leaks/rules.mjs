@@ -47,7 +47,7 @@ const rules = [
     (visit) => `<b>${visit.keep()}</b><div class="card"><b id="t">${visit.secret('given')}</b><i><b>${visit.keep('deeper')}</b></i></div>`, '#t'),
   selects('rules-selector-descendant', 'What is below an element, however deep.', ['.card .name'],
     (visit) => `<b class="name">${visit.keep()}</b><div class="card"><i><u><b class="name" id="t">${visit.secret('given')}</b></u></i></div>`, '#t'),
-  selects('rules-selector-not', 'All elements but some.', ['p:not(.public)'],
+  selects('rules-selector-not', 'All elements with an id but some.', ['p[id]:not(.public)'],
     (visit) => `<p class="public">${visit.keep()}</p><p id="t">${visit.secret('given')}</p><div>${visit.keep('other')}</div>`, '#t'),
   selects('rules-selector-first-child', 'The first child.', ['td:first-child'],
     (visit) => `<table><tbody><tr><td id="t">${visit.secret('given')}</td><td>${visit.keep()}</td></tr></tbody></table>`, '#t'),

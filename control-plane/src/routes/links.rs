@@ -5,11 +5,13 @@ use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::extract::{Path, Query, State as Extract};
 use bytes::Bytes;
 use http::StatusCode;
+use masking::Rules;
 use schemas::codes::Refusal;
 use schemas::http::{LinkCreated, LinkItem, LinkRequest, MaskingRules, Page};
 use schemas::token::{AUDIENCE, LinkClaims};
 use schemas::{ErrorCode, LinkId, limits};
 use serde::Deserialize;
+use serde_json::Value;
 use storage::index::links::NewLink;
 use time::OffsetDateTime;
 use url::Url;
@@ -34,7 +36,7 @@ pub(super) async fn create(
     let reference = searchable(request.reference)?;
     within((1..=limits::LINK_EXPIRES_IN_MAX_S).contains(&expires_in), "expires_in")?;
     within((1..=limits::LINK_SESSIONS_MAX).contains(&max_sessions), "max_sessions")?;
-    let masking = request.masking.as_ref().map(|rules| field(MaskingRules::normal(rules), "masking")).transpose()?;
+    let masking = request.masking.as_ref().map(|rules| field(usable_rules(rules), "masking")).transpose()?;
     let redirect = request.redirect_url.as_deref().map(|url| allowed_redirect(url, &caller.origins)).transpose()?;
     let expires_at = now + std::time::Duration::from_secs(expires_in);
     let id = LinkId(Uuid::now_v7());
@@ -133,4 +135,11 @@ mod tests {
             assert!(allowed_redirect(url, &origins).is_err(), "{url}");
         }
     }
+}
+
+/// Masking rules in their normal form; `None` for those that no edge could carry out.
+fn usable_rules(rules: &Value) -> Option<Value> {
+    let normal = MaskingRules::normal(rules)?;
+    let parsed = serde_json::from_value(normal.clone()).ok()?;
+    Rules::compile(&parsed).is_ok().then_some(normal)
 }

@@ -5,7 +5,7 @@
 use schemas::codes::Refusal;
 use schemas::http::{ConsentRequest, Decision};
 use schemas::limits;
-use schemas::record::{Consent, Header};
+use schemas::record::{Consent, Header, Masking};
 use schemas::token::{AUDIENCE, LinkClaims, SessionClaims};
 use schemas::{BatchFacts, ErrorCode, ReceiptId, SessionId, SessionKey, StreamSeq, WorkspaceId};
 
@@ -222,7 +222,7 @@ pub fn consent(
 }
 
 /// The header of a batch's record.
-pub fn batch_header(claims: &SessionClaims, place: Place, facts: BatchFacts) -> Header {
+pub fn batch_header(claims: &SessionClaims, place: Place, masking: Masking, facts: BatchFacts) -> Header {
     Header::Batch {
         key: SessionKey { workspace: claims.ws, session: claims.ses },
         consent: Consent {
@@ -233,6 +233,7 @@ pub fn batch_header(claims: &SessionClaims, place: Place, facts: BatchFacts) -> 
         },
         place: place.at,
         end: place.end,
+        masking: Some(masking),
         facts,
     }
 }

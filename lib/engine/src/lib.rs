@@ -5,21 +5,19 @@
 //!
 //! - [`token`] and [`admission`]: what an edge lets in, and as what; [`standing`]: what it has heard of who may record; [`rates`]:
 //!   how much each may send;
-//! - [`events`]: what a body of events is, and what is in it; [`pages`]: which page an event is about;
+//! - [`events`]: what merging and reading want to know of a stored event;
 //! - [`batching`]: when a partition's records become an object, and what happens when that fails;
 //! - [`merge`]: the one order in which a session is read, wherever its batches lie;
 //! - [`compaction`]: which objects are merged, and where frames are cut;
 //! - [`retention`]: what a deletion has to do next;
 //! - [`invariants`]: what must always hold, by id.
 
-mod activity;
 pub mod admission;
 pub mod batching;
 pub mod compaction;
 pub mod events;
 pub mod invariants;
 pub mod merge;
-pub mod pages;
 pub mod rates;
 pub mod retention;
 pub mod standing;

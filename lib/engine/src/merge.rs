@@ -9,12 +9,11 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use schemas::BatchFacts;
-use schemas::facts::Urls;
+use schemas::facts::{Urls, active_between_ms};
 use schemas::http::{Completeness, ConsoleCounts, EventCounts, MissingRange};
 use schemas::limits::{MISSING_RANGES_MAX, SESSION_URLS_MAX};
 use schemas::{session_object, shared_object};
 
-use crate::activity::active_between_ms;
 use crate::events;
 
 /// Where a batch's events lie.

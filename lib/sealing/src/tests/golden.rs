@@ -179,8 +179,11 @@ fn header_json(header: &Header) -> Value {
     };
     match header {
         Header::Acceptance { key, consent } => of_session("acceptance", key, consent),
-        Header::Batch { key, consent, place, end, facts } => {
+        Header::Batch { key, consent, place, end, masking, facts } => {
             let mut value = of_session("batch", key, consent);
+            if let Some(masking) = masking {
+                value["masking"] = json!({ "rules": masking.rules, "needs_state": masking.needs_state });
+            }
             value["stream"] = place.stream().into();
             value["seq"] = place.seq().into();
             value["end"] = (*end).into();

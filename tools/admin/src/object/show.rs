@@ -148,8 +148,9 @@ pub(crate) fn header(header: &Header) -> Value {
             add_consent(&mut described, consent);
             described
         }
-        Header::Batch { key, consent, place, end, facts } => {
+        Header::Batch { key, consent, place, end, masking, facts } => {
             let mut described = json!({ "kind": "batch", "stream": place.stream(), "seq": place.seq(), "end": end });
+            described["masked_by_edge"] = masking.is_some().into();
             add_session(&mut described, key);
             add_consent(&mut described, consent);
             add_facts(&mut described, facts);

@@ -95,7 +95,7 @@ pub(super) fn files(keys: &Keys) -> Vec<Made> {
 
 pub(super) fn batch_header(key: SessionKey, stream: u32, seq: u32, end: bool, events: &[String]) -> Header {
     let place = StreamSeq::new(stream, seq).unwrap();
-    Header::Batch { key, consent: consent(0xc2), place, end, facts: samples::facts(events) }
+    Header::Batch { key, consent: consent(0xc2), place, end, masking: None, facts: samples::facts(events) }
 }
 
 pub(super) fn seal_record(keys: &Keys, epoch: u32, record_key: &[u8], header: &Header, events: &[String]) -> Vec<u8> {
