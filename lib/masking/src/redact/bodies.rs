@@ -152,7 +152,8 @@ impl<'a> Json<'a> {
             self.at +=
                 self.bytes[self.at..].iter().take_while(|byte| matches!(byte, b' ' | b'\t' | b'\n' | b'\r')).count();
             let Some(&byte) = self.bytes.get(self.at) else { break };
-            if !matches!(expect, Expect::Colon | Expect::Next) && !(expect == Expect::Value && self.in_object()) {
+            let is_beside_key = expect == Expect::Value && self.in_object();
+            if !is_beside_key && !matches!(expect, Expect::Colon | Expect::Next) {
                 self.member = self.at;
             }
             let next = match (expect, byte) {

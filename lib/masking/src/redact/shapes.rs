@@ -165,7 +165,10 @@ fn json_tokens(bytes: &[u8], edits: &mut Edits) {
             && bytes.get(end) == Some(&b'.')
             && bytes.get(end + 1).is_some_and(|byte| *byte == b'.' || is_token(*byte));
         if dotted || header >= JSON_BYTES_MIN {
-            let length = bytes[start..].iter().position(|byte| !is_jwt(*byte)).unwrap_or(bytes.len() - start);
+            let length = bytes[start..]
+                .iter()
+                .position(|byte| !is_dotted(*byte) && (dotted || *byte != b'/'))
+                .unwrap_or(bytes.len() - start);
             let dots = bytes[start..start + length].iter().rev().take_while(|byte| **byte == b'.').count();
             masked = start + length;
             edits.mask(bytes, start, masked - dots);
@@ -232,7 +235,7 @@ fn words(bytes: &[u8], all: bool, edits: &mut Edits) {
                         let end = if from < bytes.len() { tail.end(bytes, from, is_token) } else { from };
                         let sample = &bytes[from..end.min(from + 64)];
                         if end - from >= *least && is_mixed(sample) {
-                            let more = bytes[end..].iter().take(256).take_while(|byte| is_jwt(**byte)).count();
+                            let more = bytes[end..].iter().take(256).take_while(|byte| is_dotted(**byte)).count();
                             let dots = bytes[end..end + more].iter().rev().take_while(|byte| **byte == b'.').count();
                             edits.mask(bytes, start, end + more - dots);
                         }
@@ -418,10 +421,10 @@ fn is_base64(byte: u8) -> bool {
     is_token(byte) || matches!(byte, b'+' | b'=' | b'~')
 }
 
-fn is_jwt(byte: u8) -> bool {
-    is_base64(byte) || matches!(byte, b'.' | b'/')
+fn is_dotted(byte: u8) -> bool {
+    is_base64(byte) || byte == b'.'
 }
 
 fn is_credential(byte: u8) -> bool {
-    is_jwt(byte) || byte == b'%'
+    is_dotted(byte) || matches!(byte, b'/' | b'%')
 }
