@@ -256,11 +256,9 @@ impl Finder<'_> {
     /// A segment of a path: `name=value` by name, what is encoded by what it is decoded.
     fn segment(&self, bytes: &[u8], start: usize, end: usize, edits: &mut Edits) -> bool {
         let segment = &bytes[start..end];
-        if let Some(equals) = memchr(b'=', segment)
-            && self.names.has_parameter(&segment[..equals])
-        {
+        let named = memchr(b'=', segment).filter(|equals| self.names.has_parameter(&segment[..*equals]));
+        if let Some(equals) = named {
             edits.mask_filled(bytes, start + equals + 1, end);
-            return true;
         }
         let hidden = memchr(b'%', segment).is_some()
             && decoded(segment, false, |decoded| {
@@ -276,7 +274,7 @@ impl Finder<'_> {
         if hidden {
             edits.mask(bytes, start, end);
         }
-        hidden
+        hidden || named.is_some()
     }
 
     /// Parameters between `&`, `;` and further `?`.
