@@ -20,7 +20,7 @@ const GUARDS: &[&str] = &[")]}',", ")]}'", "while(1);", "while (1);", "for(;;);"
 
 /// Keys whose string names the value beside it, and the keys of that value (forms and headers as lists, HAR).
 const NAMING: &[&str] = &["fieldname", "header", "key", "k", "name", "param", "parameter", "field"];
-const VALUED: &[&str] = &["val", "value", "v", "values", "stringvalue", "newvalue", "oldvalue"];
+const VALUED: &[&str] = &["content", "val", "value", "v", "values", "stringvalue", "newvalue", "oldvalue"];
 
 /// Finds what goes in a body.
 pub(super) fn find(text: &str, names: &Names, nesting: usize, edits: &mut Edits) {
@@ -267,11 +267,11 @@ impl<'a> Json<'a> {
         self.has_first.set(top, true);
     }
 
+    /// Whether this is the first item of an array in an array: entries of a form or of headers are pairs.
     fn is_first_item(&self) -> bool {
-        self.depth > 0
-            && !self.in_object()
-            && self.has_first.get(self.depth - 1)
-            && !self.has_second.get(self.depth - 1)
+        let Some(top) = self.depth.checked_sub(1) else { return false };
+        let in_entries = top > 0 && !self.is_object.get(top) && !self.is_object.get(top - 1);
+        in_entries && self.has_first.get(top) && !self.has_second.get(top)
     }
 
     /// A string that may be the name of the value beside it.

@@ -75,6 +75,11 @@ const WHOLE: &[&str] = &[
 /// Names that the lists above would take, and whose values are no secrets: counts and kinds of tokens (RFC 6749
 /// `token_type`; usage of language models), addresses of endpoints (RFC 8414), and other words.
 const HARMLESS: &[&str] = &[
+    "accesscontrolallowcredentials",
+    "withcredentials",
+    "tokenize",
+    "tokenized",
+    "tokenization",
     "authtype",
     "authmethod",
     "authmode",

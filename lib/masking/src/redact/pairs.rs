@@ -6,8 +6,8 @@ use super::{MASK, Names};
 /// A name is looked for this far back from its value.
 const NAME_BYTES_MAX: usize = 64;
 
-/// The start of an element is looked for this far back from its content.
-const TAG_BYTES_MAX: usize = 128;
+/// The start of a tag is looked for this far back from its end.
+const TAG_BYTES_MAX: usize = 1024;
 
 /// Nested values are looked through this many times the text's length, before all that follows is masked.
 const NESTED_WORK_FACTOR: usize = 8;
@@ -30,6 +30,7 @@ const SAYINGS: &[&str] = &[
     "failed",
     "false",
     "hidden",
+    "include",
     "incorrect",
     "invalid",
     "masked",
@@ -37,6 +38,7 @@ const SAYINGS: &[&str] = &[
     "needed",
     "no",
     "ok",
+    "omit",
     "optional",
     "redacted",
     "refreshed",
@@ -159,10 +161,11 @@ impl<'a> Finder<'a> {
         if content.is_empty() || content == MASK.as_bytes() || is_nothing(content) {
             return None;
         }
-        let in_prose = self.care == Care::Prose && bytes[at] == b':' && spaced && !name.quoted;
+        let in_prose = self.care == Care::Prose && bytes[at] == b':' && !name.quoted && is_of_prose(name.bytes);
         if in_prose && names.is_weak(name.bytes) {
             return None;
         }
+        let in_prose = in_prose && spaced;
         let is_cookie = super::names::is_listed(name.bytes, &["cookie", "setcookie"]);
         let is_scheme = SCHEMES.iter().any(|scheme| content.eq_ignore_ascii_case(scheme.as_bytes()));
         if is_cookie || is_scheme && bytes.get(end) == Some(&b' ') {
@@ -271,13 +274,18 @@ impl<'a> Finder<'a> {
         (end, self.value_trimmed)
     }
 
-    /// The content of an element with a secret name that has no children: what follows the `>` at `at`.
+    /// What a tag that ends at `at` tells: the value of a field with a secret name (`<input name="password" value="…">`,
+    /// `<meta name="csrf-token" content="…">`), or, without children, the content of an element with one.
     fn element(&mut self, at: usize, names: &Names) -> Option<(usize, usize)> {
         let bytes = self.bytes;
         let from = at.saturating_sub(TAG_BYTES_MAX);
         let open = from + memchr::memrchr2(b'<', b'>', &bytes[from..at]).filter(|open| bytes[from + open] == b'<')?;
         let tag = &bytes[open + 1..at];
         let name = &tag[..tag.iter().position(|byte| !is_name(*byte) && *byte != b':').unwrap_or(tag.len())];
+        if let Some((start, end)) = field_value(&tag[name.len()..], names) {
+            let attributes = open + 1 + name.len();
+            return Some((attributes + start, attributes + end));
+        }
         if name.is_empty() || tag.ends_with(b"/") || !names.has(name) || names.is_weak(name) {
             return None;
         }
@@ -295,6 +303,33 @@ impl<'a> Finder<'a> {
     }
 }
 
+/// Where the value stands among these attributes, if they say that it is a secret.
+fn field_value(attributes: &[u8], names: &Names) -> Option<(usize, usize)> {
+    let mut is_secret = false;
+    let mut value = None;
+    let mut from = 0;
+    while let Some(length) = attributes.get(from..).and_then(|rest| memchr::memchr(b'=', rest)) {
+        let equals = from + length;
+        let name = &attributes[from..equals];
+        let name = &name[name.iter().rposition(u8::is_ascii_whitespace).map_or(0, |at| at + 1)..];
+        let quote = attributes.get(equals + 1).filter(|byte| matches!(byte, b'"' | b'\''));
+        let start = equals + 1 + usize::from(quote.is_some());
+        let ends = |byte: &u8| quote.map_or(byte.is_ascii_whitespace(), |quote| byte == quote);
+        let rest = attributes.get(start..).unwrap_or_default();
+        let end = start + rest.iter().position(ends).unwrap_or(rest.len());
+        let content = attributes.get(start..end).unwrap_or_default();
+        if name.eq_ignore_ascii_case(b"value") || name.eq_ignore_ascii_case(b"content") {
+            value = value.or(Some((start, end)));
+        } else if name.eq_ignore_ascii_case(b"type") {
+            is_secret |= content.eq_ignore_ascii_case(b"password");
+        } else if name.eq_ignore_ascii_case(b"name") || name.eq_ignore_ascii_case(b"id") {
+            is_secret |= names.has(content);
+        }
+        from = end + usize::from(quote.is_some());
+    }
+    value.filter(|_| is_secret)
+}
+
 /// Whether a comma or semicolon before this ends a value: what follows is no more of it, but a space, an end, or a name.
 fn ends_value(rest: &[u8]) -> bool {
     let name = rest.iter().take(NAME_BYTES_MAX).take_while(|byte| is_name(**byte)).count();
@@ -307,13 +342,20 @@ fn ends_value(rest: &[u8]) -> bool {
     }
 }
 
+/// Whether a name is written as the words of a sentence are: `API key`, not `api_key` or `apiKey`.
+fn is_of_prose(name: &[u8]) -> bool {
+    let words = name.split(|byte| *byte == b' ');
+    words.into_iter().all(|word| is_plain(word) || word.len() <= 3 && word.iter().all(u8::is_ascii_uppercase))
+}
+
+/// Whether this is a word of letters, with none but the first in upper case.
+fn is_plain(word: &[u8]) -> bool {
+    let letters = word.iter().all(|byte| byte.is_ascii_alphabetic() || !byte.is_ascii());
+    !word.is_empty() && letters && !word[1..].iter().any(u8::is_ascii_uppercase)
+}
+
 /// Whether a word after a colon and a space begins a sentence, with what follows it, or says something of a secret.
 fn is_prose(word: &[u8], rest: &[u8]) -> bool {
-    let is_plain = |word: &[u8]| {
-        !word.is_empty()
-            && !word[1..].iter().any(u8::is_ascii_uppercase)
-            && word.iter().all(|byte| byte.is_ascii_alphabetic() || !byte.is_ascii())
-    };
     let small_number = word.len() <= 2 && word.iter().all(u8::is_ascii_digit);
     if SAYINGS.iter().any(|saying| word.eq_ignore_ascii_case(saying.as_bytes())) {
         return true;

@@ -208,6 +208,7 @@ impl Finder<'_> {
         match self.kind {
             _ if is_font && comma.is_some() => {}
             Kind::Page | Kind::Link if is_image && comma.is_some() => {}
+            Kind::Link if bytes[from..content].ends_with(b";base64,") => {}
             Kind::Link => {
                 edits.within(content, |edits| super::find_in_text(&bytes[content..], self.names, Care::Prose, edits))
             }
