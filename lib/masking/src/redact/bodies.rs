@@ -49,6 +49,10 @@ fn json_start(bytes: &[u8]) -> Option<usize> {
     matches!(bytes.get(start), Some(b'{' | b'[' | b'"')).then_some(start)
 }
 
+fn is_one_of(key: &[u8], keys: &[&str]) -> bool {
+    keys.iter().any(|one| key.eq_ignore_ascii_case(one.as_bytes()))
+}
+
 /// Whether a string in a body may be JSON of its own.
 fn is_nested_json(bytes: &[u8]) -> bool {
     matches!(bytes.trim_ascii(), [b'{', .., b'}'] | [b'[', .., b']'] | [b'"', .., b'"'])
@@ -332,9 +336,9 @@ impl<'a> Json<'a> {
         } else {
             raw
         };
-        if super::names::is_listed(key, NAMING) {
+        if is_one_of(key, NAMING) {
             self.role = Role::Naming;
-        } else if super::names::is_listed(key, VALUED) {
+        } else if is_one_of(key, VALUED) {
             self.role = Role::Valued;
         }
         if self.names.has(key) || self.role == Role::Valued && self.is_named.get(self.depth - 1) {

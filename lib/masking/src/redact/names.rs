@@ -3,6 +3,9 @@
 /// The longest name that is looked at as a whole, in bytes without separators; of longer ones the end.
 const NAME_BYTES_MAX: usize = 128;
 
+/// Names are decoded this often: parameters are nested in parameters.
+pub(super) const DECODINGS_MAX: usize = 3;
+
 /// Wherever they stand in a name, its value is a secret.
 ///
 /// From the default deny lists of Sentry (server-side scrubbing: password, secret, passwd, api_key, apikey, auth, credentials,
@@ -112,6 +115,26 @@ const HARMLESS: &[&str] = &[
     "passcount",
 ];
 
+/// The first two letters of all that is secret, a bit for each pair: most names are none without a further look.
+const STARTS: [u32; 32] = {
+    const fn add(mut starts: [u32; 32], names: &[&str]) -> [u32; 32] {
+        let mut at = 0;
+        while at < names.len() {
+            let name = names[at].as_bytes();
+            starts[(name[0] & 31) as usize] |= 1 << (name[1] & 31);
+            at += 1;
+        }
+        starts
+    }
+    let mut starts = add(add([0; 32], WORDS), WHOLE);
+    let mut first = b'a';
+    while first <= b'z' {
+        starts = add(starts, stems(first));
+        first += 1;
+    }
+    starts
+};
+
 /// Of two words in prose ("API key: …") only these are a name; of one word all that is secret.
 const PHRASES: &[&str] = &[
     "accesscode",
@@ -217,20 +240,21 @@ impl Names {
 
     /// Whether the parameter of a URL or the field of a form that has this name, percent-encoded, holds a secret.
     pub(super) fn has_parameter(&self, name: &[u8]) -> bool {
+        if memchr::memchr(b'%', name).is_none() {
+            return self.holds_parameter(&Compact::new(name));
+        }
         let mut decoded = [0; 3 * NAME_BYTES_MAX];
         let tail = &name[name.len().saturating_sub(decoded.len())..];
-        let decoded = &mut decoded[..tail.len()];
-        decoded.copy_from_slice(tail);
-        let mut length = decoded.len();
-        while memchr::memchr(b'%', &decoded[..length]).is_some() {
-            let shorter = super::edits::percent_decode(&mut decoded[..length], true);
-            if shorter == length {
-                break;
-            }
-            length = shorter;
+        let mut length = tail.len();
+        decoded[..length].copy_from_slice(tail);
+        for _ in 0..DECODINGS_MAX {
+            length = super::edits::percent_decode(&mut decoded[..length], true);
         }
-        let compact = Compact::new(&decoded[..length]);
-        compact.is_any(PARAMETERS) || self.holds(&compact)
+        self.holds_parameter(&Compact::new(&decoded[..length]))
+    }
+
+    fn holds_parameter(&self, compact: &Compact) -> bool {
+        compact.is_any(PARAMETERS) || self.holds(compact)
     }
 
     /// Whether two words of prose are the name of a secret.
@@ -253,10 +277,13 @@ impl Names {
             return true;
         }
         let bytes = name.as_bytes();
+        if !bytes.windows(2).any(|pair| STARTS[usize::from(pair[0] & 31)] >> (pair[1] & 31) & 1 == 1) {
+            return false;
+        }
         let has_stem = |at: usize| stems(bytes[at]).iter().any(|stem| bytes[at..].starts_with(stem.as_bytes()));
-        let secret = (0..bytes.len()).any(has_stem)
-            || WORDS.iter().any(|word| name.has_words(word.as_bytes()))
-            || name.is_any(WHOLE);
+        let has_word = |at: usize| WORDS.iter().any(|word| name.has_word_at(at, word.as_bytes()));
+        let secret =
+            (0..bytes.len()).any(|at| has_stem(at) || name.starts_word(at) && has_word(at)) || name.is_any(WHOLE);
         secret && !name.is_any(HARMLESS)
     }
 }
@@ -331,11 +358,15 @@ impl Compact {
 
     /// Whether these are whole words of the name. Digits may follow.
     fn has_words(&self, words: &[u8]) -> bool {
-        let bytes = self.as_bytes();
-        let starts_word = |at: usize| self.word_starts >> at & 1 == 1;
-        (0..bytes.len()).filter(|at| starts_word(*at) && bytes[*at..].starts_with(words)).any(|at| {
-            let end = at + words.len();
-            end == bytes.len() || starts_word(end) || bytes[end].is_ascii_digit()
-        })
+        (0..self.length).any(|at| self.starts_word(at) && self.has_word_at(at, words))
+    }
+
+    fn starts_word(&self, at: usize) -> bool {
+        self.word_starts >> at & 1 == 1
+    }
+
+    fn has_word_at(&self, at: usize, word: &[u8]) -> bool {
+        let (bytes, end) = (self.as_bytes(), at + word.len());
+        bytes[at..].starts_with(word) && (end == bytes.len() || self.starts_word(end) || bytes[end].is_ascii_digit())
     }
 }

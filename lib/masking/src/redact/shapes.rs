@@ -1,5 +1,7 @@
 //! What looks like a secret, whatever stands beside it.
 
+use std::sync::LazyLock;
+
 use memchr::memmem;
 
 use super::edits::{Edits, Run};
@@ -132,6 +134,10 @@ const fn key_prefixes(first: u8) -> &'static [(&'static str, usize)] {
     }
 }
 
+/// How `{"` begins in Base64, and how a block of PEM begins.
+static JSON_TOKEN: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new("eyJ"));
+static PEM: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new("-----BEGIN "));
+
 /// Finds all shapes of secrets that are masked in any text.
 pub(super) fn find(bytes: &[u8], edits: &mut Edits) {
     if bytes.len() < SHAPE_BYTES_MIN {
@@ -155,7 +161,7 @@ pub(super) fn find_credentials(bytes: &[u8], edits: &mut Edits) {
 fn json_tokens(bytes: &[u8], edits: &mut Edits) {
     let mut masked = 0;
     let mut part = Run::default();
-    for start in memmem::find_iter(bytes, "eyJ") {
+    for start in JSON_TOKEN.find_iter(bytes) {
         if start < masked {
             continue;
         }
@@ -179,7 +185,7 @@ fn json_tokens(bytes: &[u8], edits: &mut Edits) {
 /// Blocks of PEM (RFC 7468) whose label says private key, also cut off and with escaped line breaks.
 fn private_keys(bytes: &[u8], edits: &mut Edits) {
     let mut masked = 0;
-    for start in memmem::find_iter(bytes, "-----BEGIN ") {
+    for start in PEM.find_iter(bytes) {
         let label = &bytes[start + 11..bytes.len().min(start + 11 + 64)];
         let Some(label_end) = memmem::find(label, b"-----") else { continue };
         if start < masked || memmem::find(&label[..label_end], b"PRIVATE KEY").is_none() {
@@ -229,8 +235,9 @@ fn words(bytes: &[u8], all: bool, edits: &mut Edits) {
                 }
             }
             first => {
+                let second = bytes.get(start + 1);
                 for (prefix, least) in key_prefixes(first) {
-                    if bytes[start..].starts_with(prefix.as_bytes()) {
+                    if prefix.as_bytes().get(1) == second && bytes[start..].starts_with(prefix.as_bytes()) {
                         let from = start + prefix.len();
                         let end = if from < bytes.len() { tail.end(bytes, from, is_token) } else { from };
                         let sample = &bytes[from..end.min(from + 64)];

@@ -1,5 +1,7 @@
 //! What becomes of URLs. They are split as browsers do (WHATWG URL): leniently, with any slashes, without failing.
 
+use std::sync::LazyLock;
+
 use memchr::{memchr, memchr2, memmem, memrchr};
 
 use super::edits::{Edits, Scratch, percent_decode};
@@ -63,9 +65,6 @@ pub(super) const HARMLESS: &[&str] = &[
     "zoom",
 ];
 
-/// Values are decoded this often to look at them: parameters are nested in parameters.
-const DECODINGS_MAX: usize = 3;
-
 /// A URL in a URL (`blob:https://…`) is followed so deep.
 const NESTING_MAX: usize = 3;
 
@@ -74,6 +73,8 @@ const NAME_BYTES_MAX: usize = 64;
 
 /// After an authority that looks cut off by a slash in a password, the `@` is looked for so far.
 const PASSWORD_BYTES_MAX: usize = 256;
+
+static AUTHORITY: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new("://"));
 
 /// Whose URL it is.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -93,7 +94,7 @@ pub(super) fn find(bytes: &[u8], kind: Kind, names: &Names, edits: &mut Edits) {
 
 /// Finds user info in the URLs of a text, and the paths of webhooks, which are secrets as a whole.
 pub(super) fn find_user_info(bytes: &[u8], edits: &mut Edits) {
-    for at in memmem::find_iter(bytes, "://") {
+    for at in AUTHORITY.find_iter(bytes) {
         let start = at + 3;
         let ends = |byte: &u8| {
             matches!(byte, b'/' | b'?' | b'#' | b'\\' | b'"' | b'\'' | b'`' | b'<' | b'>') || byte.is_ascii_whitespace()
@@ -396,7 +397,7 @@ fn decoded(value: &[u8], plus: bool, mut test: impl FnMut(&[u8]) -> bool) -> boo
     let room = scratch.room(value.len());
     room.copy_from_slice(value);
     let mut length = room.len();
-    for _ in 0..DECODINGS_MAX {
+    for _ in 0..names::DECODINGS_MAX {
         length = percent_decode(&mut room[..length], plus);
         let decoded = &room[..length];
         if decoded != MASK.as_bytes() && test(decoded) {
@@ -428,7 +429,7 @@ fn lower_scheme<'a>(scheme: &[u8], room: &'a mut [u8; 24]) -> &'a [u8] {
 
 /// Finds the secret parameters and user info of a URL that may be any string of a style sheet.
 pub(super) fn looks_like_url(value: &[u8]) -> bool {
-    memmem::find(value, b"://").is_some()
+    AUTHORITY.find(value).is_some()
 }
 
 /// Finds what is secret in the value of a form's field, and says whether there is anything.
