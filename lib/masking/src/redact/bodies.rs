@@ -100,6 +100,8 @@ struct Json<'a> {
     values: [(usize, usize); DEPTH_MAX],
     /// Where the member or item began that is being read.
     member: usize,
+    /// Where the last value began that nothing is around.
+    last: usize,
     /// Where a value began that is masked as a whole, and how deep it lies.
     muted: Option<(usize, usize)>,
     /// Whether the key that was read is one of [`VALUED`], or [`NAMING`].
@@ -144,6 +146,7 @@ impl<'a> Json<'a> {
             is_value_open: bits,
             values: [(0, 0); DEPTH_MAX],
             member: at,
+            last: at,
             muted: None,
             role: Role::None,
         }
@@ -195,6 +198,8 @@ impl<'a> Json<'a> {
                 edits.mask_filled(self.bytes, start, self.bytes.len());
                 self.bytes.len()
             }
+            // A string that something other than JSON follows may be the name of a value.
+            None if self.depth == 0 && self.bytes[self.last] == b'"' => self.last,
             None => self.member.min(self.at),
         }
     }
@@ -208,6 +213,9 @@ impl<'a> Json<'a> {
             self.item();
         }
         let start = self.at;
+        if self.depth == 0 && matches!(byte, b'"' | b'{' | b'[') {
+            self.last = start;
+        }
         match byte {
             b'{' | b'[' => {
                 if self.depth == DEPTH_MAX {

@@ -84,6 +84,13 @@ const SCHEMES: &[&str] = &[
     "vapid",
 ];
 
+/// Quotes as they are written in attributes of markup.
+const ENTITIES: &[&[u8]] = &[b"&quot;", b"&#34;", b"&#x22;", b"&apos;", b"&#39;", b"&#x27;"];
+
+/// A secret in groups (`DE89 3704 0044`, `4111 XXXX`) has so many, and they are so long.
+const GROUPS_MAX: usize = 12;
+const GROUP_BYTES_MAX: usize = 32;
+
 /// Whether what could be prose gets the benefit of the doubt.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Care {
@@ -101,6 +108,8 @@ pub(super) fn find(bytes: &[u8], names: &Names, care: Care, edits: &mut Edits) {
         value: Run::default(),
         value_trimmed: 0,
         line: Run::default(),
+        plain: Run::default(),
+        encoded: Run::default(),
         section_end: None,
         work: bytes.len().saturating_mul(NESTED_WORK_FACTOR) + 4096,
     };
@@ -116,6 +125,11 @@ pub(super) fn find(bytes: &[u8], names: &Names, care: Care, edits: &mut Edits) {
             }
         }
     }
+    for at in memchr::memchr_iter(b'%', bytes) {
+        if let Some((start, end)) = finder.encoded_pair(at, names) {
+            edits.mask_filled(bytes, start, end);
+        }
+    }
 }
 
 struct Finder<'a> {
@@ -124,6 +138,8 @@ struct Finder<'a> {
     value: Run,
     value_trimmed: usize,
     line: Run,
+    plain: Run,
+    encoded: Run,
     /// Where the next `]]>` stands that was found last.
     section_end: Option<usize>,
     /// How many bytes of nested values may still be looked through.
@@ -154,6 +170,10 @@ impl<'a> Finder<'a> {
         match bytes.get(value + backslashes)? {
             b'"' | b'\'' | b'`' => return Some(self.quoted(value + backslashes, backslashes)),
             b'{' | b'[' if backslashes == 0 => return self.nested(value),
+            b'&' if backslashes == 0 => {
+                let quote = ENTITIES.iter().find(|quote| bytes[value..].starts_with(quote))?;
+                return Some(self.quoted_by_entity(value + quote.len(), quote));
+            }
             _ => {}
         }
         let (end, trimmed) = self.unquoted(value);
@@ -177,16 +197,63 @@ impl<'a> Finder<'a> {
                 return Some((value, value + line.trim_ascii_end().len()));
             }
         }
-        (!in_prose || !is_prose(content, &bytes[end..])).then_some((value, trimmed))
+        if in_prose && is_prose(content, &bytes[end..]) {
+            return None;
+        }
+        let line_end = self.plain.end(bytes, value, is_plain_line);
+        let is_whole_line = matches!(bytes.get(line_end), None | Some(b'\n' | b'\r'));
+        if self.care == Care::Strict && line_end > trimmed && is_whole_line {
+            return Some((value, value + bytes[value..line_end].trim_ascii_end().len()));
+        }
+        Some((value, if trimmed == end { with_groups(bytes, value, end) } else { trimmed }))
+    }
+
+    /// The secret after a `=` or `:` that is percent-encoded, like all around it.
+    fn encoded_pair(&mut self, at: usize, names: &Names) -> Option<(usize, usize)> {
+        let bytes = self.bytes;
+        if !matches!(bytes.get(at + 1..at + 3)?, b"3D" | b"3d" | b"3A" | b"3a") {
+            return None;
+        }
+        if !names.has_parameter(encoded_name(&bytes[at.saturating_sub(NAME_BYTES_MAX)..at])) {
+            return None;
+        }
+        let quoted = bytes[at + 3..].starts_with(b"%22");
+        let start = at + if quoted { 6 } else { 3 };
+        let end = self.encoded.end_by(start, |start| {
+            let rest = &bytes[start..];
+            let ends = |(offset, byte): (usize, &u8)| match byte {
+                b'%' => matches!(
+                    rest.get(offset + 1..offset + 3),
+                    Some(b"26" | b"22" | b"23" | b"0A" | b"0a" | b"0D" | b"0d")
+                ),
+                b'"' | b'\'' | b'`' | b'<' | b'>' | b'&' | b'#' => true,
+                byte => byte.is_ascii_whitespace(),
+            };
+            start + rest.iter().enumerate().position(ends).unwrap_or(rest.len())
+        });
+        Some((start, end))
+    }
+
+    /// The content of a string whose quotes are written as in markup.
+    fn quoted_by_entity(&self, start: usize, quote: &[u8]) -> (usize, usize) {
+        let bytes = self.bytes;
+        let mut ends = memchr::memmem::find_iter(&bytes[start..], quote);
+        let end = ends.find(|end| bytes[start + end - 1] != b'\\');
+        (start, end.map_or(bytes.len(), |end| start + end))
     }
 
     /// The name that ends before `at`, if it is the name of a secret.
     fn name_before(&self, at: usize, names: &Names) -> Option<Name<'a>> {
         let bytes = self.bytes;
         let mut end = at - bytes[..at].iter().rev().take(3).take_while(|byte| matches!(byte, b' ' | b'\t')).count();
-        let quoted = end > 0 && matches!(bytes[end - 1], b'"' | b'\'' | b'`');
+        let quote = match bytes[..end].last()? {
+            b'"' | b'\'' | b'`' => 1,
+            b';' => ENTITIES.iter().find(|quote| bytes[..end].ends_with(quote))?.len(),
+            _ => 0,
+        };
+        let quoted = quote > 0;
         if quoted {
-            end -= 1;
+            end -= quote;
             end -= bytes[..end].iter().rev().take(BACKSLASHES_MAX).take_while(|byte| **byte == b'\\').count();
         }
         let start_of = |end: usize| {
@@ -364,6 +431,44 @@ fn is_prose(word: &[u8], rest: &[u8]) -> bool {
     let next = &next
         [..next.iter().take(NAME_BYTES_MAX).take_while(|byte| byte.is_ascii_alphabetic() || !byte.is_ascii()).count()];
     (is_plain(word) || small_number) && is_plain(next)
+}
+
+/// The percent-encoded name at the end of this: what follows the last sign that is no part of names, as brackets are.
+fn encoded_name(before: &[u8]) -> &[u8] {
+    let before = before.strip_suffix(b"%22").unwrap_or(before);
+    let is_part =
+        |escape: &[u8]| matches!(escape, b"5B" | b"5D" | b"5b" | b"5d" | b"2E" | b"2e" | b"2D" | b"2d" | b"5F" | b"5f");
+    let start = (0..before.len()).rev().find_map(|at| match before[at] {
+        b'%' if before.get(at + 1..at + 3).is_none_or(|escape| !is_part(escape)) => Some(before.len().min(at + 3)),
+        byte if !is_name(byte) => Some(at + 1),
+        _ => None,
+    });
+    &before[start.unwrap_or(0)..]
+}
+
+/// Where a value ends with the groups of digits and capital letters that follow it.
+fn with_groups(bytes: &[u8], start: usize, end: usize) -> usize {
+    let has_digit = |group: &[u8]| group.iter().any(|byte| byte.is_ascii_digit() || matches!(byte, b'X' | b'*'));
+    let is_of_group = |byte: &&u8| byte.is_ascii_digit() || byte.is_ascii_uppercase() || **byte == b'*';
+    let mut end = end;
+    if end - start > GROUP_BYTES_MAX || !has_digit(&bytes[start..end]) {
+        return end;
+    }
+    for _ in 0..GROUPS_MAX {
+        let Some(rest) = bytes[end..].strip_prefix(b" ") else { break };
+        let group = &rest[..rest.iter().take(GROUP_BYTES_MAX).take_while(is_of_group).count()];
+        let goes_on =
+            rest.get(group.len()).is_some_and(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b':' | b'='));
+        if group.len() < 2 || !has_digit(group) || goes_on {
+            break;
+        }
+        end += 1 + group.len();
+    }
+    end
+}
+
+fn is_plain_line(byte: u8) -> bool {
+    !matches!(byte, b'\n' | b'\r' | b'&' | b'=' | b':' | b'{' | b'}' | b'<' | b'>' | b'"')
 }
 
 fn is_nothing(content: &[u8]) -> bool {
