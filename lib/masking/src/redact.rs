@@ -4,16 +4,16 @@
 //! Secrets are found by *shape* (a JWT, a card number, a private key), by *name* (the value beside `password`), and by
 //! *place* (the user info of a URL, every value of a cookie). The mask stands for any secret and tells nothing of it.
 //!
-//! **Flow.** Finders note [`Edits`] over the bytes that they look at, each finder on its own: what one finds does not hide
+//! **Flow.** Finders note `Edits` over the bytes that they look at, each finder on its own: what one finds does not hide
 //! anything from another, and more names only mean more edits. Overlapping edits become one mask over all that they cover.
-//! Then the outcome is looked at again until nothing more is found ([`settle`]).
+//! Then the outcome is looked at again until nothing more is found (`settle`).
 //!
 //! **Invariants.**
 //! * No outcome changes when it is masked again: it is a text in which a look found nothing, or the mask alone.
 //! * No outcome is longer than twice the text and one mask.
 //! * Time is linear in the text: a finder looks back and ahead a bounded way, or remembers how far it has looked.
 //! * What has nothing to mask is not copied. (Percent-encoded values and escaped JSON strings are decoded to look at them:
-//!   on the stack, or when they are longer than [`edits::SCRATCH_BYTES`], on the heap.)
+//!   on the stack, or when they are longer than 512 bytes, on the heap.)
 //!
 //! **What it does not see.** A secret without a shape, a name or a place: a password in a sentence ("my password is hunter"),
 //! in an image, split over two strings, or beside a name in a language that [`Names`] does not know. Personal data of other
@@ -58,7 +58,7 @@ pub fn text(text: &str, names: &Names) -> Option<String> {
 /// The URL of a page or of a network request, without what may be secret or personal; `None` when nothing has to change.
 ///
 /// Scheme, host, port and path stay. User info is dropped. Of parameters (in the query, after `;` in the path, in a fragment
-/// that has any) names stay, and values only when their name is harmless ([`urls::HARMLESS`]) and nothing in them has a
+/// that has any) names stay, and values only when their name is harmless (a list in `urls.rs`: `page`, `sort`, `lang`, `tab`, `utm_…`; no searches, no ids) and nothing in them has a
 /// secret's shape. In the path, what has one is masked; a fragment stays when it is a plain anchor or a route.
 pub fn page_url(url: &str, names: &Names) -> Option<String> {
     settle(url, |url, edits| urls::find(url.as_bytes(), Kind::Page, names, edits))
@@ -120,9 +120,9 @@ pub fn cookies(value: &str) -> Option<String> {
 ///
 /// JSON (also after a guard such as `)]}'`, also several values, also cut off): values of secret names are masked whatever
 /// their type, but for `null` and `""`, which hold nothing; so is `value` beside a `name` that is secret. Other strings
-/// become what [`text`] makes of them; JSON in a string is looked at as JSON, down to [`bodies::NESTING_MAX`] strings.
+/// become what [`text`] makes of them; JSON in a string is looked at as JSON, down to 3 strings.
 /// Form-urlencoded and multipart bodies are masked by name, then by what their values hold. All else is searched as text, where
-/// the benefit of the doubt that prose has in [`text`] is not given.
+/// the benefit of the doubt that prose has in [`text`] is not given: after a secret name, a plain line is a value to its end.
 pub fn body(text: &str, names: &Names) -> Option<String> {
     settle(text, |text, edits| bodies::find(text, names, 0, edits))
 }

@@ -427,12 +427,12 @@ fn lower_scheme<'a>(scheme: &[u8], room: &'a mut [u8; 24]) -> &'a [u8] {
     &room[..length]
 }
 
-/// Finds the secret parameters and user info of a URL that may be any string of a style sheet.
+/// Whether any string of a style sheet is taken for a URL.
 pub(super) fn looks_like_url(value: &[u8]) -> bool {
     AUTHORITY.find(value).is_some()
 }
 
-/// Finds what is secret in the value of a form's field, and says whether there is anything.
+/// Whether the field of a form is secret: by its name, or by what its value is, as it stands or decoded.
 pub(super) fn is_secret_field(name: &[u8], value: &[u8], names: &Names, test: impl Fn(&[u8]) -> bool) -> bool {
     if names.has_parameter(name) {
         return true;
