@@ -302,7 +302,7 @@ fn rows(of: &Value, name: &str, fields: &[&str]) -> String {
     table("  ", &std::iter::once(head).chain(items).collect::<Vec<Vec<String>>>())
 }
 
-/// The counts, then every fault.
+/// The counts, then every note, then every fault.
 pub(super) fn verified(verified: &Verified) -> String {
     let mut rows = vec![
         row(["frames opened", &verified.frames.to_string()]),
@@ -316,7 +316,13 @@ pub(super) fn verified(verified: &Verified) -> String {
     if verified.shredded > 0 {
         rows.push(row(["sessions whose key was destroyed", &verified.shredded.to_string()]));
     }
+    if !verified.notes.is_empty() {
+        rows.push(row(["notes of streams", &verified.notes.len().to_string()]));
+    }
     let mut out = table("", &rows);
+    for note in &verified.notes {
+        out.push_str(&format!("note: {note}\n"));
+    }
     for fault in &verified.faults {
         out.push_str(&format!("fault: {fault}\n"));
     }
