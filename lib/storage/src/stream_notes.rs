@@ -194,15 +194,15 @@ mod tests {
     enum Stored {
         Events(u32),
         Empty(u32),
-        Copy(u32),
+        Again(u32),
     }
-    use Stored::{Copy, Empty, Events};
+    use Stored::{Again, Empty, Events};
 
     /// A shared object of chunks, each of a session's stream, with a note behind the last that is no copy.
     fn shared(chunks: &[(u128, u32, &[Stored], Option<u64>)]) -> Object {
         let (mut body, mut listed) = (Vec::new(), Vec::new());
         for (n, stream, batches, next) in chunks {
-            let noted = batches.iter().rposition(|batch| !matches!(batch, Copy(_)));
+            let noted = batches.iter().rposition(|batch| !matches!(batch, Again(_)));
             let frame = |(number, batch): (usize, &Stored)| {
                 let mut frame = if let Events(_) = batch { codec::compress(b"{}\n", 1) } else { Vec::new() };
                 if let (Some(next), true) = (next, noted == Some(number)) {
@@ -214,7 +214,7 @@ mod tests {
             let (at, context) = (body.len() as u64, ChunkContext { session: session(*n), kind: ChunkKind::Shared });
             let (id, lens) = seal_chunk(&data_key(), context, frames.iter().map(Vec::as_slice), &mut body).unwrap();
             let entry = |(batch, len): (&Stored, usize)| {
-                let (Events(seq) | Empty(seq) | Copy(seq)) = *batch;
+                let (Events(seq) | Empty(seq) | Again(seq)) = *batch;
                 let raw_bytes = if let Empty(_) = batch { 0 } else { 3 };
                 let facts = BatchFacts { raw_bytes, ..BatchFacts::default() };
                 BatchEntry { seq, end: false, offset: 0, len: len as u32, facts }
@@ -288,7 +288,7 @@ mod tests {
         // Alone behind a batch without events, before copies, of this session and stream.
         let objects = [
             merged(&[(5, 1, false, Some(2)), (6, 0, false, Some(1)), (7, 3, true, None)]),
-            shared(&[(1, 5, &[Events(2), Empty(3), Copy(1)], Some(4)), (1, 6, &[Copy(0)], None)]),
+            shared(&[(1, 5, &[Events(2), Empty(3), Again(1)], Some(4)), (1, 6, &[Again(0)], None)]),
             shared(&[(2, 5, &[Events(9)], Some(10)), (1, 8, &[Events(0)], None)]),
         ];
         check(&objects, &[5], &[(5, 4)], 1);

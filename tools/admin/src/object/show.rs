@@ -340,7 +340,7 @@ mod tests {
     use schemas::{ObjectId, SessionId, WorkspaceId};
     use sealing::keyring::KeyVersion;
     use storage::index::FooterAt;
-    use storage::inspect::{Fault, Place, Problem};
+    use storage::inspect::{Fault, Note, Place, Problem};
 
     use super::*;
 
@@ -431,5 +431,9 @@ mod tests {
         let shown = lines(&verified(&found));
         assert!(shown.contains(&"sessions whose key was destroyed 1".to_owned()), "{shown:?}");
         assert_eq!(shown[shown.len() - 2..], ["fault: bytes 5..9: the footer names nothing here", "1 fault"]);
+        found.notes.push(Note { place: Place::Frame { frame: 3, at: 90 }, stream: 5, next: 7, state_bytes: 12 });
+        let shown = lines(&verified(&found));
+        let expect = ["notes of streams 1", "note: frame 3 at byte 90: of stream 5, next 7, 12 bytes of state"];
+        assert_eq!(shown[shown.len() - 4..shown.len() - 2], expect);
     }
 }
