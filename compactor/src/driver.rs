@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use engine::compaction::{Candidate, choose_run};
-use engine::merge::{Plan, SharedSource};
+use engine::merge::Plan;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use schemas::paths::ObjectKey;
 use schemas::{ObjectId, SessionKey};
@@ -24,7 +24,7 @@ use storage::objects::{Objects, sha256};
 use storage::session_keys::{DataKey, KeyError, SessionKeys};
 use uuid::Uuid;
 
-use crate::merge::{self, Loaded, MergeError, Merged, Unreadable};
+use crate::merge::{self, Loaded, MergeError, Merged, Place, Unreadable};
 use crate::{Config, metrics};
 
 /// Uploads and downloads at once.
@@ -210,8 +210,8 @@ impl Compactor {
             Err(outcome) => return Ok(outcome),
         };
         let merging = move || {
-            let plan = plan_of(&places, &loaded);
-            let merged = merge::merge(id, key, &data_key, &plan, &loaded);
+            let plan = merge::plan_of(&places, &loaded);
+            let merged = merge::merge(id, key, &data_key, &plan, &loaded, &places);
             (plan, merged)
         };
         let (plan, merged) = self.pool.run(merging).await?;
@@ -256,8 +256,8 @@ impl Compactor {
             return Ok(false);
         }
         let merging = move || {
-            let plan = plan_of(&[], &loaded);
-            merge::merge(id, key, &data_key, &plan, &loaded).map(|merged| (plan, merged))
+            let plan = merge::plan_of(&[], &loaded);
+            merge::merge(id, key, &data_key, &plan, &loaded, &[]).map(|merged| (plan, merged))
         };
         let (plan, merged) = match self.pool.run(merging).await? {
             Ok(merged) => merged,
@@ -348,9 +348,6 @@ fn result_of(key: SessionKey, plan: &Plan, merged: Merged, replaces: Vec<ObjectI
     SessionResult { key, object: merged.row, replaces, totals: plan.totals(), ended: plan.completeness().ended }
 }
 
-/// A chunk: the number of its object among those loaded, and its own in that object's footer.
-type Place = (usize, usize);
-
 /// Where each session's chunks are in these objects, by id. Found once: to look through all chunks for each session
 /// would cost their product.
 fn places_in(loaded: &[Loaded]) -> BTreeMap<SessionKey, Vec<Place>> {
@@ -363,24 +360,4 @@ fn places_in(loaded: &[Loaded]) -> BTreeMap<SessionKey, Vec<Place>> {
         }
     }
     places
-}
-
-/// The plan of one session: all session objects among those loaded, and the chunks at these places.
-fn plan_of(places: &[Place], loaded: &[Loaded]) -> Plan {
-    let mut merged = Vec::new();
-    for (object, source) in loaded.iter().enumerate() {
-        if let Footer::Session(footer) = &source.footer {
-            merged.push((object, footer.as_ref()));
-        }
-    }
-    let shared: Vec<SharedSource<'_>> = places
-        .iter()
-        .filter_map(|&(object, number)| match &loaded.get(object)?.footer {
-            Footer::Shared(footer) => {
-                Some(SharedSource { object, partition: footer.partition, number, chunk: footer.chunks.get(number)? })
-            }
-            Footer::Session(_) => None,
-        })
-        .collect();
-    Plan::build(&merged, &shared)
 }

@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use engine::compaction::{Cut, FrameCutter};
-use engine::merge::{Location, Merger, Plan, Range, Step};
+use engine::merge::{Location, Merger, Plan, Range, SharedSource, Step};
 use schemas::codec::{self, FormatError};
 use schemas::object::ObjectKind;
 use schemas::session_object::Footer as SessionFooter;
 use schemas::shared_object::{Chunk, Footer as SharedFooter, Quarantined, SessionFilter};
+use schemas::stream_note::{self, StreamNote};
 use schemas::{ObjectId, SessionKey, limits};
 use sealing::frames::{ChunkContext, ChunkKind, Opener, Sealer};
 use sealing::objects::{
@@ -19,6 +20,7 @@ use sealing::{Key, SealError};
 use storage::footers::Footer;
 use storage::index::Uploaded;
 use storage::objects;
+use storage::stream_notes::NotedFrame;
 use thiserror::Error;
 
 /// zstd's level for session objects: written once, read for a year.
@@ -30,6 +32,9 @@ pub(crate) struct Loaded {
     pub(crate) body: Bytes,
     pub(crate) footer: Footer,
 }
+
+/// A chunk: the number of its object among those loaded, and its own in that object's footer.
+pub(crate) type Place = (usize, usize);
 
 /// Why a session cannot be merged.
 #[derive(Debug, Error)]
@@ -55,13 +60,35 @@ pub(crate) struct Merged {
     pub(crate) row: Uploaded,
 }
 
-/// Merges a session's batches into one object, sealed with the session's key.
+/// The plan of one session: all session objects among those loaded, and the chunks at these places.
+pub(crate) fn plan_of(places: &[Place], loaded: &[Loaded]) -> Plan {
+    let mut merged = Vec::new();
+    for (object, source) in loaded.iter().enumerate() {
+        if let Footer::Session(footer) = &source.footer {
+            merged.push((object, footer.as_ref()));
+        }
+    }
+    let shared: Vec<SharedSource<'_>> = places
+        .iter()
+        .filter_map(|&(object, number)| match &loaded.get(object)?.footer {
+            Footer::Shared(footer) => {
+                Some(SharedSource { object, partition: footer.partition, number, chunk: footer.chunks.get(number)? })
+            }
+            Footer::Session(_) => None,
+        })
+        .collect();
+    Plan::build(&merged, &shared)
+}
+
+/// Merges a session's batches into one object, sealed with the session's key. `plan` is that of the session objects among those
+/// loaded and of the chunks at these places.
 pub(crate) fn merge(
     id: ObjectId,
     key: SessionKey,
     data_key: &Key,
     plan: &Plan,
     objects: &[Loaded],
+    places: &[Place],
 ) -> Result<Merged, MergeError> {
     let mismatch = |_| FormatError::Field("facts");
     let mut writer = ObjectWriter::new(id, key, data_key, plan)?;
@@ -86,7 +113,38 @@ pub(crate) fn merge(
     if let Some(cut) = cutter.finish() {
         writer.frame(cut)?;
     }
-    Ok(writer.finish(data_key)?)
+    Ok(writer.finish(data_key, &newest_notes(data_key, plan, objects, places))?)
+}
+
+/// The newest note of each stream that goes on, those with the latest events first. A frame that does not open has none: what is
+/// merged decides whether the session is corrupt.
+fn newest_notes(data_key: &Key, plan: &Plan, objects: &[Loaded], places: &[Place]) -> Vec<StreamNote> {
+    let ranks: BTreeMap<u32, usize> = plan.open_streams().into_iter().zip(0..).collect();
+    let in_chunks = places.iter().filter_map(|&(object, number)| match &objects.get(object)?.footer {
+        Footer::Shared(footer) => Some((object, NotedFrame::of_chunk(number, footer.chunks.get(number)?)?)),
+        Footer::Session(_) => None,
+    });
+    let in_session_objects = objects.iter().enumerate().filter_map(|(object, loaded)| match &loaded.footer {
+        Footer::Session(footer) => Some((object, NotedFrame::of_session(footer)?)),
+        Footer::Shared(_) => None,
+    });
+    let mut newest: BTreeMap<usize, StreamNote> = BTreeMap::new();
+    for (object, frame) in in_chunks.chain(in_session_objects) {
+        let loaded = &objects[object];
+        let sealed = slice(&loaded.body, frame.at, u64::from(frame.len)).map_err(OpenError::from);
+        let notes = sealed.and_then(|sealed| frame.open(&loaded.footer, data_key, sealed)).unwrap_or_default();
+        for note in notes {
+            let Some(rank) = ranks.get(&note.stream) else { continue };
+            if newest.get(rank).is_none_or(|other| note.is_newer_than(other)) {
+                newest.insert(*rank, note);
+            }
+        }
+        // No more are written; a session may have many thousands of streams.
+        while newest.len() > limits::STREAM_NOTES_MAX {
+            newest.pop_last();
+        }
+    }
+    newest.into_values().collect()
 }
 
 struct ObjectWriter {
@@ -122,9 +180,11 @@ impl ObjectWriter {
         Ok(())
     }
 
-    fn finish(self, data_key: &Key) -> Result<Merged, SealError> {
+    /// `notes` go behind the last frame's events. An object without events has no frame, and no place for them.
+    fn finish(self, data_key: &Key, notes: &[StreamNote]) -> Result<Merged, SealError> {
         let Self { mut body, mut footer, sealer, held_back } = self;
-        if let Some((last, frame)) = held_back {
+        if let Some((last, mut frame)) = held_back {
+            stream_note::append(&mut frame, notes);
             let at = body.len() as u64;
             let len = sealer.seal_last(&frame, &mut body)?;
             footer.frames.push(last.frame(at, len as u32));
@@ -303,11 +363,12 @@ pub(crate) fn wholly_corrupt(id: ObjectId, body: Bytes) -> Option<Loaded> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use schemas::shared_object::BatchEntry;
     use schemas::{BatchFacts, SessionId, WorkspaceId};
     use sealing::frames::seal_chunk;
     use sealing::keyring::KeyVersion;
-    use sealing::objects::open_shared_footer;
+    use sealing::objects::{open_session_footer, open_shared_footer};
     use uuid::Uuid;
 
     use super::*;
@@ -378,5 +439,169 @@ mod tests {
         let last = moved.at as usize + lens[0]..moved.at as usize + lens[0] + lens[1];
         let opened = chunk_opener(&data_key, moved).open(frame_at(1, 2), &object.body[last]);
         assert_eq!(opened.as_deref(), Ok(b"two".as_slice()));
+    }
+
+    fn session() -> SessionKey {
+        SessionKey { workspace: WorkspaceId(Uuid::from_u128(1)), session: SessionId(Uuid::from_u128(2)) }
+    }
+
+    fn data_key() -> Key {
+        Key::new([5; 32])
+    }
+
+    /// A batch on its way into a chunk: its seq, the time of its one event, whether it is the last.
+    #[derive(Debug, Clone, Copy)]
+    struct Batch {
+        seq: u32,
+        at: Option<i64>,
+        end: bool,
+    }
+
+    /// A shared object of one chunk, with a note behind the last frame.
+    fn shared(offset: u64, stream: u32, batches: &[Batch], note: Option<&StreamNote>) -> Loaded {
+        let mut body = ObjectKind::Shared.preamble().to_vec();
+        let at = body.len() as u64;
+        let payload = |batch: &Batch| {
+            let event = batch.at.map(|at| format!("{{\"type\":3,\"timestamp\":{at},\"data\":{{}}}}\n"));
+            event.unwrap_or_default().into_bytes()
+        };
+        let compressed = |raw: &Vec<u8>| if raw.is_empty() { Vec::new() } else { codec::compress(raw, 1) };
+        let payloads: Vec<Vec<u8>> = batches.iter().map(payload).collect();
+        let mut frames: Vec<Vec<u8>> = payloads.iter().map(compressed).collect();
+        stream_note::append(frames.last_mut().unwrap(), note);
+        let context = ChunkContext { session: session(), kind: ChunkKind::Shared };
+        let (id, lens) = seal_chunk(&data_key(), context, frames.iter().map(Vec::as_slice), &mut body).unwrap();
+        let entry = |(number, batch): (usize, &Batch)| {
+            let raw = &payloads[number];
+            let facts = BatchFacts {
+                events: u32::from(batch.at.is_some()),
+                raw_bytes: raw.len() as u32,
+                ts_min: batch.at.unwrap_or(0),
+                ts_max: batch.at.unwrap_or(0),
+                content_hash: BatchFacts::hash(raw),
+                ..BatchFacts::default()
+            };
+            BatchEntry { seq: batch.seq, end: batch.end, offset, len: lens[number] as u32, facts }
+        };
+        let batches = batches.iter().enumerate().map(entry).collect();
+        let footer = SharedFooter {
+            object: ObjectId(Uuid::nil()),
+            partition: 3,
+            offset_first: offset,
+            offset_next: offset + 1,
+            chunks: vec![Chunk { key: session(), stream, id: *id.as_bytes(), at, batches }],
+            quarantined: Vec::new(),
+        };
+        Loaded { body: body.into(), footer: Footer::Shared(Arc::new(footer)) }
+    }
+
+    /// Merges objects as a run or as parts, and reads what was made.
+    fn merged(objects: &[Loaded]) -> Loaded {
+        let shared = objects.iter().enumerate().filter(|(_, loaded)| matches!(loaded.footer, Footer::Shared(_)));
+        let places: Vec<Place> = shared.map(|(object, _)| (object, 0)).collect();
+        let (id, plan) = (ObjectId(Uuid::from_u128(9)), plan_of(&places, objects));
+        let made = merge(id, session(), &data_key(), &plan, objects, &places).unwrap();
+        let (at, len) = (made.row.footer.at, made.row.footer.len as usize);
+        let region = &made.body[at as usize..at as usize + len];
+        let footer = open_session_footer(&data_key(), session(), id, region, at).unwrap();
+        Loaded { body: made.body, footer: Footer::Session(Arc::new(footer)) }
+    }
+
+    /// The notes of a session object, as they lie behind its last frame, and all its events.
+    fn read(loaded: &Loaded) -> (Vec<StreamNote>, String) {
+        let Footer::Session(footer) = &loaded.footer else { panic!("it is a session object") };
+        let (opener, mut notes, mut events) = (session_opener(&data_key(), footer), Vec::new(), Vec::new());
+        for (number, frame) in footer.frames.iter().enumerate() {
+            let sealed = slice(&loaded.body, frame.at, u64::from(frame.len)).unwrap();
+            let opened = opener.open(frame_at(number, footer.frames.len()), sealed).unwrap();
+            events.extend(codec::decompress(&opened, frame.raw_len as usize).unwrap());
+            assert!(notes.is_empty(), "notes come last");
+            notes = stream_note::read(&opened).unwrap();
+        }
+        (notes, String::from_utf8(events).unwrap())
+    }
+
+    fn note(stream: u32, next: u64, state: &[u8]) -> StreamNote {
+        StreamNote { stream, next, state: state.to_vec() }
+    }
+
+    const fn batch(seq: u32, at: i64) -> Batch {
+        Batch { seq, at: Some(at), end: false }
+    }
+
+    proptest! {
+        /// Goal: whoever takes a stream over finds its newest note, however the session was merged. Method: chunks with notes in
+        /// any order are merged in runs, and the parts in any order, some of them twice; of batches without events too, of which
+        /// the note alone is stored.
+        #[test]
+        fn the_note_that_is_found_last_is_the_greatest_of_all(
+            chunks in prop::collection::vec((0..3_u32, 0..6_u64, any::<[u8; 2]>(), any::<bool>(), any::<bool>()), 1..12),
+            order in Just((0..12).collect::<Vec<usize>>()).prop_shuffle(),
+            runs in 1..5_usize,
+            merged_before in 0..4_usize,
+            ended in prop::option::of(0..3_u32),
+        ) {
+            let mut expected: BTreeMap<u32, StreamNote> = BTreeMap::new();
+            let mut objects = Vec::new();
+            for (number, (stream, next, state, has_note, is_empty)) in chunks.iter().enumerate() {
+                let of = note(*stream, *next, state);
+                let made = has_note.then_some(&of);
+                let last = Batch { seq: number as u32 * 2 + 1, at: (!is_empty).then_some(number as i64), end: false };
+                objects.push(shared(number as u64, *stream, &[batch(number as u32 * 2, number as i64), last], made));
+                if made.is_some() && ended != Some(*stream) {
+                    let newest = expected.entry(*stream).or_insert_with(|| of.clone());
+                    if of.is_newer_than(newest) {
+                        *newest = of;
+                    }
+                }
+            }
+            if let Some(stream) = ended {
+                objects.push(shared(90, stream, &[Batch { end: true, ..batch(99, 99) }], None));
+            }
+            let all_events = read(&merged(&objects)).1;
+            let mut by_run: Vec<Vec<Loaded>> = vec![Vec::new(); runs];
+            for (place, number) in order.iter().filter(|number| **number < objects.len()).enumerate() {
+                by_run[place % runs].push(objects[*number].clone());
+            }
+            // One that the list of a dozen numbers does not reach.
+            by_run[0].extend(objects.get(12).cloned());
+            let mut parts: Vec<Loaded> = by_run.iter().filter(|run| !run.is_empty()).map(|run| merged(run)).collect();
+            for _ in 0..merged_before.min(parts.len() - 1) {
+                let (one, other) = (parts.remove(0), parts.remove(0));
+                parts.push(merged(&[one, other]));
+            }
+            let (notes, events) = read(&merged(&parts));
+            prop_assert_eq!(&events, &all_events);
+            let found: BTreeMap<u32, StreamNote> = notes.into_iter().map(|note| (note.stream, note)).collect();
+            prop_assert_eq!(found, expected);
+        }
+    }
+
+    #[test]
+    fn notes_of_the_latest_streams_are_carried_as_far_as_they_are_allowed() {
+        let carried = |count: u32, state: usize| {
+            let chunk = |stream| {
+                let of = note(stream, 1, &vec![1; state]);
+                shared(u64::from(stream), stream, &[batch(0, i64::from(stream))], Some(&of))
+            };
+            let objects: Vec<Loaded> = (0..count).map(chunk).collect();
+            read(&merged(&objects)).0.iter().map(|note| note.stream).collect::<Vec<_>>()
+        };
+        assert_eq!(carried(70, 10), (6..70).rev().collect::<Vec<_>>());
+        assert_eq!(carried(40, limits::STREAM_STATE_BYTES_MAX), (9..40).rev().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_frame_of_notes_that_does_not_open_costs_its_note_and_nothing_else() {
+        let (one, two) = (note(1, 1, b"one"), note(1, 3, b"two"));
+        let first = shared(1, 1, &[batch(0, 5)], Some(&one));
+        let mut damaged = shared(2, 1, &[batch(1, 6), Batch { seq: 2, at: None, end: false }], Some(&two));
+        let mut body = damaged.body.to_vec();
+        *body.last_mut().unwrap() ^= 1;
+        damaged.body = body.into();
+        let (notes, events) = read(&merged(&[first, damaged]));
+        assert_eq!((notes, events.lines().count()), (vec![one], 2));
+        let nothing = shared(1, 1, &[Batch { seq: 0, at: None, end: false }], Some(&two));
+        assert_eq!(read(&merged(&[nothing])), (Vec::new(), String::new()), "there is no frame to put it behind");
     }
 }

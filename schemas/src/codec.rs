@@ -3,7 +3,7 @@
 
 use thiserror::Error;
 
-use crate::limits;
+use crate::{limits, stream_note};
 
 /// Why bytes are not what they should be. No variant carries content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -200,7 +200,7 @@ pub fn compress(raw: &[u8], level: i32) -> Vec<u8> {
     compressor.compress(raw).expect("compression into a buffer of the bound's size cannot fail")
 }
 
-/// Decompresses one or more zstd frames into at most `max` bytes.
+/// Decompresses one or more zstd frames into at most `max` bytes. What is skippable, as notes are, adds nothing to them.
 pub fn decompress(frame: &[u8], max: usize) -> Result<Vec<u8>, FormatError> {
     use std::io::Read;
     let mut decoder = zstd::stream::read::Decoder::with_buffer(frame).map_err(|_| FormatError::Compression)?;
@@ -217,10 +217,10 @@ pub fn decompress(frame: &[u8], max: usize) -> Result<Vec<u8>, FormatError> {
 }
 
 /// Whether these bytes look like one frame that says it holds `raw_bytes`: the cheap half of a pair of checks, of which
-/// reading does the other. Nothing holds nothing.
+/// reading does the other. Nothing holds nothing, and so do notes alone.
 pub fn frame_holds(frame: &[u8], raw_bytes: usize) -> bool {
     if raw_bytes == 0 {
-        return frame.is_empty();
+        return stream_note::holds_only_notes(frame);
     }
     zstd::zstd_safe::get_frame_content_size(frame).ok().flatten() == Some(raw_bytes as u64)
 }

@@ -25,13 +25,13 @@ pub fn active_between_ms(before: i64, after: i64) -> u64 {
 
 /// The facts of one batch.
 ///
-/// Up to `content_hash` they are in every batch's facts. What follows was appended by a later release; batches that were
-/// recorded before have the defaults.
+/// Up to `content_hash` they are in every batch's facts. What follows was appended in two groups, up to `urls` and from
+/// `stored_hash` on, by later releases; batches that were recorded before have the defaults.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct BatchFacts {
     /// Events in the batch.
     pub events: u32,
-    /// Bytes of the batch's payload before compression: its events, a newline after each.
+    /// Bytes of the batch's payload before compression, as it is stored: its events, a newline after each.
     pub raw_bytes: u32,
     /// The least timestamp, in milliseconds as the client's clock had them.
     pub ts_min: i64,
@@ -45,7 +45,7 @@ pub struct BatchFacts {
     pub errors: u32,
     /// Whether a full snapshot is among the events.
     pub full_snapshot: bool,
-    /// XXH3 of the payload before compression; two batches of one place that differ in it are in conflict.
+    /// XXH3 of the payload as it was sent, before compression; two batches of one place that differ in it are in conflict.
     pub content_hash: u64,
     /// The sum of the pauses between neighbouring interactions, as far as the user was not idle in them, in milliseconds.
     pub active_ms: u32,
@@ -61,6 +61,12 @@ pub struct BatchFacts {
     pub failed_requests: u32,
     /// Pages opened, by origin and path.
     pub urls: Urls,
+    /// XXH3 of the payload as it is stored, where masking changed it after `content_hash` was taken.
+    pub stored_hash: Option<u64>,
+    /// Values that were masked.
+    pub masked: u32,
+    /// Events whose payload was dropped since masking failed.
+    pub dropped: u32,
 }
 
 /// URLs of pages, each once, in the order of the first visits. [`limits::BATCH_URLS_MAX`] of
@@ -165,6 +171,12 @@ impl BatchFacts {
         }
         writer.uint(u64::from(self.failed_requests));
         self.urls.write(&mut writer);
+        writer.u8(u8::from(self.stored_hash.is_some()));
+        if let Some(hash) = self.stored_hash {
+            writer.u64_fixed(hash);
+        }
+        writer.uint(u64::from(self.masked));
+        writer.uint(u64::from(self.dropped));
         to.bytes(&writer.into_bytes());
     }
 
@@ -193,14 +205,17 @@ impl BatchFacts {
             content_hash: reader.u64_fixed()?,
             ..Self::default()
         };
-        // Appended together: they all are there or none is.
+        // A group was appended together: all of it is there or nothing.
         if !reader.rest().is_empty() {
-            facts.read_appended(&mut reader)?;
+            facts.read_activity(&mut reader)?;
+        }
+        if !reader.rest().is_empty() {
+            facts.read_masking(&mut reader)?;
         }
         Ok(facts)
     }
 
-    fn read_appended(&mut self, reader: &mut Reader<'_>) -> Result<(), FormatError> {
+    fn read_activity(&mut self, reader: &mut Reader<'_>) -> Result<(), FormatError> {
         self.active_ms = reader.uint32("active_ms")?;
         if reader.flag("interacted")? {
             let first = self.ts_min.wrapping_add(reader.int()?);
@@ -216,7 +231,19 @@ impl BatchFacts {
         Ok(())
     }
 
-    /// The hash that stands in [`BatchFacts::content_hash`].
+    fn read_masking(&mut self, reader: &mut Reader<'_>) -> Result<(), FormatError> {
+        self.stored_hash = reader.flag("stored_hash")?.then(|| reader.u64_fixed()).transpose()?;
+        self.masked = reader.uint32("masked")?;
+        self.dropped = reader.uint32("dropped")?;
+        Ok(())
+    }
+
+    /// What the payload as it is stored hashes to.
+    pub fn hash_as_stored(&self) -> u64 {
+        self.stored_hash.unwrap_or(self.content_hash)
+    }
+
+    /// The hash that stands in [`BatchFacts::content_hash`] and in [`BatchFacts::stored_hash`].
     pub fn hash(payload: &[u8]) -> u64 {
         xxhash_rust::xxh3::xxh3_64(payload)
     }
@@ -241,6 +268,9 @@ mod tests {
             console: [1, 2, 3, 4],
             failed_requests: 5,
             urls: Urls::new(["https://app.example/", "https://app.example/cart"]),
+            stored_hash: Some(3),
+            masked: 300,
+            dropped: 1,
             ..BatchFacts::default()
         }
     }
@@ -266,7 +296,8 @@ mod tests {
     }
 
     /// Goal: facts of all releases are read for ever. Method: the bytes of facts as they are written now, cut at each
-    /// place and lengthened. They are whole where the first release ended, with defaults behind, and where this one ends.
+    /// place and lengthened. They are whole where the first release ended, with defaults behind, where the second did, and where
+    /// this one ends.
     #[test]
     fn facts_of_earlier_and_of_later_releases_are_read_and_cut_ones_are_an_error() {
         let facts = sample();
@@ -277,11 +308,15 @@ mod tests {
         };
         // Two numbers of one and two bytes, two times, eight kinds, pages, errors, the flag, and the hash.
         let first_release_len = 3 + 2 + 8 + 3 + 8;
+        let second_release = BatchFacts { stored_hash: None, masked: 0, dropped: 0, ..facts.clone() };
+        // Behind it are the flag, the hash, and two numbers of two bytes and one.
+        let second_release_len = written.len() - (1 + 8 + 3);
         for len in 0..written.len() + 3 {
             let mut cut = written.clone();
             cut.resize(len, 1);
             let expected = match len {
                 len if len == first_release_len => Ok(first_release.clone()),
+                len if len == second_release_len => Ok(second_release.clone()),
                 len if len < written.len() => Err(FormatError::Truncated),
                 _ => Ok(facts.clone()),
             };
@@ -311,6 +346,9 @@ mod tests {
             console: [u32::MAX; CONSOLE_LEVELS],
             failed_requests: u32::MAX,
             urls: Urls::new(urls.iter().map(String::as_str)),
+            stored_hash: Some(u64::MAX),
+            masked: u32::MAX,
+            dropped: u32::MAX,
         };
         assert_eq!(facts.urls.len(), limits::BATCH_URLS_MAX);
         let bytes = fields(&facts);
@@ -319,12 +357,14 @@ mod tests {
         assert_eq!(read(&bytes), Ok(facts));
 
         let with = |urls: &[&str]| {
-            let mut bytes = fields(&BatchFacts::default());
-            assert_eq!(bytes.pop(), Some(0), "the count of URLs is last");
+            let bytes = fields(&BatchFacts::default());
+            let (before, behind) = bytes.split_at(bytes.len() - 4);
+            assert_eq!(behind, [0; 4], "the count of URLs is before the last three");
             let mut writer = Writer::new();
-            writer.raw(&bytes);
+            writer.raw(before);
             writer.uint(urls.len() as u64);
             urls.iter().for_each(|url| writer.bytes(url.as_bytes()));
+            writer.raw(&behind[1..]);
             read(&writer.into_bytes()).map(|facts| facts.urls.len())
         };
         assert_eq!(with(&["http://a/", "http://b/"]), Ok(2));

@@ -123,10 +123,14 @@ pub const BATCH_URLS_MAX: usize = 16;
 pub const SESSION_URLS_MAX: usize = 64;
 /// The URL of a page: origin and path.
 pub const PAGE_URL_BYTES_MAX: usize = 512;
-/// All fields of a batch's facts but its URLs: 26 numbers of 10 bytes at most.
-pub const FACTS_NUMBERS_BYTES_MAX: usize = 260;
-/// The state by which a stream is masked: which of its nodes are known.
+/// All fields of a batch's facts but its URLs: 30 numbers of 10 bytes at most.
+pub const FACTS_NUMBERS_BYTES_MAX: usize = 300;
+/// The state by which one stream is masked, as it is noted behind the stream's events.
 pub const STREAM_STATE_BYTES_MAX: usize = 16 * KIB;
+/// Notes of streams behind one frame.
+pub const STREAM_NOTES_MAX: usize = 64;
+/// Bytes of all notes behind one frame.
+pub const STREAM_NOTES_BYTES_MAX: usize = 512 * KIB;
 /// A footer after decompression.
 pub const FOOTER_RAW_BYTES_MAX: usize = 64 * MIB;
 
@@ -144,6 +148,7 @@ const _: () = {
     assert!(FACTS_BYTES_MAX < RECORD_OVERHEAD_BYTES_MAX / 2);
     assert!(FACTS_NUMBERS_BYTES_MAX + BATCH_URLS_MAX * (PAGE_URL_BYTES_MAX + 2) <= FACTS_BYTES_MAX);
     assert!(BATCH_URLS_MAX <= SESSION_URLS_MAX);
+    assert!(2 * STREAM_STATE_BYTES_MAX < STREAM_NOTES_BYTES_MAX);
     assert!(FLUSH_BYTES > RECORD_PAYLOAD_BYTES_MAX);
     assert!(TOKEN_BYTES_MAX < SMALL_BODY_BYTES_MAX);
     assert!(TOKEN_BYTES_MAX < HEAD_BYTES_MAX);

@@ -261,6 +261,9 @@ mod tests {
                 console: [1, 0, 3, 0],
                 failed_requests: 1,
                 urls: Urls::new(["https://app.example/cart"]),
+                stored_hash: None,
+                masked: 0,
+                dropped: 0,
             },
         }
     }

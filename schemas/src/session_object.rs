@@ -2,7 +2,7 @@
 //!
 //! Layout, version 1: the preamble (magic `CLVO`, version); frames; the footer's region; the trailer, see [`crate::object`].
 //! A frame is one zstd frame of events with a newline after each; all frames are one chunk, sealed with the session's data
-//! key. A full snapshot begins a frame. The segments of a frame say which batch its events came from, so that objects can be
+//! key. Notes of streams that go on stand behind the last frame's events, see [`crate::stream_note`]. A full snapshot begins a frame. The segments of a frame say which batch its events came from, so that objects can be
 //! merged again.
 //!
 //! The footer's region: the id of the footer's own chunk (16 bytes), and the footer, one zstd frame with a checksum, sealed

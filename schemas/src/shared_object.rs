@@ -1,7 +1,8 @@
 //! Shared objects (level 0): many sessions' chunks, in order of arrival.
 //!
 //! Layout, version 1: the preamble (magic `CLVS`, version); the chunks; the footer's region; the trailer, see
-//! [`crate::object`]. A chunk is one stream's frames, as the edge made them, each sealed with the session's data key. Records
+//! [`crate::object`]. A chunk is one stream's frames, each sealed with the session's data key. Notes of the stream stand behind the
+//! last of them that is no copy's, see [`crate::stream_note`]. Records
 //! that could not be read lie between the chunks byte for byte and are listed in the footer with their reason. A batch that
 //! came again shortly after has an entry and a frame that holds nothing, see [`BatchEntry::is_copy`].
 //!
@@ -34,7 +35,7 @@ pub const EMPTY_FRAME_BYTES: u32 = 16;
 
 impl BatchEntry {
     /// Whether only that the batch came again is noted: its frame holds nothing, an earlier one of the same partition has the
-    /// events. A batch without events is stored as no bytes, and is no copy of anything.
+    /// events. A batch without events is stored as no bytes, or as notes alone, and is no copy of anything. A copy has no notes.
     pub fn is_copy(&self) -> bool {
         self.len == EMPTY_FRAME_BYTES && self.facts.raw_bytes > 0
     }
@@ -59,6 +60,13 @@ impl Chunk {
     /// Bytes of all frames.
     pub fn len(&self) -> u64 {
         self.batches.iter().map(|batch| u64::from(batch.len)).sum()
+    }
+
+    /// The frame that may have notes behind its events: the last that is no copy's. Its number, and where it begins.
+    pub fn noted_frame(&self) -> Option<(usize, u64)> {
+        let number = self.batches.iter().rposition(|batch| !batch.is_copy())?;
+        let before: u64 = self.batches[..number].iter().map(|batch| u64::from(batch.len)).sum();
+        Some((number, self.at.saturating_add(before)))
     }
 
     /// Whether the chunk has no frames; no writer makes such a chunk.
@@ -338,6 +346,23 @@ mod tests {
                 reason: QuarantineReason::Header,
             }],
         }
+    }
+
+    #[test]
+    fn notes_are_looked_for_behind_the_last_frame_that_is_no_copy_s() {
+        let batch = |len, raw_bytes| {
+            let facts = BatchFacts { raw_bytes, ..BatchFacts::default() };
+            BatchEntry { seq: 0, end: false, offset: 11, len, facts }
+        };
+        let (events, copy, empty) = (batch(40, 20), batch(16, 20), batch(16, 0));
+        let check = |batches: &[&BatchEntry], expect: Option<(usize, u64)>| {
+            let batches = batches.iter().map(|batch| (*batch).clone()).collect();
+            assert_eq!(Chunk { batches, ..sample().chunks[0].clone() }.noted_frame(), expect);
+        };
+        check(&[&events, &events], Some((1, 45)));
+        check(&[&events, &copy, &events, &copy, &copy], Some((2, 61)));
+        check(&[&events, &empty], Some((1, 45)));
+        check(&[&copy, &copy], None);
     }
 
     #[test]

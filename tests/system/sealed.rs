@@ -416,8 +416,15 @@ fn a_missing_key_is_an_error_and_never_clear_text() -> Result<()> {
         "CLAIRVIO_RUN_AGE_MS",
         2_000,
     );
-    let expected =
-        &["part is down", "pass failed", "trying again", "read session", "the key store has lost", "has no key", "cannot be opened"];
+    let expected = &[
+        "part is down",
+        "pass failed",
+        "trying again",
+        "read session",
+        "the key store has lost",
+        "has no key",
+        "cannot be opened",
+    ];
     run(options, expected, async |system| {
         let (link, sdk) = (system.link("keyless").await?, system.sdk(1)?);
         let stop = AtomicBool::new(false);

@@ -47,7 +47,10 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("keyring-kms", &["schemas", "sealing", "service-kit"]),
         ("virtual-sdk", &["schemas", "masking"]),
         ("devstack", &["schemas", "service-kit", "storage", "virtual-sdk"]),
-        ("bench", &["schemas", "engine", "masking", "sealing", "service-kit", "ingest-edge", "devstack", "virtual-sdk"]),
+        (
+            "bench",
+            &["schemas", "engine", "masking", "sealing", "service-kit", "ingest-edge", "devstack", "virtual-sdk"],
+        ),
         ("system-tests", &["schemas"]),
     ])
 }

@@ -194,6 +194,10 @@ fn fault(header: &Header, payload: &[u8], record_key: &[u8]) -> Option<Quarantin
     match header {
         Header::Acceptance { key, .. } => (!is_of(key)).then_some(QuarantineReason::Header),
         Header::Batch { key, .. } if !is_of(key) => Some(QuarantineReason::Header),
+        // Notes of streams are batchers', and come behind what is stored.
+        Header::Batch { facts, .. } if facts.raw_bytes == 0 => {
+            (!payload.is_empty()).then_some(QuarantineReason::Payload)
+        }
         Header::Batch { facts, .. } => {
             (!codec::frame_holds(payload, facts.raw_bytes as usize)).then_some(QuarantineReason::Payload)
         }

@@ -185,11 +185,34 @@ pub enum Problem {
         /// The batch.
         seq: u32,
     },
+    /// A note lies where it is never looked for.
+    #[error("a note is of stream {0}, which has no batch here")]
+    Stray(u32),
 }
 
 impl From<FormatError> for Problem {
     fn from(error: FormatError) -> Self {
         Self::Unreadable(error.into())
+    }
+}
+
+/// A note of a stream, behind the events of a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Note {
+    /// The frame.
+    pub place: Place,
+    /// The stream.
+    pub stream: u32,
+    /// The seq that comes next: all before it was seen.
+    pub next: u64,
+    /// Bytes of the state.
+    pub state_bytes: usize,
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { place, stream, next, state_bytes } = self;
+        write!(f, "{place}: of stream {stream}, next {next}, {state_bytes} bytes of state")
     }
 }
 
@@ -393,6 +416,8 @@ pub struct Verified {
     pub quarantined: u64,
     /// Sessions whose key was destroyed: their bytes open for nobody, as it should be.
     pub shredded: u64,
+    /// Notes of streams.
+    pub notes: Vec<Note>,
     /// What is wrong.
     pub faults: Vec<Fault>,
 }

@@ -14,6 +14,7 @@ pub mod quarantine;
 pub mod reading;
 pub mod references;
 pub mod session_keys;
+pub mod stream_notes;
 
 use service_kit::config::keys::KeyStoreConfig;
 use service_kit::config::postgres::PostgresConfig;

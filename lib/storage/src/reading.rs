@@ -4,16 +4,18 @@
 //! per stream that is being read, and a few pieces of objects. Opening and decompressing run on the pool. The session's key
 //! is asked for again with every piece: a reading that goes on for long ends once the key was destroyed (R2).
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use engine::merge::{Location, Merger, Mismatch, Plan, Range, SharedSource, Step};
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use schemas::codec::{self, FormatError};
 use schemas::paths::ObjectKey;
+use schemas::stream_note::StreamNote;
 use schemas::{ObjectId, SessionKey, limits, session_object, shared_object};
 use sealing::frames::{FrameAt, Opener};
 use sealing::objects::{self as sealed, OpenError, frame_at};
@@ -25,6 +27,7 @@ use crate::index::sessions::{Found, Snapshot};
 use crate::index::{Index, IndexError, LiveObject};
 use crate::objects::{ObjectError, Objects};
 use crate::session_keys::{KeyError, SessionKeys};
+use crate::stream_notes::Search;
 
 /// Footers that are kept, as far as memory goes.
 const FOOTERS_CACHED_MAX: usize = 4_096;
@@ -32,6 +35,8 @@ const FOOTERS_CACHED_MAX: usize = 4_096;
 const FOOTERS_CACHED_BYTES_MAX: u64 = 128 * limits::MIB as u64;
 /// Pieces of objects that one reader keeps: a chunk or a frame is used by neighbouring batches.
 const PIECES_KEPT_MAX: usize = 8;
+/// Footers that are fetched at once where notes are looked for.
+const FOOTERS_AT_ONCE: usize = 8;
 /// Bytes of events that are given out at once.
 const OUTPUT_BYTES: usize = 64 * limits::KIB;
 
@@ -177,6 +182,45 @@ impl Reader {
         Ok(Opened::Session(Box::new(Session { snapshot, plan, bytes_stored, sources })))
     }
 
+    /// The newest notes of these streams of a session, as far as it is found in a few tries where they lie; none when the session
+    /// is unknown or deleted. What is absent or corrupt is passed over: a stream without a note is only masked more.
+    pub async fn stream_notes(
+        &self,
+        key: &SessionKey,
+        streams: &[u32],
+    ) -> Result<BTreeMap<u32, StreamNote>, ReadError> {
+        // Whether it is over does not matter here.
+        let snapshot = match self.index.find_session(key, Duration::ZERO).await? {
+            Found::Never | Found::Deleted => return Ok(BTreeMap::new()),
+            Found::Live(snapshot) => snapshot,
+        };
+        let data_key = match self.keys.key(key).await {
+            Err(KeyError::Shredded(_)) => return Ok(BTreeMap::new()),
+            other => other?,
+        };
+        let objects = snapshot.own.iter().chain(&snapshot.shared);
+        let footers = objects
+            .map(|object| async move { Ok::<_, ReadError>((object.key, missable(key, self.footer(object).await)?)) });
+        let sources: Vec<(ObjectKey, Option<Footer>)> =
+            stream::iter(footers).buffered(FOOTERS_AT_ONCE).try_collect().await?;
+        let footers = sources.iter().enumerate().filter_map(|(number, (_, footer))| Some((number, footer.as_ref()?)));
+        let mut search = Search::new(key, footers, streams);
+        while let Some((object, frame)) = search.next() {
+            let (object, Some(footer)) = &sources[object] else { continue };
+            let (object, frame, footer, data_key) = (*object, frame.clone(), footer.clone(), data_key.clone());
+            let fetched = self.objects.get_range(&object, frame.at, u64::from(frame.len)).await;
+            let opened = match fetched {
+                Ok(sealed) => {
+                    let opening = move || frame.open(&footer, &data_key, &sealed);
+                    self.pool.run(opening).await?.map_err(corrupt(object))
+                }
+                Err(source) => Err(ReadError::Object { key: object, source }),
+            };
+            search.found(missable(key, opened)?.unwrap_or_default());
+        }
+        Ok(search.finish())
+    }
+
     async fn footer(&self, object: &LiveObject) -> Result<Footer, ReadError> {
         let key = object.key;
         if let Some(footer) = self.footers.get(&key.id()) {
@@ -249,6 +293,18 @@ impl Reader {
             }
         }
         Ok(())
+    }
+}
+
+/// What was found, or nothing where that would be so for ever: it must not hold up who looks for notes.
+fn missable<T>(session: &SessionKey, found: Result<T, ReadError>) -> Result<Option<T>, ReadError> {
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(error @ (ReadError::Corrupt { .. } | ReadError::Object { source: ObjectError::Absent, .. })) => {
+            tracing::warn!(session = %session.session, %error, "notes of streams cannot be read; what comes is masked more");
+            Ok(None)
+        }
+        Err(error) => Err(error),
     }
 }
 

@@ -248,6 +248,35 @@ fn holes_and_conflicts_are_found() {
 }
 
 #[test]
+fn streams_that_go_on_are_told_the_latest_first() {
+    let mut store = Store::default();
+    for (stream, end, timestamps) in
+        [(1, false, &[5, 9][..]), (2, true, &[50]), (3, false, &[30]), (4, false, &[]), (5, false, &[9])]
+    {
+        store.put_shared(0, u64::from(stream), stream, 0, end, timestamps);
+    }
+    store.put_shared(0, 9, 2, 1, false, &[60]);
+    assert_eq!(store.plan().open_streams(), [3, 1, 5, 4]);
+}
+
+/// Copies of one batch may be masked differently: by which state was at hand when they came.
+#[test]
+fn copies_that_are_masked_differently_are_no_conflict() {
+    let mut store = Store::default();
+    store.put_shared(0, 0, 7, 0, true, &[1]);
+    store.put_shared(0, 1, 7, 0, true, &[2, 3]);
+    let sent = store.chunks[0].2.batches[0].facts.content_hash;
+    let masked = &mut store.chunks[1].2.batches[0].facts;
+    (masked.stored_hash, masked.content_hash) = (Some(masked.content_hash), sent);
+    let before = store.plan();
+    store.compact(100);
+    for plan in [before, store.plan()] {
+        assert_eq!((plan.duplicates, plan.conflicts), (1, 0));
+        assert_eq!(plan.streams[0].batches[0].facts.raw_bytes as usize, payload(7, 0, &[1]).len());
+    }
+}
+
+#[test]
 fn a_batch_that_is_not_what_its_facts_say_is_refused() {
     let mut store = Store::default();
     store.put_shared(0, 0, 7, 0, false, &[1]);

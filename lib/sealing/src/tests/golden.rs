@@ -6,6 +6,7 @@
 
 mod appended;
 mod copies;
+mod notes;
 mod v1;
 mod versions;
 
@@ -16,7 +17,8 @@ use std::sync::OnceLock;
 use schemas::journal::Entry;
 use schemas::paths::ObjectKey;
 use schemas::record::{Consent, Envelope, Header};
-use schemas::{BatchFacts, SessionKey, session_object, shared_object};
+use schemas::stream_note::{self, StreamNote};
+use schemas::{BatchFacts, SessionKey, codec, session_object, shared_object};
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
@@ -49,6 +51,7 @@ fn folders() -> &'static BTreeMap<String, Folder> {
             make(&root().join("v1"), v1::files);
             make(&root().join(appended::FOLDER), appended::files);
             make(&root().join(copies::FOLDER), copies::files);
+            make(&root().join(notes::FOLDER), notes::files);
         }
         let folder = |path: PathBuf| {
             let name = path.file_name().unwrap().to_str().unwrap().to_owned();
@@ -127,10 +130,16 @@ fn first_release(facts: &BatchFacts) -> BatchFacts {
     }
 }
 
-/// The facts are those of the events, as this release or the first one finds them.
+/// The facts without what masking appended.
+fn second_release(facts: &BatchFacts) -> BatchFacts {
+    BatchFacts { stored_hash: None, masked: 0, dropped: 0, ..facts.clone() }
+}
+
+/// The facts are those of the events, as this release or the first one finds them; of masked ones, of those that are stored.
 fn check_facts(facts: &BatchFacts, events: &[String]) {
+    let facts = BatchFacts { content_hash: facts.hash_as_stored(), ..second_release(facts) };
     let found = samples::facts(events);
-    assert!(*facts == found || *facts == first_release(&found), "the facts are those of the events");
+    assert!(facts == found || facts == first_release(&found), "the facts are those of the events");
 }
 
 fn facts_json(facts: &BatchFacts) -> Value {
@@ -146,6 +155,20 @@ fn facts_json(facts: &BatchFacts) -> Value {
             "urls": facts.urls.iter().collect::<Vec<_>>(),
         });
         value.as_object_mut().unwrap().extend(appended.as_object().unwrap().clone());
+    }
+    if *facts != second_release(facts) {
+        value["stored_hash"] = facts.stored_hash.map(|hash| format!("{hash:016x}")).into();
+        value["masked"] = facts.masked.into();
+        value["dropped"] = facts.dropped.into();
+    }
+    value
+}
+
+/// Adds the notes behind a frame to what stands of it.
+fn with_notes(mut value: Value, notes: &[StreamNote]) -> Value {
+    let note = |note: &StreamNote| json!({ "stream": note.stream, "next": note.next, "state": hex(&note.state) });
+    if !notes.is_empty() {
+        value["notes"] = notes.iter().map(note).collect();
     }
     value
 }
@@ -208,29 +231,31 @@ fn record_json(value: &[u8], record: &reader::Record) -> Value {
     })
 }
 
-fn shared_json(object: &[u8], shared: &reader::Shared) -> Value {
-    let batch = |(entry, events): (&shared_object::BatchEntry, &Vec<String>)| {
+fn shared_json(keys: &Keys, object: &[u8], shared: &reader::Shared) -> Value {
+    let batch = |((entry, events), notes): ((&shared_object::BatchEntry, &Vec<String>), Vec<StreamNote>)| {
         // Of a copy only the facts are there.
         if !entry.is_copy() {
             check_facts(&entry.facts, events);
         }
-        json!({
+        let described = json!({
             "seq": entry.seq,
             "end": entry.end,
             "offset": entry.offset,
             "len": entry.len,
             "facts": facts_json(&entry.facts),
             "events": events,
-        })
+        });
+        with_notes(described, &notes)
     };
     let chunk = |(chunk, events): (&shared_object::Chunk, &Vec<Vec<String>>)| {
+        let notes = reader::chunk_notes(keys, chunk, object).unwrap();
         json!({
             "workspace": chunk.key.workspace,
             "session": chunk.key.session,
             "stream": chunk.stream,
             "chunk_id": hex(&chunk.id),
             "at": chunk.at,
-            "batches": chunk.batches.iter().zip(events).map(batch).collect::<Vec<_>>(),
+            "batches": chunk.batches.iter().zip(events).zip(notes).map(batch).collect::<Vec<_>>(),
         })
     };
     let quarantined = |(entry, record): (&shared_object::Quarantined, &Option<reader::Record>)| {
@@ -256,7 +281,7 @@ fn shared_json(object: &[u8], shared: &reader::Shared) -> Value {
     })
 }
 
-fn session_json(session: &reader::Session) -> Value {
+fn session_json(keys: &Keys, object: &[u8], session: &reader::Session) -> Value {
     let event = |event: &reader::Event| json!({ "stream": event.stream, "seq": event.seq, "position": event.position, "event": event.text });
     let segment = |segment: &session_object::Segment| {
         json!({
@@ -267,8 +292,8 @@ fn session_json(session: &reader::Session) -> Value {
             "bytes": segment.bytes,
         })
     };
-    let frame = |(frame, events): (&session_object::Frame, &Vec<reader::Event>)| {
-        json!({
+    let frame = |((frame, events), notes): ((&session_object::Frame, &Vec<reader::Event>), Vec<StreamNote>)| {
+        let described = json!({
             "at": frame.at,
             "len": frame.len,
             "raw_len": frame.raw_len,
@@ -277,16 +302,18 @@ fn session_json(session: &reader::Session) -> Value {
             "full_snapshot": frame.full_snapshot,
             "segments": frame.segments.iter().map(segment).collect::<Vec<_>>(),
             "events": events.iter().map(event).collect::<Vec<_>>(),
-        })
+        });
+        with_notes(described, &notes)
     };
     let batch = |batch: &session_object::BatchInfo| json!({ "seq": batch.seq, "end": batch.end, "facts": facts_json(&batch.facts) });
     let stream = |stream: &session_object::StreamInfo| json!({ "stream": stream.stream, "batches": stream.batches.iter().map(batch).collect::<Vec<_>>() });
     let footer = &session.footer;
+    let notes = reader::session_notes(keys, footer, object).unwrap();
     json!({
         "workspace": footer.key.workspace,
         "session": footer.key.session,
         "chunk_id": hex(&footer.chunk),
-        "frames": footer.frames.iter().zip(&session.events).map(frame).collect::<Vec<_>>(),
+        "frames": footer.frames.iter().zip(&session.events).zip(notes).map(frame).collect::<Vec<_>>(),
         "streams": footer.streams.iter().map(stream).collect::<Vec<_>>(),
         "duplicates": footer.duplicates,
         "conflicts": footer.conflicts,
@@ -311,10 +338,10 @@ fn decode(keys: &Keys, known: &Value, bytes: &[u8]) -> Value {
         Some(ObjectKey::Shared { id, partition } | ObjectKey::Quarantine { id, partition }) => {
             let read = reader::shared(keys, id, bytes, FooterAt::Trailer).unwrap();
             assert_eq!(read.footer.partition, partition);
-            shared_json(bytes, &read)
+            shared_json(keys, bytes, &read)
         }
         Some(ObjectKey::Session { key, id }) => {
-            session_json(&reader::session(keys, key, id, bytes, FooterAt::Trailer).unwrap())
+            session_json(keys, bytes, &reader::session(keys, key, id, bytes, FooterAt::Trailer).unwrap())
         }
         Some(ObjectKey::Journal { id }) => {
             let (version, entry) = reader::journal(keys, id, bytes).unwrap();
@@ -322,6 +349,11 @@ fn decode(keys: &Keys, known: &Value, bytes: &[u8]) -> Value {
         }
         None if known["record_key"].is_string() => {
             record_json(bytes, &reader::record(keys, &unhex(&known["record_key"]), bytes).unwrap())
+        }
+        None if known["format"] == notes::FRAME => {
+            let raw = codec::decompress(bytes, bytes.len() * 100).unwrap();
+            let events: Vec<&str> = std::str::from_utf8(&raw).unwrap().lines().collect();
+            with_notes(json!({ "events": events }), &stream_note::read(bytes).unwrap())
         }
         None => {
             let version = KeyVersion(number(&known["key_version"]));
@@ -451,4 +483,26 @@ fn golden_files_show_copies_and_what_was_set_aside() {
     assert_eq!(batches.iter().map(is_copy).collect::<Vec<_>>(), [false, true, true]);
     assert_eq!(shared["quarantined"][0]["reason"], "session_key");
     assert_eq!(shared["quarantined"][0]["record"]["header"]["kind"], "batch");
+}
+
+/// Notes behind events, alone, and before a copy; and facts of a batch that was masked. All who know nothing of them read the same.
+#[test]
+fn golden_files_show_notes_of_streams_and_what_masking_did() {
+    let noted = expected(notes::FOLDER);
+    let files = &noted["files"];
+    let notes = |of: &Value| of.get("notes").map_or(0, |notes| notes.as_array().unwrap().len());
+    let chunks = &files["shared.bin"]["chunks"];
+    let in_chunks =
+        [&chunks[0]["batches"][0], &chunks[0]["batches"][1], &chunks[1]["batches"][0], &chunks[1]["batches"][1]];
+    assert_eq!(in_chunks.map(notes), [0, 1, 1, 0]);
+    assert!(
+        in_chunks[2]["events"] == json!([]) && in_chunks[2]["len"].as_u64() > Some(16) && in_chunks[3]["len"] == 16
+    );
+    let frames = &files["session.bin"]["frames"];
+    assert_eq!([&frames[0], &frames[1], &files["frame.zst"]].map(notes), [0, 2, 2]);
+    for facts in [&in_chunks[0]["facts"], &files["session.bin"]["streams"][0]["batches"][0]["facts"]] {
+        assert!(facts["stored_hash"].is_string() && facts["stored_hash"] != facts["content_hash"], "{facts}");
+        assert_eq!((&facts["masked"], &facts["dropped"]), (&json!(1), &json!(1)));
+    }
+    assert!(in_chunks[1]["facts"].get("masked").is_none());
 }

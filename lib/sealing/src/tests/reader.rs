@@ -7,6 +7,7 @@ use schemas::codec::{self, FormatError};
 use schemas::journal::Entry;
 use schemas::object::ObjectKind;
 use schemas::record::Header;
+use schemas::stream_note::{self, StreamNote};
 use schemas::{ObjectId, SessionKey, session_object, shared_object};
 
 use crate::Key;
@@ -151,6 +152,26 @@ fn read_chunk(keys: &Keys, chunk: &shared_object::Chunk, object: &[u8]) -> Read<
         at += u64::from(batch.len);
     }
     Ok(batches)
+}
+
+/// The notes behind each frame of a chunk, as who looks for them opens it.
+pub(super) fn chunk_notes(keys: &Keys, chunk: &shared_object::Chunk, object: &[u8]) -> Read<Vec<Vec<StreamNote>>> {
+    let opener = chunk_opener(keys.session(&chunk.key)?, chunk);
+    let (mut at, count, mut notes) = (chunk.at, chunk.batches.len(), Vec::new());
+    for (number, batch) in chunk.batches.iter().enumerate() {
+        notes.push(stream_note::read(&open_frame(&opener, object, (number, count), (at, batch.len))?)?);
+        at += u64::from(batch.len);
+    }
+    Ok(notes)
+}
+
+/// The notes behind each frame of a session object.
+pub(super) fn session_notes(keys: &Keys, footer: &session_object::Footer, object: &[u8]) -> Read<Vec<Vec<StreamNote>>> {
+    let (opener, count) = (session_opener(keys.session(&footer.key)?, footer), footer.frames.len());
+    let opened = |(number, frame): (usize, &session_object::Frame)| {
+        Ok(stream_note::read(&open_frame(&opener, object, (number, count), (frame.at, frame.len))?)?)
+    };
+    footer.frames.iter().enumerate().map(opened).collect()
 }
 
 fn quarantined(keys: &Keys, entry: &shared_object::Quarantined, object: &[u8]) -> Read<Option<Record>> {

@@ -5,6 +5,7 @@ use schemas::facts::Urls;
 use schemas::object::ObjectKind;
 use schemas::session_object::{self, BatchInfo, Frame, Segment, StreamInfo};
 use schemas::shared_object::{self, BatchEntry, Chunk, QuarantineReason, Quarantined};
+use schemas::stream_note::{self, StreamNote};
 use schemas::{BatchFacts, ObjectId, SessionId, SessionKey, WorkspaceId};
 use serde_json::Value;
 use uuid::Uuid;
@@ -171,7 +172,8 @@ pub(super) fn quarantine(
     with_records(id, partition, storage, (body, chunks), unreadable)
 }
 
-fn with_records(
+/// A shared object of this body and its chunks, with records behind them.
+pub(super) fn with_records(
     object: ObjectId,
     partition: i32,
     storage: &StorageKey,
@@ -204,10 +206,25 @@ pub(super) fn session(
     frames: &[Vec<Run>],
     streams: Vec<StreamInfo>,
 ) -> Object<session_object::Footer> {
+    session_with_notes(object, key, data_key, frames, streams, &[])
+}
+
+/// The same, with notes of streams behind the last frame.
+pub(super) fn session_with_notes(
+    object: ObjectId,
+    key: SessionKey,
+    data_key: &Key,
+    frames: &[Vec<Run>],
+    streams: Vec<StreamInfo>,
+    notes: &[StreamNote],
+) -> Object<session_object::Footer> {
     let mut body = ObjectKind::Session.preamble().to_vec();
     let mut at = body.len() as u64;
     let texts = |runs: &[Run]| -> Vec<String> { runs.iter().flat_map(|(.., events)| events.clone()).collect() };
-    let payloads: Vec<Vec<u8>> = frames.iter().map(|runs| compressed(&raw(&texts(runs)))).collect();
+    let mut payloads: Vec<Vec<u8>> = frames.iter().map(|runs| compressed(&raw(&texts(runs)))).collect();
+    if let Some(last) = payloads.last_mut() {
+        stream_note::append(last, notes);
+    }
     let context = ChunkContext { session: key, kind: ChunkKind::Session };
     let (chunk, lens) = seal_chunk(data_key, context, payloads.iter().map(Vec::as_slice), &mut body).unwrap();
     let mut entries = Vec::new();

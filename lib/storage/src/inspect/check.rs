@@ -6,10 +6,10 @@ use engine::events;
 use schemas::codec::{self, FormatError};
 use schemas::object::PREAMBLE_BYTES;
 use schemas::paths::ObjectKey;
-use schemas::{BatchFacts, SessionKey, session_object, shared_object};
+use schemas::{BatchFacts, SessionKey, session_object, shared_object, stream_note};
 use sealing::objects::{OpenError, chunk_opener, frame_at, session_opener};
 
-use super::{Content, Held, Outline, Place, Problem, Verified};
+use super::{Content, Held, Note, Outline, Place, Problem, Verified};
 
 /// Opens every frame and compares. `keys` are those of the sessions in it; one that is not among them is a fault.
 pub fn check(outline: &Outline, body: &[u8], content: &Content, keys: &BTreeMap<SessionKey, Held>) -> Verified {
@@ -112,14 +112,14 @@ fn check_chunk(body: &[u8], number: usize, chunk: &shared_object::Chunk, key: &s
         };
         verified.frames += 1;
         // Its seal shows that it is empty; the events lie where they were first.
-        if !batch.is_copy() {
-            check_payload(place, &batch.facts, &compressed, verified);
+        if !batch.is_copy() && check_payload(place, &batch.facts, &compressed, verified) {
+            check_notes(place, |of| of == stream, &compressed, verified);
         }
     }
 }
 
-/// A batch's payload as it lies in a record or a shared object: one zstd frame, of which the facts tell.
-pub(super) fn check_payload(place: Place, facts: &BatchFacts, compressed: &[u8], verified: &mut Verified) {
+/// A batch's payload as it lies in a record or a shared object: one zstd frame, of which the facts tell. Whether it is whole.
+pub(super) fn check_payload(place: Place, facts: &BatchFacts, compressed: &[u8], verified: &mut Verified) -> bool {
     let problem = match decompress(facts, compressed) {
         Err(error) => Some(error.into()),
         Ok(payload) => {
@@ -127,9 +127,27 @@ pub(super) fn check_payload(place: Place, facts: &BatchFacts, compressed: &[u8],
             difference(facts, payload.len() as u64, events, || BatchFacts::hash(&payload))
         }
     };
+    let is_whole = problem.is_none();
     match problem {
         Some(problem) => verified.fault(place, problem),
         None => count(facts, verified),
+    }
+    is_whole
+}
+
+/// The notes behind a frame's events: each is of a stream whose batches lie here.
+fn check_notes(place: Place, is_listed: impl Fn(u32) -> bool, compressed: &[u8], verified: &mut Verified) {
+    match stream_note::read(compressed) {
+        Err(error) => verified.fault(place, error),
+        Ok(notes) => {
+            for note in notes {
+                if !is_listed(note.stream) {
+                    verified.fault(place, Problem::Stray(note.stream));
+                }
+                let state_bytes = note.state.len();
+                verified.notes.push(Note { place, stream: note.stream, next: note.next, state_bytes });
+            }
+        }
     }
 }
 
@@ -153,7 +171,7 @@ fn difference(facts: &BatchFacts, bytes: u64, events: u64, hash: impl FnOnce() -
         Some(Problem::Length { found: bytes, expected: facts.raw_bytes.into() })
     } else if events != u64::from(facts.events) {
         Some(Problem::Events { found: events, expected: facts.events.into() })
-    } else if bytes > 0 && hash() != facts.content_hash {
+    } else if bytes > 0 && hash() != facts.hash_as_stored() {
         Some(Problem::Content)
     } else {
         None
@@ -206,16 +224,18 @@ impl<'a> SessionCheck<'a> {
             let place = Place::Frame { frame: number, at: frame.at };
             let opened = slice(body, frame.at, frame.len)
                 .and_then(|sealed| Ok(opener.open(frame_at(number, footer.frames.len()), sealed)?));
-            let raw = opened.and_then(|compressed| {
+            let read = opened.and_then(|compressed| {
                 self.verified.frames += 1;
-                Ok(codec::decompress(&compressed, frame.raw_len as usize)?)
+                Ok((codec::decompress(&compressed, frame.raw_len as usize)?, compressed))
             });
-            let problem = match raw {
-                Ok(raw) if raw.len() == frame.raw_len as usize => {
+            let problem = match read {
+                Ok((raw, compressed)) if raw.len() == frame.raw_len as usize => {
                     self.frame(place, frame, &raw);
+                    let is_listed = |of| footer.streams.iter().any(|listed| listed.stream == of);
+                    check_notes(place, is_listed, &compressed, self.verified);
                     continue;
                 }
-                Ok(raw) => Problem::Length { found: raw.len() as u64, expected: frame.raw_len.into() },
+                Ok((raw, _)) => Problem::Length { found: raw.len() as u64, expected: frame.raw_len.into() },
                 Err(error) => error.into(),
             };
             self.verified.fault(place, problem);

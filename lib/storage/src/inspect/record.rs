@@ -20,7 +20,9 @@ pub fn check_record(opened: &Opened, record_key: &[u8]) -> Verified {
         verified.fault(Place::Record, FormatError::Field("session"));
     }
     match &opened.header {
-        Header::Batch { facts, .. } => check_payload(Place::Record, facts, payload, &mut verified),
+        Header::Batch { facts, .. } => {
+            check_payload(Place::Record, facts, payload, &mut verified);
+        }
         Header::Acceptance { .. } | Header::Declines { .. } if payload.is_empty() => {}
         Header::Acceptance { .. } | Header::Declines { .. } => verified.fault(Place::Record, FormatError::Trailing),
     }

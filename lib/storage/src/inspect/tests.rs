@@ -8,6 +8,7 @@ use schemas::codec;
 use schemas::record::{Consent, Header};
 use schemas::session_object;
 use schemas::shared_object::{BatchEntry, Chunk, Footer, QuarantineReason, Quarantined};
+use schemas::stream_note::{self, StreamNote};
 use schemas::{BatchFacts, DeletionId, LinkId, ObjectId, ReceiptId, StreamSeq, WorkspaceId};
 use sealing::frames::{ChunkContext, ChunkKind, seal_chunk};
 use sealing::objects::{StorageKey, seal_journal, seal_session_footer, seal_shared_footer};
@@ -89,7 +90,11 @@ fn compressed(payload: &[u8]) -> Vec<u8> {
     if payload.is_empty() { Vec::new() } else { codec::compress(payload, 1) }
 }
 
-/// Two sessions, three streams, one record in quarantine. The second batch of the first chunk is empty, as that of a page
+fn note(stream: u32, next: u64) -> StreamNote {
+    StreamNote { stream, next, state: b"state".to_vec() }
+}
+
+/// Two sessions, three streams, a note behind each of the first session's, one record in quarantine. The second batch of the first chunk is empty, as that of a page
 /// which was left may be.
 fn shared_parts() -> (Vec<u8>, Footer) {
     let mut body = ObjectKind::Shared.preamble().to_vec();
@@ -109,7 +114,10 @@ fn shared_parts() -> (Vec<u8>, Footer) {
     let mut offset = 10;
     for (n, stream, batches) in streams {
         let payloads: Vec<_> = batches.iter().map(|events| payload(events)).collect();
-        let frames: Vec<Vec<u8>> = payloads.iter().map(|(payload, _)| compressed(payload)).collect();
+        let mut frames: Vec<Vec<u8>> = payloads.iter().map(|(payload, _)| compressed(payload)).collect();
+        if n == 1 {
+            stream_note::append(frames.last_mut().unwrap(), &[note(stream, batches.len() as u64)]);
+        }
         let at = body.len() as u64;
         let context = ChunkContext { session: session(n), kind: ChunkKind::Shared };
         let (id, lens) = seal_chunk(&Map::key(n), context, frames.iter().map(Vec::as_slice), &mut body).unwrap();
@@ -186,7 +194,8 @@ fn session_parts() -> (Vec<u8>, session_object::Footer) {
 
 fn seal_frames(raws: &[Vec<u8>]) -> (Vec<u8>, [u8; 16], Vec<usize>) {
     let mut body = ObjectKind::Session.preamble().to_vec();
-    let frames: Vec<Vec<u8>> = raws.iter().map(|raw| codec::compress(raw, 3)).collect();
+    let mut frames: Vec<Vec<u8>> = raws.iter().map(|raw| codec::compress(raw, 3)).collect();
+    stream_note::append(frames.last_mut().unwrap(), &[note(5, 3)]);
     let context = ChunkContext { session: session(1), kind: ChunkKind::Session };
     let (id, lens) = seal_chunk(&Map::key(1), context, frames.iter().map(Vec::as_slice), &mut body).unwrap();
     (body, *id.as_bytes(), lens)
@@ -233,6 +242,8 @@ async fn whole_objects_have_no_fault_and_their_sums_are_told() {
     let raw_bytes = |batches: &[Events]| batches.iter().map(|events| payload(events).0.len() as u64).sum::<u64>();
     let of_first = raw_bytes(&[&[(4, 100), (2, 101), (3, 102)], &[(3, 110), (3, 120)], &[(3, 103), (3, 115)]]);
     let of_second = raw_bytes(&[&[(3, 50)], &[(3, 60)]]);
+    let mut found = verified(&Map::new(), shared_key(), shared_object()).await;
+    let notes: Vec<_> = found.notes.drain(..).map(|note| (note.stream, note.next, note.state_bytes)).collect();
     let expect = Verified {
         frames: 6,
         batches: 6,
@@ -241,11 +252,16 @@ async fn whole_objects_have_no_fault_and_their_sums_are_told() {
         quarantined: 1,
         ..Verified::default()
     };
-    assert_eq!(verified(&Map::new(), shared_key(), shared_object()).await, expect);
+    assert_eq!((found, notes), (expect, vec![(5, 3, 5), (6, 1, 5)]));
 
-    let frames = session_parts().1.frames.len() as u64;
+    let footer = session_parts().1;
+    let (frames, last) = (footer.frames.len() as u64, footer.frames.last().unwrap().at);
+    let mut found = verified(&Map::new(), session_key(), session_object()).await;
+    let notes: Vec<String> = found.notes.drain(..).map(|note| note.to_string()).collect();
     let expect = Verified { frames, batches: 4, events: 7, raw_bytes: of_first, ..Verified::default() };
-    assert_eq!(verified(&Map::new(), session_key(), session_object()).await, expect);
+    assert_eq!(found, expect);
+    let place = format!("frame {} at byte {last}", frames - 1);
+    assert_eq!(notes, [format!("{place}: of stream 5, next 3, 5 bytes of state")]);
 
     let (key, body) = journal_object();
     assert_eq!(verified(&Map::new(), key, body).await, Verified { frames: 1, ..Verified::default() });
@@ -482,6 +498,65 @@ async fn a_session_footer_that_says_what_is_not_so_is_found() {
     assert_eq!(found[0], format!("bytes {gone}..{end}: the footer names nothing here"));
     let opened = format!("frame {last} at byte {}: sealed bytes do not open", short.frames[last].at);
     assert!(found[1].starts_with(&opened), "{found:?}");
+}
+
+/// What a shared object's only frame holds, and what is found wrong with it.
+async fn faults_of_frame(facts: &BatchFacts, frame: &[u8]) -> Vec<String> {
+    let (_, mut footer) = shared_parts();
+    let mut body = ObjectKind::Shared.preamble().to_vec();
+    let context = ChunkContext { session: session(1), kind: ChunkKind::Shared };
+    let (id, lens) = seal_chunk(&Map::key(1), context, [frame], &mut body).unwrap();
+    let entry = BatchEntry { seq: 0, end: false, offset: 10, len: lens[0] as u32, facts: facts.clone() };
+    footer.chunks = vec![Chunk { key: session(1), stream: 5, id: *id.as_bytes(), at: 5, batches: vec![entry] }];
+    footer.quarantined.clear();
+    let found = faults(shared_key(), end_shared(body, &footer)).await;
+    let place = format!("chunk 0, frame 0 at byte 5 (session {}, stream 5, seq 0): ", session(1).session);
+    found.iter().map(|fault| fault.strip_prefix(&place).unwrap_or(fault).to_owned()).collect()
+}
+
+#[tokio::test]
+async fn notes_stand_behind_events_or_alone_and_nothing_else_does() {
+    let (raw, facts) = payload(&[(3, 7)]);
+    let (_, nothing) = payload(&[]);
+    let behind = |frame: &[u8], notes: &[StreamNote]| {
+        let mut whole = frame.to_vec();
+        stream_note::append(&mut whole, notes);
+        whole
+    };
+    let events = compressed(&raw);
+    let whole = Vec::<String>::new();
+    assert_eq!(faults_of_frame(&facts, &behind(&events, &[note(5, 1)])).await, whole);
+    assert_eq!(faults_of_frame(&nothing, &behind(b"", &[note(5, 1)])).await, whole);
+    let stray = faults_of_frame(&facts, &behind(&events, &[note(6, 1)])).await;
+    assert_eq!(stray, ["a note is of stream 6, which has no batch here"]);
+    for other in [&b"some bytes"[..], &events[..events.len() - 1], &behind(b"", &[note(5, 1)])[..12]] {
+        assert_eq!(faults_of_frame(&facts, &[events.as_slice(), other].concat()).await.len(), 1);
+        assert_eq!(faults_of_frame(&nothing, &[&behind(b"", &[note(5, 1)]), other].concat()).await.len(), 1);
+    }
+    // A skippable frame with our magic number that is no note.
+    let no_note = [events.as_slice(), b"\x5c\x2a\x4d\x18\x02\0\0\0\x01\x05"].concat();
+    assert_eq!(faults_of_frame(&facts, &no_note).await, ["bytes end early"]);
+}
+
+#[tokio::test]
+async fn what_masking_changed_is_held_against_the_hash_of_what_is_stored() {
+    let (raw, facts) = payload(&[(3, 7)]);
+    let sent = BatchFacts { content_hash: 4711, masked: 1, ..facts.clone() };
+    let masked = BatchFacts { stored_hash: Some(facts.content_hash), ..sent.clone() };
+    let content = ["content is not what its facts were made of"];
+    assert_eq!(faults_of_frame(&masked, &compressed(&raw)).await, [""; 0]);
+    assert_eq!(faults_of_frame(&sent, &compressed(&raw)).await, content);
+    let other = BatchFacts { stored_hash: Some(1), ..facts };
+    assert_eq!(faults_of_frame(&other, &compressed(&raw)).await, content);
+
+    // Merged as well.
+    let (body, mut footer) = session_parts();
+    let batch = &mut footer.streams[0].batches[0].facts;
+    (batch.stored_hash, batch.content_hash) = (Some(batch.content_hash), 4711);
+    assert_eq!(faults(session_key(), end_session(body.clone(), &footer)).await, [""; 0]);
+    footer.streams[0].batches[0].facts.stored_hash = Some(1);
+    let found = faults(session_key(), end_session(body, &footer)).await;
+    assert_eq!(found, [format!("batch 0 of stream 5: {}", content[0])]);
 }
 
 /// A frame of another session object of the same session, or one that holds other bytes than it says.

@@ -303,7 +303,7 @@ fn rows(of: &Value, name: &str, fields: &[&str]) -> String {
     table("  ", &std::iter::once(head).chain(items).collect::<Vec<Vec<String>>>())
 }
 
-/// The counts, then every fault.
+/// The counts, then every note, then every fault.
 pub(super) fn verified(verified: &Verified) -> String {
     let mut rows = vec![
         row(["frames opened", &verified.frames.to_string()]),
@@ -317,7 +317,13 @@ pub(super) fn verified(verified: &Verified) -> String {
     if verified.shredded > 0 {
         rows.push(row(["sessions whose key was destroyed", &verified.shredded.to_string()]));
     }
+    if !verified.notes.is_empty() {
+        rows.push(row(["notes of streams", &verified.notes.len().to_string()]));
+    }
     let mut out = table("", &rows);
+    for note in &verified.notes {
+        out.push_str(&format!("note: {note}\n"));
+    }
     for fault in &verified.faults {
         out.push_str(&format!("fault: {fault}\n"));
     }
@@ -335,7 +341,7 @@ mod tests {
     use schemas::{ObjectId, SessionId, WorkspaceId};
     use sealing::keyring::KeyVersion;
     use storage::index::FooterAt;
-    use storage::inspect::{Fault, Place, Problem};
+    use storage::inspect::{Fault, Note, Place, Problem};
 
     use super::*;
 
@@ -426,5 +432,9 @@ mod tests {
         let shown = lines(&verified(&found));
         assert!(shown.contains(&"sessions whose key was destroyed 1".to_owned()), "{shown:?}");
         assert_eq!(shown[shown.len() - 2..], ["fault: bytes 5..9: the footer names nothing here", "1 fault"]);
+        found.notes.push(Note { place: Place::Frame { frame: 3, at: 90 }, stream: 5, next: 7, state_bytes: 12 });
+        let shown = lines(&verified(&found));
+        let expect = ["notes of streams 1", "note: frame 3 at byte 90: of stream 5, next 7, 12 bytes of state"];
+        assert_eq!(shown[shown.len() - 4..shown.len() - 2], expect);
     }
 }
