@@ -58,8 +58,9 @@ pub fn text(text: &str, names: &Names) -> Option<String> {
 /// The URL of a page or of a network request, without what may be secret or personal; `None` when nothing has to change.
 ///
 /// Scheme, host, port and path stay. User info is dropped. Of parameters (in the query, after `;` in the path, in a fragment
-/// that has any) names stay, and values only when their name is harmless (a list in `urls.rs`: `page`, `sort`, `lang`, `tab`, `utm_…`; no searches, no ids) and nothing in them has a
-/// secret's shape. In the path, what has one is masked; a fragment stays when it is a plain anchor or a route.
+/// that has any) names stay, and values only when their name is harmless (a list in `urls.rs`: `page`, `sort`, `lang`, `tab`,
+/// `utm_…`; no searches, no ids) and nothing in them has a secret's shape. In the path, what has one is masked; a fragment
+/// stays when it is a plain anchor or a route.
 pub fn page_url(url: &str, names: &Names) -> Option<String> {
     settle(url, |url, edits| urls::find(url.as_bytes(), Kind::Page, names, edits))
 }

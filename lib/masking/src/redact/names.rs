@@ -157,7 +157,8 @@ const PHRASES: &[&str] = &[
 ];
 
 /// Too common as words of prose for what follows after a colon and a space to be a secret ("Tests pass: 12").
-const WEAK: &[&str] = &["pass", "auth", "sid", "sig", "tan", "verifier", "signature"];
+const WEAK: &[&str] =
+    &["cookies", "passwords", "secrets", "tokens", "pass", "auth", "sid", "sig", "tan", "verifier", "signature"];
 
 /// Secret as the name of a URL's parameter or of a form's field, beside all others: OAuth (RFC 6749 `code`, `state`; OpenID
 /// Connect `nonce`), CAS tickets, SAML messages, signatures of signed URLs, and `key` as API keys are given in URLs.

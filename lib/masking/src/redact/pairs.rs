@@ -197,6 +197,9 @@ impl<'a> Finder<'a> {
                 return Some((value, value + line.trim_ascii_end().len()));
             }
         }
+        if is_scheme && super::names::is_listed(name.bytes, &["authorization", "proxyauthorization"]) {
+            return None;
+        }
         if in_prose && is_prose(content, &bytes[end..]) {
             return None;
         }
@@ -366,7 +369,11 @@ impl<'a> Finder<'a> {
             self.section_end = Some(end);
             return Some((content, end));
         }
-        Some((start, start + memchr::memchr(b'<', &bytes[start..])?))
+        // Cut off, or closed: a placeholder (`<token>`) is neither.
+        let Some(length) = memchr::memchr(b'<', &bytes[start..]) else {
+            return (self.care == Care::Strict).then_some((start, bytes.len()));
+        };
+        (bytes.get(start + length + 1) == Some(&b'/')).then_some((start, start + length))
     }
 }
 

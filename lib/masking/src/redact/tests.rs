@@ -216,6 +216,9 @@ fn texts_lose_their_secrets() {
             ("<ns:token a='1'>x</ns:token>", Some("<ns:token a='1'>***</ns:token>")),
             ("<token><![CDATA[a]]></token>", Some("<token><![CDATA[***]]></token>")),
             ("<p>a</p>", None),
+            ("send <token>, or <id>", None),
+            ("send it as Authorization: Bearer.", None),
+            ("keys of tokens: they change", None),
             ("<input type='password' value='x y'>", Some("<input type='password' value='***'>")),
             ("<input value=abc name=csrf_token>", Some("<input value=*** name=csrf_token>")),
             ("<meta name=\"csrf-token\" content=\"abc==\" />", Some("<meta name=\"csrf-token\" content=\"***\" />")),
@@ -517,6 +520,7 @@ fn bodies_are_masked_by_their_form() {
             // Any text.
             ("user: bob\r\npassword: correct horse", Some("user: bob\r\npassword: ***")),
             ("<a><password>x</password></a>", Some("<a><password>***</password></a>")),
+            ("<a><password>x", Some("<a><password>***")),
             ("a=1\r\npassword=hun ter\r\n", Some("a=1\r\npassword=***\r\n")),
             ("{\"a\":\"\\\"password\\\":\\\"x\\\"\"}", Some("{\"a\":\"\\\"password\\\":\\\"***\\\"\"}")),
             (
