@@ -10,6 +10,9 @@ use engine::batching::{
     Config as MachineConfig, Effect, Fate, Flush, FlushId, Input, LastRecord, LogSpan, Machine, Published, QuestionId,
     RecordKind, RecordMeta, Staged,
 };
+use futures::future::BoxFuture;
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
+use masking::RuleBook;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use schemas::paths::ObjectKey;
@@ -27,13 +30,17 @@ use storage::Schema;
 use storage::index::Index;
 use storage::index::batches::{Declines, FirstSight, PublishOutcome, Publishing, Staging};
 use storage::objects::Objects;
+use storage::reading::{ReadError, Reader};
 use storage::session_keys::{DataKey, KeyError, SessionKeys};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
-use crate::assemble::{AssembleError, Assembled, Content, FlushKeys, FlushPlace, Held, Unreadable, assemble};
+use crate::assemble::{
+    AssembleError, Assembled, Content, FlushKeys, FlushMasking, FlushPlace, Held, Unreadable, assemble,
+};
 use crate::kafka::{Consumer, Heard};
 use crate::opening::{Opened, Opening};
+use crate::streams::{Known, StreamKey, Streams};
 use crate::{Config, metrics};
 
 const RETRY_MIN_MS: u64 = 100;
@@ -44,6 +51,9 @@ const BATCHES_KNOWN_MAX: usize = 16_384;
 /// What a record costs in memory beside its bytes: header, places in maps, copies of both while it is in flight. Without
 /// it the bound of memory would not hold for small records.
 const RECORD_COST_BYTES: u64 = 1_024;
+/// Sessions whose notes are searched for at once, and memory for the footers that tell where they lie.
+const NOTES_AT_ONCE: usize = 16;
+const FOOTERS_BYTES_MAX: u64 = 32 * schemas::limits::MIB as u64;
 
 /// What effects need, shared with their tasks.
 struct Outside {
@@ -52,6 +62,9 @@ struct Outside {
     keys: SessionKeys,
     transport: Arc<Watched<TransportKeys>>,
     pool: Pool,
+    /// Finds what is noted of streams.
+    reader: Reader,
+    rules: Arc<RuleBook>,
     consumer: Consumer,
     topic: String,
     postgres: Part,
@@ -84,6 +97,8 @@ struct Driver {
     /// Records by partition and offset, until the index covers them.
     held: BTreeMap<(i32, u64), Held>,
     works: BTreeMap<FlushId, Work>,
+    /// What is known of streams, as published.
+    streams: Streams,
     /// Partitions of the latest assignment that wait for the others' offsets: all are given in one call.
     wave: BTreeMap<i32, Option<u64>>,
     /// The next offset by the index, of partitions that are read.
@@ -106,10 +121,15 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
     let consumer = Consumer::new(&config, hear).context("make consumer")?;
     // Completions are bounded by the machine: one per partition and watermark check.
     let (tell, mut told) = mpsc::unbounded_channel();
+    let keys = SessionKeys::new(stores.keystore, keyring, config.keys.cache, &shutdown);
+    let (index, objects) = (stores.index, stores.objects);
+    let reader = Reader::new(index.clone(), objects.clone(), keys.clone(), pool.clone(), FOOTERS_BYTES_MAX);
     let outside = Arc::new(Outside {
-        index: stores.index,
-        objects: stores.objects,
-        keys: SessionKeys::new(stores.keystore, keyring, config.keys.cache, &shutdown),
+        index,
+        objects,
+        keys,
+        reader,
+        rules: Arc::default(),
         transport: Arc::clone(&transport),
         pool: pool.clone(),
         consumer,
@@ -131,6 +151,7 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         opening: Opening::new(transport, pool, &config.kafka.topic_events),
         held: BTreeMap::new(),
         works: BTreeMap::new(),
+        streams: Streams::new(),
         wave: BTreeMap::new(),
         published: BTreeMap::new(),
         stopped: false,
@@ -373,7 +394,10 @@ impl Driver {
 
     fn carry_out(&mut self, effect: Effect) {
         match effect {
-            Effect::TakeEpoch(partition) => self.take_epoch(partition),
+            Effect::TakeEpoch(partition) => {
+                self.streams.turn(partition);
+                self.take_epoch(partition);
+            }
             Effect::AskLog { partition, question } => self.ask_log(partition, question),
             Effect::Assign { partition, offset } => self.assign(partition, offset),
             Effect::Drop(partition) => self.drop_partition(partition),
@@ -411,6 +435,7 @@ impl Driver {
 
     /// Stops reading a partition. The others of its assignment do not wait for it.
     fn drop_partition(&mut self, partition: i32) {
+        self.streams.turn(partition);
         self.opening.turn(partition);
         self.forget(partition, u64::MAX);
         self.works.retain(|_, work| work.flush.partition != partition);
@@ -535,9 +560,10 @@ impl Driver {
         let Some(object) = work.object else { return };
         let (partition, offsets) = (work.flush.partition, (work.flush.first, work.flush.next));
         let records = Arc::clone(&work.records);
+        let before = known_before(&self.streams, partition, &records, &staged);
         let outside = Arc::clone(&self.outside);
         self.begin(Input::Uploaded { flush, ok: false }, async move {
-            match outside.upload(object, partition, offsets, records, staged).await {
+            match outside.upload(object, partition, offsets, records, staged, before).await {
                 Ok(assembled) => Told::Assembled(flush, Arc::new(assembled)),
                 Err(NotUploaded { step, part, error }) => {
                     failed(step, part, error.as_ref());
@@ -618,6 +644,12 @@ impl Driver {
                 ::metrics::histogram!(metrics::FLUSH_SIZE_BYTES).record(assembled.row.bytes as f64);
                 ::metrics::counter!(metrics::OBJECT_BYTES).increment(assembled.row.bytes);
                 ::metrics::counter!(metrics::RAW_BYTES).increment(assembled.raw_bytes);
+                ::metrics::counter!(metrics::MASKED).increment(assembled.masking.masked);
+                ::metrics::counter!(metrics::DROPPED).increment(assembled.masking.dropped);
+                ::metrics::counter!(metrics::LOOKED_THROUGH).increment(assembled.masking.opened);
+                ::metrics::counter!(metrics::REMADE).increment(assembled.masking.changed);
+                ::metrics::counter!(metrics::UNKNOWN).increment(assembled.masking.missed);
+                self.streams.published(partition, &assembled.streams);
             }
             let id = *id;
             self.works.remove(&id);
@@ -691,7 +723,18 @@ impl Outside {
         offsets: (u64, u64),
         records: Arc<Vec<(RecordMeta, Held)>>,
         staged: Staged,
+        before: Before,
     ) -> Result<Assembled, NotUploaded<'_>> {
+        let Before { mut known, sought } = before;
+        known.extend(self.noted(sought).await.map_err(|error| {
+            let part = match &error {
+                ReadError::Index(_) => &self.postgres,
+                ReadError::Key(_) => &self.keystore,
+                _ => &self.s3,
+            };
+            NotUploaded { step: "notes", part, error: error.into() }
+        })?);
+        let masking = FlushMasking { rules: Arc::clone(&self.rules), streams: known };
         let keys = self.flush_keys(&records, &staged).await.map_err(|error| NotUploaded {
             step: "keys",
             part: &self.keystore,
@@ -700,7 +743,7 @@ impl Outside {
         self.keystore.up();
         let at_s3 = |step, error| NotUploaded { step, part: &self.s3, error };
         let place = FlushPlace { object, topic: self.topic.clone(), partition, offsets };
-        let assembling = move || assemble(&place, &records, &staged, &keys);
+        let assembling = move || assemble(&place, &records, &staged, &keys, &masking);
         let assembled = self.pool.run(assembling).await.map_err(|error| at_s3("assemble", error.into()))?;
         let mut assembled = assembled.map_err(|error| match error {
             // Its key went while it was on its way: the flush is staged anew, without it.
@@ -715,6 +758,21 @@ impl Outside {
         // The bucket has them: only row and filter are still wanted.
         assembled.body = Bytes::new();
         Ok(assembled)
+    }
+
+    /// What is noted of streams of which nothing is known here: somebody else had them, or they were forgotten.
+    async fn noted(&self, sought: BTreeMap<SessionKey, Vec<u32>>) -> Result<Vec<(StreamKey, Known)>, ReadError> {
+        // Boxed, since the compiler does not see that closures which borrow give futures that can be sent.
+        let mut searching: Vec<BoxFuture<'_, Result<Vec<(StreamKey, Known)>, ReadError>>> = Vec::new();
+        for (key, streams) in sought {
+            ::metrics::counter!(metrics::NOTES).increment(streams.len() as u64);
+            searching.push(Box::pin(async move {
+                let notes = self.reader.stream_notes(&key, &streams).await?;
+                Ok(notes.into_values().map(|note| ((key, note.stream), Known::of(&note))).collect())
+            }));
+        }
+        let found: Vec<Vec<_>> = stream::iter(searching).buffer_unordered(NOTES_AT_ONCE).try_collect().await?;
+        Ok(found.into_iter().flatten().collect())
     }
 
     /// The keys that an object is sealed with, as they are now: an upload that is tried for long asks again.
@@ -739,6 +797,33 @@ impl Outside {
 fn failed(step: &'static str, part: &Part, error: &(dyn std::error::Error + 'static)) {
     ::metrics::counter!(metrics::FAILURES, "step" => step).increment(1);
     part.down(format!("{step}: {}", chain(error)));
+}
+
+/// What is known of the streams of a flush, and those of which it has to be found out.
+struct Before {
+    known: BTreeMap<StreamKey, Known>,
+    sought: BTreeMap<SessionKey, Vec<u32>>,
+}
+
+fn known_before(streams: &Streams, partition: i32, records: &[(RecordMeta, Held)], staged: &Staged) -> Before {
+    let mut first: BTreeMap<StreamKey, u32> = BTreeMap::new();
+    for (record, held) in records {
+        if let (Fate::Chunked, Content::Read(Header::Batch { key, place, .. }, _)) =
+            (staged.fate(&record.kind), &held.content)
+        {
+            first.entry((*key, place.stream())).and_modify(|seq| *seq = place.seq().min(*seq)).or_insert(place.seq());
+        }
+    }
+    let (mut known, mut sought) = (BTreeMap::new(), BTreeMap::<SessionKey, Vec<u32>>::new());
+    for (stream, seq) in first {
+        match streams.get(partition, stream) {
+            Some(found) => drop(known.insert(stream, found)),
+            // It begins here.
+            None if seq == 0 => drop(known.insert(stream, Known::default())),
+            None => sought.entry(stream.0).or_default().push(stream.1),
+        }
+    }
+    Before { known, sought }
 }
 
 /// The first rows of sessions: the consent of any of their records, the append time of the first.

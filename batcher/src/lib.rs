@@ -1,7 +1,7 @@
 //! The batcher: Kafka in, shared objects and the index out, each event once.
 //!
 //! The decisions are [`engine::batching`]'s; `driver` carries them out with `kafka` (the consumer), `opening` (records out
-//! of their seal) and `assemble` (bytes of an object), both on the pool, and the storage crate. Kafka's committed offsets are
+//! of their seal) and `assemble` (bytes of an object, masked by what `streams` knows), both on the pool, and the storage crate. Kafka's committed offsets are
 //! for lag monitoring alone: where to go on is what the index says.
 
 mod assemble;
@@ -9,6 +9,7 @@ mod driver;
 mod kafka;
 mod metrics;
 mod opening;
+mod streams;
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -22,6 +22,12 @@ pub(crate) const KEYS_LOST: &str = "batcher_keys_lost_total";
 pub(crate) const KEYS_CLOSED: &str = "batcher_keys_closed_total";
 pub(crate) const PAUSES: &str = "batcher_pauses_total";
 pub(crate) const FAILURES: &str = "batcher_failures_total";
+pub(crate) const MASKED: &str = "batcher_masked_values_total";
+pub(crate) const DROPPED: &str = "batcher_dropped_events_total";
+pub(crate) const LOOKED_THROUGH: &str = "batcher_looked_through_batches_total";
+pub(crate) const REMADE: &str = "batcher_remade_frames_total";
+pub(crate) const UNKNOWN: &str = "batcher_out_of_order_batches_total";
+pub(crate) const NOTES: &str = "batcher_notes_searched_total";
 
 pub(crate) const ALL: &[Described] = &[
     Gauge(LAG, "Records of a partition that the log has and the index does not, as far as this process owns it."),
@@ -46,5 +52,17 @@ pub(crate) const ALL: &[Described] = &[
     Counter(KEYS_CLOSED, "Flushes of sessions whose key does not open: they are quarantined. Alarm on any."),
     Counter(PAUSES, "Times that reading paused at the memory bound."),
     Counter(FAILURES, "Failed steps of flushes, by step. They are tried again."),
+    Counter(MASKED, "Values that were masked by what was known of their stream, in flushes that were published."),
+    Counter(DROPPED, "Events of which only the time was kept, since they could not be masked. Alarm on any."),
+    Counter(
+        LOOKED_THROUGH,
+        "Batches whose events were looked through to mask them; all others were stored as they came.",
+    ),
+    Counter(REMADE, "Batches of which something had to change: their frames were compressed again."),
+    Counter(
+        UNKNOWN,
+        "Batches that did not come after the one before: of their stream nothing was known until its next full snapshot.",
+    ),
+    Counter(NOTES, "Streams whose state was searched for in what is stored: taken over, or forgotten."),
     session_keys::CACHED_DESCRIBED,
 ];

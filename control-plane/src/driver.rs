@@ -41,6 +41,8 @@ pub(crate) struct State {
 }
 
 /// How often references in clear are looked for: an instance of an earlier release may still make links.
+/// Memory for the footers of objects that were read lately.
+const FOOTERS_BYTES_MAX: u64 = 128 * schemas::limits::MIB as u64;
 const SEALING_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Serves until the shutdown. It brings the index's schema up to date first: it is the one service that does.
@@ -74,7 +76,7 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
     let publisher = Publisher::new(&config.control, "control-plane").context("make producer")?;
     tokio::spawn(outbox::relay(stores.index.clone(), publisher, shutdown.clone()));
     let pool = Pool::new("control", None).context("start pool")?;
-    let reader = Reader::new(stores.index.clone(), stores.objects, session_keys.clone(), pool);
+    let reader = Reader::new(stores.index.clone(), stores.objects, session_keys.clone(), pool, FOOTERS_BYTES_MAX);
     let state = State {
         index: stores.index,
         keys: session_keys,

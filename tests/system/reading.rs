@@ -87,7 +87,11 @@ fn known() -> Result<Recording> {
         batch(
             0,
             false,
-            &[(4, 0, meta("/cart?mail=a@b.test")), (2, 5, json!({ "node": {} })), (3, 1_000, click.clone())],
+            &[
+                (4, 0, meta("/cart?mail=a@b.test")),
+                (2, 5, json!({ "node": { "type": 0, "childNodes": [], "id": 1 } })),
+                (3, 1_000, click.clone()),
+            ],
         )?,
         batch(1, false, &[(3, 1_500, click), (6, 1_600, message("warn")), (6, 1_700, message("error"))])?,
         // Without an interaction: the pause goes on over it.

@@ -40,7 +40,8 @@ fn whole_ms(value: f64) -> Option<i64> {
 pub fn read(body: &[u8], rules: &Rules) -> Result<Batch, Refusal> {
     let text = std::str::from_utf8(body).map_err(|_| Refusal::from(ErrorCode::BodyMalformed))?;
     let mut state = StreamState::new();
-    let mut reading = Reading { payload: Vec::with_capacity(text.len() + 1), sums: Sums::default(), ..Reading::default() };
+    let mut reading =
+        Reading { payload: Vec::with_capacity(text.len() + 1), sums: Sums::default(), ..Reading::default() };
     let mut pass = Pass::new(text, rules, &mut state, Unknown::Left);
     if pass.cursor.peek() == Ok(b'[') {
         reading.array(&mut pass)?;
@@ -60,7 +61,7 @@ pub fn read(body: &[u8], rules: &Rules) -> Result<Batch, Refusal> {
     if reading.payload.len() > DECODED_BYTES_MAX {
         return Err(Refusal::limit(ErrorCode::DecodedTooLarge, DECODED_BYTES_MAX));
     }
-    let facts = reading.sums.finish(&reading.payload);
+    let facts = BatchFacts { masked, dropped, ..reading.sums.finish(&reading.payload) };
     Ok(Batch { payload: reading.payload, facts, needs_state, masked, dropped })
 }
 
@@ -157,7 +158,11 @@ pub fn mask(payload: &[u8], rules: &Rules, state: &mut StreamState) -> Masked {
             continue;
         }
         let walked = pass.event().and_then(|walked| {
-            if pass.cursor.is_at_end() && whole_ms(walked.timestamp).is_some() { Ok(walked) } else { Err(Fail::NoEvent) }
+            if pass.cursor.is_at_end() && whole_ms(walked.timestamp).is_some() {
+                Ok(walked)
+            } else {
+                Err(Fail::NoEvent)
+            }
         });
         match walked {
             Ok(walked) => {

@@ -130,7 +130,7 @@ impl Batcher {
             mask(payload, rules, &mut StreamState::missed())
         } else {
             if seq > *next {
-                *state = StreamState::missed();
+                state.miss();
             }
             *next = seq + 1;
             mask(payload, rules, state)

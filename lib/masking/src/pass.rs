@@ -679,7 +679,8 @@ impl<'a, 's> Pass<'a, 's> {
                     let (Some(NODE_ELEMENT), Some(tag)) = (kind, tag) else { return Err(Fail::Irregular) };
                     if around.region == Region::Blocked {
                         self.cursor.skip()?;
-                        let blocked = Element { tag: Tag::Other, below: Region::Blocked, secret: false, if_secret: None };
+                        let blocked =
+                            Element { tag: Tag::Other, below: Region::Blocked, secret: false, if_secret: None };
                         regular(once(&mut element, blocked))?;
                     } else {
                         let opened = self.open(tag, around.region)?;
@@ -901,7 +902,11 @@ impl<'a, 's> Pass<'a, 's> {
             };
             (lower(self.cursor.decode(attribute.name)).into_owned(), value)
         };
-        Seen { tag: tag.map(str::to_ascii_lowercase), attributes: self.attributes.iter().map(of).collect(), index: None }
+        Seen {
+            tag: tag.map(str::to_ascii_lowercase),
+            attributes: self.attributes.iter().map(of).collect(),
+            index: None,
+        }
     }
 
     /// Carries out what is to become of the attributes that were taken. Gives the edit that depends on whether the element was a
@@ -1156,7 +1161,8 @@ impl<'a, 's> Pass<'a, 's> {
         }
         let is = |names: &[&str]| {
             names.iter().any(|known| {
-                let letters = name.bytes().filter(|byte| *byte != b'_' && *byte != b'-').map(|byte| byte.to_ascii_lowercase());
+                let letters =
+                    name.bytes().filter(|byte| *byte != b'_' && *byte != b'-').map(|byte| byte.to_ascii_lowercase());
                 letters.eq(known.bytes())
             })
         };
@@ -1167,7 +1173,16 @@ impl<'a, 's> Pass<'a, 's> {
         } else if is(&["headers", "requestheaders", "responseheaders"]) {
             Hint::Headers
         } else if self.plugin == Plugin::Network
-            && is(&["body", "requestbody", "responsebody", "postdata", "requestpayload", "responsepayload", "request", "response"])
+            && is(&[
+                "body",
+                "requestbody",
+                "responsebody",
+                "postdata",
+                "requestpayload",
+                "responsepayload",
+                "request",
+                "response",
+            ])
         {
             Hint::Body
         } else if self.rules.names.is_secret(name) {

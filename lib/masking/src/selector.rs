@@ -10,8 +10,8 @@ use cssparser::{ParseError, Parser as CssParser, ToCss, serialize_identifier};
 use precomputed_hash::PrecomputedHash;
 use selectors::attr::{AttrSelectorOperator, CaseSensitivity, ParsedAttrSelectorOperation, ParsedCaseSensitivity};
 use selectors::parser::{
-    AnPlusB, Combinator, Component, NonTSPseudoClass, NthType, ParseRelative, PseudoElement, Selector as Parsed, SelectorImpl, SelectorList,
-    SelectorParseErrorKind,
+    AnPlusB, Combinator, Component, NonTSPseudoClass, NthType, ParseRelative, PseudoElement, Selector as Parsed,
+    SelectorImpl, SelectorList, SelectorParseErrorKind,
 };
 use thiserror::Error;
 
@@ -76,7 +76,12 @@ enum Simple {
     Id(String),
     Class(String),
     Exists(String),
-    Attribute { name: String, operator: AttrSelectorOperator, value: String, case: ParsedCaseSensitivity },
+    Attribute {
+        name: String,
+        operator: AttrSelectorOperator,
+        value: String,
+        case: ParsedCaseSensitivity,
+    },
     /// Which child it is.
     Nth(AnPlusB),
     Not(Vec<Selector>),
@@ -200,7 +205,9 @@ impl Simple {
             Component::ExplicitUniversalType | Component::ExplicitAnyNamespace => Self::Any,
             Component::ID(id) => Self::Id(id.0.clone()),
             Component::Class(class) => Self::Class(class.0.clone()),
-            Component::AttributeInNoNamespaceExists { local_name_lower, .. } => Self::Exists(local_name_lower.0.clone()),
+            Component::AttributeInNoNamespaceExists { local_name_lower, .. } => {
+                Self::Exists(local_name_lower.0.clone())
+            }
             Component::AttributeInNoNamespace { local_name, operator, value, case_sensitivity } => Self::Attribute {
                 name: local_name.0.to_ascii_lowercase(),
                 operator: *operator,
@@ -217,7 +224,9 @@ impl Simple {
                 },
             },
             // Of a selector with steps it is not known in what tree a browser takes them: what may not match may match.
-            Component::Negation(negated) if negated.slice().iter().map(Selector::of).all(|selector| selector.is_compound()) => {
+            Component::Negation(negated)
+                if negated.slice().iter().map(Selector::of).all(|selector| selector.is_compound()) =>
+            {
                 Self::Not(list(negated))
             }
             Component::Is(any) | Component::Where(any)
@@ -275,9 +284,10 @@ impl Simple {
             Self::Id(_) => changed("id"),
             Self::Class(_) => changed("class"),
             Self::Exists(name) | Self::Attribute { name, .. } => changed(name),
-            Self::Not(selectors) | Self::Is(selectors) => {
-                selectors.iter().flat_map(|selector| selector.compounds.iter().flatten()).any(|simple| simple.looks_at(changed))
-            }
+            Self::Not(selectors) | Self::Is(selectors) => selectors
+                .iter()
+                .flat_map(|selector| selector.compounds.iter().flatten())
+                .any(|simple| simple.looks_at(changed)),
             // What only a browser knows was taken to match before.
             Self::Any | Self::Tag(_) | Self::Nth(_) | Self::Unknown => false,
         }

@@ -35,6 +35,12 @@ impl StreamState {
         Self { missed: true, ..Self::default() }
     }
 
+    /// Something of the stream was missed, see [`StreamState::missed`]. What is known to be secret stays so.
+    pub fn miss(&mut self) {
+        self.close();
+        self.missed = true;
+    }
+
     /// Nothing is open any more, until the next full snapshot.
     pub(crate) fn close(&mut self) {
         self.open.clear();

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use engine::merge::{Location, Merger, Mismatch, Plan, Range, SharedSource, Step};
+use futures::future::BoxFuture;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
@@ -31,8 +32,6 @@ use crate::stream_notes::Search;
 
 /// Footers that are kept, as far as memory goes.
 const FOOTERS_CACHED_MAX: usize = 4_096;
-/// Memory for footers that are kept.
-const FOOTERS_CACHED_BYTES_MAX: u64 = 128 * limits::MIB as u64;
 /// Pieces of objects that one reader keeps: a chunk or a frame is used by neighbouring batches.
 const PIECES_KEPT_MAX: usize = 8;
 /// Footers that are fetched at once where notes are looked for.
@@ -156,9 +155,9 @@ impl Session {
 }
 
 impl Reader {
-    /// A reader over this index and bucket.
-    pub fn new(index: Index, objects: Objects, keys: SessionKeys, pool: Pool) -> Self {
-        let footers = Cache::with_weighter(FOOTERS_CACHED_MAX, FOOTERS_CACHED_BYTES_MAX, FooterCost);
+    /// A reader over this index and bucket, that keeps this many bytes of footers.
+    pub fn new(index: Index, objects: Objects, keys: SessionKeys, pool: Pool, footers_bytes_max: u64) -> Self {
+        let footers = Cache::with_weighter(FOOTERS_CACHED_MAX, footers_bytes_max, FooterCost);
         Self { index, objects, keys, pool, footers: Arc::new(footers) }
     }
 
@@ -199,8 +198,11 @@ impl Reader {
             other => other?,
         };
         let objects = snapshot.own.iter().chain(&snapshot.shared);
-        let footers = objects
-            .map(|object| async move { Ok::<_, ReadError>((object.key, missable(key, self.footer(object).await)?)) });
+        // Boxed, since the compiler does not see that closures which borrow give futures that can be sent.
+        let mut footers: Vec<BoxFuture<'_, Result<(ObjectKey, Option<Footer>), ReadError>>> = Vec::new();
+        for object in objects {
+            footers.push(Box::pin(async move { Ok((object.key, missable(key, self.footer(object).await)?)) }));
+        }
         let sources: Vec<(ObjectKey, Option<Footer>)> =
             stream::iter(footers).buffered(FOOTERS_AT_ONCE).try_collect().await?;
         let footers = sources.iter().enumerate().filter_map(|(number, (_, footer))| Some((number, footer.as_ref()?)));

@@ -6,7 +6,9 @@
 //! streams merged by (running maximum of the timestamps within the stream, stream, seq, position). A batch of unknown
 //! fate may be there or not, but whole, once, and in its place.
 //!
-//! Two events are the same when they are equal as JSON values.
+//! What the server masks is masked in what is expected too: each stream's batches, in their order, as edge and batcher mask them.
+//! An event of which more is masked is the same event, for a batch that came late or behind a gap is masked whole; how many such
+//! there are is told. Two events are the same when they are equal as JSON values.
 
 mod comparer;
 
@@ -15,6 +17,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use masking::{Rules, StreamState};
 use schemas::SessionId;
 
 pub use comparer::Comparer;
@@ -215,6 +218,8 @@ pub struct Comparison {
     pub doubts_there: u64,
     /// Events that are equal as JSON values and not as bytes. Not a fault.
     pub rewritten: u64,
+    /// Events of which more was masked than where all came in order. Not a fault.
+    pub masked_more: u64,
     /// The first fault that was found, and where; without content.
     pub first_fault: Option<String>,
 }
@@ -237,6 +242,7 @@ impl Comparison {
         self.torn += other.torn;
         self.doubts_there += other.doubts_there;
         self.rewritten += other.rewritten;
+        self.masked_more += other.masked_more;
         if self.first_fault.is_none() {
             self.first_fault = other.first_fault;
         }
@@ -258,8 +264,14 @@ impl fmt::Display for Comparison {
     }
 }
 
-/// An event of an entry, by position.
-fn events_of<'a>(session: SessionId, (stream, seq): (u32, u32), entry: &'a Entry) -> Vec<(Cow<'a, [u8]>, i64)> {
+/// The events of an entry as they are stored, by position. `state` is what is known of their stream.
+fn events_of<'a>(
+    session: SessionId,
+    (stream, seq): (u32, u32),
+    entry: &'a Entry,
+    rules: &Rules,
+    state: &mut StreamState,
+) -> Vec<(Cow<'a, [u8]>, i64)> {
     let Some(batch) = entry.content.batch() else { return Vec::new() };
     let recorded = batch.events().iter().zip(batch.timestamps());
     let mut events: Vec<(Cow<'a, [u8]>, i64)> =
@@ -267,6 +279,22 @@ fn events_of<'a>(session: SessionId, (stream, seq): (u32, u32), entry: &'a Entry
     if entry.content.is_marked() {
         let timestamp = batch.timestamps().last().copied().unwrap_or_default();
         events.push((Cow::Owned(mark(session, stream, seq, batch).into_bytes()), timestamp));
+    }
+    let mut body = Vec::new();
+    for (event, _) in &events {
+        body.extend(event.iter().filter(|byte| !matches!(byte, b'\n' | b'\r')));
+        body.push(b'\n');
+    }
+    // What no edge takes in is not read either; it is found to be lost.
+    let Ok(read) = masking::read(&body, rules) else { return events };
+    let stored = masking::mask(&read.payload, rules, state).payload.unwrap_or(read.payload);
+    if stored != body {
+        let stored = stored.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        for ((event, _), stored) in events.iter_mut().zip(stored) {
+            if **event != *stored {
+                *event = Cow::Owned(stored.to_vec());
+            }
+        }
     }
     events
 }

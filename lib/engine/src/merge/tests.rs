@@ -46,7 +46,12 @@ impl Store {
     }
 
     fn put(&mut self, partition: i32, offset: u64, stream: u32, seq: usize, end: bool, payload: Vec<u8>) {
-        let facts = if payload.is_empty() { BatchFacts::default() } else { masking::read(&payload, &masking::Rules::default()).unwrap().facts };
+        let (payload, facts) = if payload.is_empty() {
+            (payload, BatchFacts::default())
+        } else {
+            let batch = masking::read(&payload, &masking::Rules::default()).unwrap();
+            (batch.payload, batch.facts)
+        };
         let entry = BatchEntry { seq: seq as u32, end, offset, len: payload.len() as u32, facts };
         self.chunks.push((
             self.shared.len(),

@@ -43,7 +43,14 @@ fn batch_header(key: SessionKey, seq: u32, events: &[String]) -> Header {
         notice_version: "v".into(),
         receipt: ReceiptId(Uuid::from_u128(7)),
     };
-    Header::Batch { key, consent, place: StreamSeq::new(1, seq).unwrap(), end: false, masking: None, facts: samples::facts(events) }
+    Header::Batch {
+        key,
+        consent,
+        place: StreamSeq::new(1, seq).unwrap(),
+        end: false,
+        masking: None,
+        facts: samples::facts(events),
+    }
 }
 
 fn record(sealer: &RecordSealer, key: SessionKey, number: u32) -> Vec<u8> {

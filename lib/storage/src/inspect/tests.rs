@@ -675,7 +675,8 @@ fn a_record_is_compared_with_its_header_and_its_key() {
     };
     let (raw, facts) = payload(&[(3, 7), (3, 8)]);
     let place = StreamSeq::new(5, 0).unwrap();
-    let header = |facts| Header::Batch { key: session(1), consent: consent.clone(), place, end: false, masking: None, facts };
+    let header =
+        |facts| Header::Batch { key: session(1), consent: consent.clone(), place, end: false, masking: None, facts };
     let (key, record_key) = (Key::new([5; 32]), session(1).session);
     let sealed = |header: &Header, payload: &[u8]| {
         let at = LogPlace { topic: "t", key: record_key.as_bytes() };
