@@ -17,8 +17,8 @@ use crate::harness::{LATER, SOON, System, run};
 use crate::load::{self, small_batch};
 use crate::quarantine::{asks, list};
 
-/// Raw bytes of a batch whose record is as large as two parts of an upload: six of eight bits are random.
-const LARGE_BYTES: usize = 8_000_000;
+/// Characters of a batch whose record is as large as two parts of an upload: of 24 bits each, 14 are random.
+const LARGE_CHARACTERS: usize = 3_500_000;
 
 /// Goal: a batch that comes again is noted and not stored again; a large object goes up in parts; the rows of a flush do not
 /// grow with what is in it (B12). Method: sessions one after the other, whose batches are sent twice, the second time once
@@ -68,12 +68,14 @@ fn copies_are_noted_large_objects_go_up_in_parts_and_rows_stay_few() -> Result<(
     })
 }
 
-/// A batch that does not compress below its six random bits of eight.
+/// A batch that does not compress below 14 random bits of 24, and in which nothing looks like a secret: of letters that keys are
+/// made of, some would by chance.
 fn large_batch(seq: u32) -> Result<Arc<Batch>> {
-    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    let mut bytes = vec![0; LARGE_BYTES];
+    const IDEOGRAPHS: u32 = 0x4e00;
+    let mut bytes = vec![0; 2 * LARGE_CHARACTERS];
     std::fs::File::open("/dev/urandom").and_then(|mut random| std::io::Read::read_exact(&mut random, &mut bytes))?;
-    let text: String = bytes.iter().map(|byte| char::from(LETTERS[usize::from(*byte % 64)])).collect();
+    let ideograph = |two: &[u8]| char::from_u32(IDEOGRAPHS + (u32::from(two[0] % 64) << 8) + u32::from(two[1]));
+    let text: String = bytes.chunks_exact(2).filter_map(ideograph).collect();
     let event = format!(r#"{{"type":3,"data":{{"text":"{text}"}},"timestamp":1700000000200}}"#);
     Ok(Arc::new(Batch::new(0, seq, true, 1, vec![RawValue::from_string(event)?])?))
 }

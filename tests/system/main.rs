@@ -17,6 +17,7 @@ mod faults;
 mod first_sight;
 mod harness;
 mod load;
+mod masking;
 mod notes;
 mod openapi;
 mod outages;

@@ -170,7 +170,9 @@ fn json_tokens(bytes: &[u8], edits: &mut Edits) {
         let dotted = header >= JWT_HEADER_BYTES_MIN
             && bytes.get(end) == Some(&b'.')
             && bytes.get(end + 1).is_some_and(|byte| *byte == b'.' || is_token(*byte));
-        if dotted || header >= JSON_BYTES_MIN {
+        // In the middle of other Base64 these letters are chance; behind a percent-encoded character they are not.
+        let begins = start == 0 || !is_token(bytes[start - 1]) || (start >= 3 && bytes[start - 3] == b'%');
+        if dotted || (begins && header >= JSON_BYTES_MIN) {
             let length = bytes[start..]
                 .iter()
                 .position(|byte| !is_dotted(*byte) && (dotted || *byte != b'/'))
