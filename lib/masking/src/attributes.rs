@@ -51,6 +51,75 @@ impl Tag {
     }
 }
 
+/// What an attribute is, by its name: what nothing is to be decided of is found out once, at the first look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Mask,
+    Block,
+    WasPassword,
+    Editable,
+    Type,
+    Autocomplete,
+    /// Its name or id, or what stands in a name's place on a `meta`.
+    Named,
+    Value,
+    Label,
+    Srcdoc,
+    Content,
+    Styles,
+    Srcset,
+    Url,
+    Choice,
+    /// Its text is shown or read out.
+    Shown,
+    Other,
+}
+
+impl Kind {
+    /// By a name in lower case.
+    pub(crate) fn of(name: &str) -> Self {
+        match name {
+            MASK_ATTRIBUTE => Self::Mask,
+            BLOCK_ATTRIBUTE => Self::Block,
+            WAS_PASSWORD => Self::WasPassword,
+            "contenteditable" => Self::Editable,
+            "type" => Self::Type,
+            "autocomplete" => Self::Autocomplete,
+            "name" | "id" | "property" | "itemprop" | "http-equiv" => Self::Named,
+            "value" => Self::Value,
+            "label" => Self::Label,
+            "srcdoc" => Self::Srcdoc,
+            "content" => Self::Content,
+            "style" | "_csstext" => Self::Styles,
+            "srcset" | "imagesrcset" => Self::Srcset,
+            "href" | "src" | "action" | "formaction" | "poster" | "cite" | "data" | "background" | "xlink:href"
+            | "ping" | "longdesc" | "manifest" | "rr_src" => Self::Url,
+            "checked" | "selected" => Self::Choice,
+            "placeholder"
+            | "title"
+            | "alt"
+            | "summary"
+            | "abbr"
+            | "aria-label"
+            | "aria-description"
+            | "aria-placeholder"
+            | "aria-roledescription"
+            | "aria-valuetext"
+            | "aria-braillelabel"
+            | "aria-brailleroledescription"
+            | "data-tooltip"
+            | "data-title"
+            | "data-content" => Self::Shown,
+            _ => Self::Other,
+        }
+    }
+
+    /// Whether what it says of its element has to be heard.
+    pub(crate) fn speaks(self) -> bool {
+        (self as u8) <= Self::Named as u8
+    }
+}
+
 /// What an element's attributes say of it.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Said {
@@ -66,21 +135,21 @@ pub(crate) struct Said {
 }
 
 impl Said {
-    /// Takes in an attribute, whose name is in lower case.
-    pub(crate) fn hear(&mut self, tag: Tag, name: &str, value: &str, names: &Names) {
-        match name {
-            MASK_ATTRIBUTE => self.masked = true,
-            BLOCK_ATTRIBUTE => self.blocked = true,
-            "contenteditable" => self.editable = !value.trim().eq_ignore_ascii_case("false"),
-            WAS_PASSWORD => self.secret = true,
-            "type" => {
+    /// Takes in an attribute.
+    pub(crate) fn hear(&mut self, tag: Tag, kind: Kind, name: &str, value: &str, names: &Names) {
+        match kind {
+            Kind::Mask => self.masked = true,
+            Kind::Block => self.blocked = true,
+            Kind::Editable => self.editable = !value.trim().eq_ignore_ascii_case("false"),
+            Kind::WasPassword => self.secret = true,
+            Kind::Type => {
                 let is = |kinds: &[&str]| kinds.iter().any(|kind| kind.eq_ignore_ascii_case(value.trim()));
                 self.secret |= is(&["password", "hidden"]) && tag != Tag::Other;
                 self.button = is(&["button", "submit", "reset", "image"]);
             }
-            "autocomplete" => self.secret |= is_sensitive(value),
-            "name" | "id" if tag.is_field() => self.secret |= names.is_secret(value),
-            "name" | "property" | "itemprop" | "http-equiv" if tag == Tag::Meta => self.named |= names.is_secret(value),
+            Kind::Autocomplete => self.secret |= is_sensitive(value),
+            Kind::Named if tag.is_field() => self.secret |= matches!(name, "name" | "id") && names.is_secret(value),
+            Kind::Named if tag == Tag::Meta => self.named |= name != "id" && names.is_secret(value),
             _ => {}
         }
     }
@@ -231,71 +300,33 @@ const LAYOUT: &[&str] = &[
     "y2",
 ];
 
-/// Attributes whose text is shown or read out.
-fn shows_text(name: &str) -> bool {
-    matches!(
-        name,
-        "placeholder"
-            | "title"
-            | "alt"
-            | "label"
-            | "summary"
-            | "abbr"
-            | "aria-label"
-            | "aria-description"
-            | "aria-placeholder"
-            | "aria-roledescription"
-            | "aria-valuetext"
-            | "aria-braillelabel"
-            | "aria-brailleroledescription"
-            | "data-tooltip"
-            | "data-title"
-            | "data-content"
-    )
-}
-
-fn is_url(name: &str) -> bool {
-    matches!(
-        name,
-        "href"
-            | "src"
-            | "action"
-            | "formaction"
-            | "poster"
-            | "cite"
-            | "data"
-            | "background"
-            | "xlink:href"
-            | "ping"
-            | "longdesc"
-            | "manifest"
-            | "rr_src"
-    )
-}
-
 /// What becomes of an attribute with a text as its value; its name is in lower case.
-pub(crate) fn judge(case: &Case<'_>, name: &str, value: &str) -> Verdict {
+pub(crate) fn judge(case: &Case<'_>, kind: Kind, name: &str, value: &str) -> Verdict {
     let Case { rules, tag, said, masked, .. } = *case;
     if rules.attributes.iter().any(|masked| masked == name) {
         return Verdict::Mask;
     }
     if masked {
-        return judge_masked(name, value, &rules.names);
+        return judge_masked(kind, name, value, &rules.names);
     }
-    match name {
-        "value" => judge_value(case),
-        "label" if tag == Tag::Option && rules.all_inputs => Verdict::Mask,
+    let turned = |into: Option<String>| into.map_or(Verdict::Keep, Verdict::Become);
+    match kind {
+        Kind::Value => judge_value(case),
+        Kind::Label if tag == Tag::Option && rules.all_inputs => Verdict::Mask,
         // A document of its own, of which nothing is known.
-        "srcdoc" => Verdict::Mask,
-        "content" if tag == Tag::Meta && said.named => Verdict::Mask,
-        _ if rules.all_text && shows_text(name) => Verdict::Mask,
-        "style" | "_csstext" if may_have_query(value) => {
-            redact::css(value, false, &rules.names).map_or(Verdict::Keep, Verdict::Become)
-        }
-        "srcset" | "imagesrcset" => redact::text(value, &rules.names).map_or(Verdict::Keep, Verdict::Become),
-        _ if is_url(name) => redact::link_url(value, &rules.names).map_or(Verdict::Keep, Verdict::Become),
+        Kind::Srcdoc => Verdict::Mask,
+        Kind::Content if tag == Tag::Meta && said.named => Verdict::Mask,
+        Kind::Shown | Kind::Label if rules.all_text => Verdict::Mask,
+        Kind::Styles if may_have_query(value) => turned(redact::css(value, false, &rules.names)),
+        Kind::Srcset => turned(redact::text(value, &rules.names)),
+        Kind::Url => turned(redact::link_url(value, &rules.names)),
         _ => Verdict::Keep,
     }
+}
+
+/// Whether a kind of attribute is never touched on an element that is not masked, whatever its text.
+pub(crate) fn is_always_kept(case: &Case<'_>, kind: Kind) -> bool {
+    kind == Kind::Other && !case.masked && case.rules.attributes.is_empty()
 }
 
 /// Whether styles may have a URL with more than a path: all others need no second look.
@@ -329,22 +360,23 @@ fn judge_value(case: &Case<'_>) -> Verdict {
     }
 }
 
-fn judge_masked(name: &str, value: &str, names: &Names) -> Verdict {
-    match name {
-        "style" | "_csstext" => redact::css(value, true, names).map_or(Verdict::Keep, Verdict::Become),
-        MASK_ATTRIBUTE | BLOCK_ATTRIBUTE | WAS_PASSWORD if value == "true" => Verdict::Keep,
-        _ if is_url(name) => redact::masked_url(value).map_or(Verdict::Keep, Verdict::Become),
+fn judge_masked(kind: Kind, name: &str, value: &str, names: &Names) -> Verdict {
+    let turned = |into: Option<String>| into.map_or(Verdict::Keep, Verdict::Become);
+    match kind {
+        Kind::Styles => turned(redact::css(value, true, names)),
+        Kind::Mask | Kind::Block | Kind::WasPassword if value == "true" => Verdict::Keep,
+        Kind::Url => turned(redact::masked_url(value)),
         _ if LAYOUT.binary_search(&name).is_ok() => Verdict::Keep,
         _ => Verdict::Mask,
     }
 }
 
 /// What becomes of an attribute whose value is no text: rrweb has them for choices, scroll positions and, in changes, styles.
-pub(crate) fn judge_other(case: &Case<'_>, name: &str, is_true: bool, is_nested: bool) -> Verdict {
+pub(crate) fn judge_other(case: &Case<'_>, kind: Kind, name: &str, is_true: bool, is_nested: bool) -> Verdict {
     let Case { rules, tag, masked, .. } = *case;
-    match name {
+    match kind {
         _ if rules.attributes.iter().any(|masked| masked == name) => Verdict::Mask,
-        _ if is_nested && name == "style" => {
+        Kind::Styles if is_nested => {
             if masked {
                 Verdict::Styles
             } else {
@@ -352,10 +384,16 @@ pub(crate) fn judge_other(case: &Case<'_>, name: &str, is_true: bool, is_nested:
             }
         }
         _ if is_nested && masked => Verdict::Mask,
-        "checked" | "selected" if is_true && masked => Verdict::Unset,
-        "selected" if is_true && tag == Tag::Option && rules.all_inputs => Verdict::Unset,
+        Kind::Choice if is_true && masked => Verdict::Unset,
+        Kind::Choice if is_true && name == "selected" && tag == Tag::Option && rules.all_inputs => Verdict::Unset,
+        Kind::Value if is_nested || !is_true => {
+            if masked || judge_value(case) != Verdict::Keep {
+                Verdict::Mask
+            } else {
+                Verdict::Keep
+            }
+        }
         _ if is_nested || is_true => Verdict::Keep,
-        "value" if masked || judge_value(case) != Verdict::Keep => Verdict::Mask,
         _ if masked && !name.starts_with("rr_") && LAYOUT.binary_search(&name).is_err() => Verdict::Mask,
         _ => Verdict::Keep,
     }

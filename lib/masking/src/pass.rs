@@ -7,7 +7,8 @@
 use std::borrow::Cow;
 
 use crate::attributes::{
-    BLOCK_ATTRIBUTE, Case, MASK_ATTRIBUTE, Said, Tag, Verdict, judge, judge_other, lower, may_have_query,
+    BLOCK_ATTRIBUTE, Case, Kind, MASK_ATTRIBUTE, Said, Tag, Verdict, is_always_kept, judge, judge_other, lower,
+    may_have_query,
 };
 use crate::found::{Found, Level, is_interaction};
 use crate::json::{Cursor, JsonError, Mark, Span, Str, Value, write_string};
@@ -120,6 +121,7 @@ struct Around {
 /// An attribute as it stands in the text.
 #[derive(Debug, Clone, Copy)]
 struct Attribute {
+    kind: Kind,
     name: Str,
     value: Value,
     /// The value, with its quotes.
@@ -581,16 +583,7 @@ impl<'a, 's> Pass<'a, 's> {
     /// The attributes of a node that is there already.
     fn change(&mut self, id: Option<u32>, region: Region) -> Result<()> {
         self.take_attributes()?;
-        let mut said = Said::default();
-        for index in 0..self.attributes.len() {
-            let attribute = self.attributes[index];
-            if let Value::String(value) = attribute.value {
-                let name = lower(self.cursor.decode(attribute.name));
-                said.hear(Tag::Unseen, &name, &self.cursor.decode(value), &self.rules.names);
-            } else if attribute.value != Value::Null {
-                said.hear(Tag::Unseen, &lower(self.cursor.decode(attribute.name)), "", &self.rules.names);
-            }
-        }
+        let said = self.said(Tag::Unseen);
         let is_late = said.masked
             || said.blocked
             || (said.editable && self.rules.all_inputs)
@@ -806,14 +799,7 @@ impl<'a, 's> Pass<'a, 's> {
             return Err(Fail::Irregular);
         }
         let end = self.cursor.at();
-        let mut said = Said::default();
-        for attribute in &self.attributes {
-            let name = lower(self.cursor.decode(attribute.name));
-            match attribute.value {
-                Value::String(value) => said.hear(tag, &name, &self.cursor.decode(value), &self.rules.names),
-                _ => said.hear(tag, &name, "", &self.rules.names),
-            }
-        }
+        let mut said = self.said(tag);
         let says_so = said.masked;
         if self.rules.has_selectors() {
             let index = self.siblings.last_mut().map(|index| {
@@ -887,9 +873,34 @@ impl<'a, 's> Pass<'a, 's> {
             self.cursor.peek()?;
             let start = self.cursor.at();
             let value = self.cursor.value()?;
-            self.attributes.push(Attribute { name, value, span: Span { start, end: self.cursor.at() } });
+            let kind = self.kind_of(name);
+            self.attributes.push(Attribute { kind, name, value, span: Span { start, end: self.cursor.at() } });
         }
         Ok(true)
+    }
+
+    fn kind_of(&self, name: Str) -> Kind {
+        let text = self.cursor.decode(name);
+        match Kind::of(&text) {
+            // Browsers take names of HTML in any case.
+            Kind::Other if text.bytes().any(|byte| byte.is_ascii_uppercase()) => Kind::of(&text.to_ascii_lowercase()),
+            kind => kind,
+        }
+    }
+
+    /// What the attributes that were taken say of their element.
+    fn said(&self, tag: Tag) -> Said {
+        let mut said = Said::default();
+        for attribute in self.attributes.iter().filter(|attribute| attribute.kind.speaks()) {
+            let name = lower(self.cursor.decode(attribute.name));
+            let value = match attribute.value {
+                Value::String(value) => self.cursor.decode(value),
+                Value::Null if tag == Tag::Unseen => continue,
+                _ => Cow::Borrowed(""),
+            };
+            said.hear(tag, attribute.kind, &name, &value, &self.rules.names);
+        }
+        said
     }
 
     /// The attributes that were taken, as selectors look at them.
@@ -914,15 +925,18 @@ impl<'a, 's> Pass<'a, 's> {
     fn judge_attributes(&mut self, case: &Case<'_>) -> Result<Option<u32>> {
         let mut if_secret = None;
         for index in 0..self.attributes.len() {
-            let Attribute { name, value, span } = self.attributes[index];
+            let Attribute { kind, name, value, span } = self.attributes[index];
+            if is_always_kept(case, kind) {
+                continue;
+            }
             let name = lower(self.cursor.decode(name));
             let verdict = match value {
                 Value::Null => continue,
                 Value::String(value) if value.span.is_empty() => continue,
-                Value::String(value) => judge(case, &name, &self.cursor.decode(value)),
-                Value::Bool(_, is_true) => judge_other(case, &name, is_true, false),
-                Value::Number(_) => judge_other(case, &name, false, false),
-                Value::Nested(_) => judge_other(case, &name, false, true),
+                Value::String(value) => judge(case, kind, &name, &self.cursor.decode(value)),
+                Value::Bool(_, is_true) => judge_other(case, kind, &name, is_true, false),
+                Value::Number(_) => judge_other(case, kind, &name, false, false),
+                Value::Nested(_) => judge_other(case, kind, &name, false, true),
             };
             match verdict {
                 Verdict::Keep => {}
