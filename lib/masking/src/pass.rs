@@ -139,6 +139,20 @@ struct Element {
     if_secret: Option<u32>,
 }
 
+/// A field of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Field {
+    Type,
+    TagName,
+    Attributes,
+    ChildNodes,
+    TextContent,
+    Id,
+    /// What says something of a node, and shows nothing of it.
+    Flag,
+    Other,
+}
+
 /// How texts of an event are searched that is no page's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Hint {
@@ -350,7 +364,7 @@ impl<'a, 's> Pass<'a, 's> {
             let key = self.cursor.key;
             match self.name(key)? {
                 b"type" => {
-                    let value = self.cursor.value()?.as_u64(self.cursor.text()).ok_or(Fail::NoEvent)?;
+                    let value = self.cursor.whole_number()?.ok_or(Fail::NoEvent)?;
                     once(&mut kind, value)?;
                 }
                 b"timestamp" => {
@@ -510,12 +524,12 @@ impl<'a, 's> Pass<'a, 's> {
         while self.cursor.next_key(&mut first)? {
             let key = self.cursor.key;
             match self.name(key)? {
-                b"id" => regular(once(&mut id, self.cursor.value()?))?,
+                b"id" => regular(once(&mut id, self.cursor.whole_number()?))?,
                 b"value" => regular(once(&mut text, self.value_span()?))?,
                 _ => self.scrub(Hint::Secret)?,
             }
         }
-        let region = self.region_of(self.id_of(id));
+        let region = self.region_of(id_of(id));
         if let Some(span) = text
             && (region.is_masked() || self.rules.all_text)
         {
@@ -536,6 +550,7 @@ impl<'a, 's> Pass<'a, 's> {
     }
 
     /// An entry that says something of a node: its id under one name, and what is said under another. rrweb writes the id first.
+    #[inline(always)]
     fn entry(
         &mut self,
         id_name: &[u8],
@@ -548,15 +563,14 @@ impl<'a, 's> Pass<'a, 's> {
         }
         let (mut id, mut said, mut late) = (None, None, None);
         while self.cursor.next_key(&mut first)? {
-            let key = self.cursor.key;
-            let name = self.name(key)?;
+            let name = self.name(self.cursor.key)?;
             if name == id_name {
-                regular(once(&mut id, self.cursor.value()?))?;
+                regular(once(&mut id, self.cursor.whole_number()?))?;
             } else if name == said_name {
                 let mark = self.cursor.mark();
                 regular(once(&mut said, mark))?;
                 if id.is_some() {
-                    hear(self, self.id_of(id))?;
+                    hear(self, id_of(id))?;
                 } else {
                     late = Some(mark);
                     self.cursor.skip()?;
@@ -570,14 +584,10 @@ impl<'a, 's> Pass<'a, 's> {
         if let Some(mark) = late {
             let here = self.cursor.mark();
             self.cursor.rewind(mark);
-            hear(self, self.id_of(id))?;
+            hear(self, id_of(id))?;
             self.cursor.rewind(here);
         }
         Ok(())
-    }
-
-    fn id_of(&self, value: Option<Value>) -> Option<u32> {
-        value?.as_u64(self.cursor.text()).and_then(|id| u32::try_from(id).ok())
     }
 
     /// The attributes of a node that is there already.
@@ -656,19 +666,24 @@ impl<'a, 's> Pass<'a, 's> {
             return Err(Fail::Irregular);
         }
         let (mut kind, mut tag, mut id, mut element) = (None, None, None, None);
-        let mut first = true;
-        while self.cursor.next_key(&mut first)? {
-            let key = self.cursor.key;
-            match self.name(key)? {
-                b"type" => {
-                    let value = self.cursor.value()?.as_u64(self.cursor.text()).ok_or(Fail::Irregular)?;
+        let (mut first, mut guess) = (true, Field::Type);
+        while let Some(field) = self.next_field(&mut first, guess)? {
+            match field {
+                Field::Type => {
+                    let value = self.cursor.whole_number()?.ok_or(Fail::Irregular)?;
                     regular(once(&mut kind, value))?;
+                    guess = match value {
+                        NODE_ELEMENT => Field::TagName,
+                        NODE_DOCUMENT => Field::ChildNodes,
+                        _ => Field::TextContent,
+                    };
                 }
-                b"tagName" => {
+                Field::TagName => {
                     let Value::String(name) = self.cursor.value()? else { return Err(Fail::Irregular) };
                     regular(once(&mut tag, name))?;
+                    guess = Field::Attributes;
                 }
-                b"attributes" => {
+                Field::Attributes => {
                     let (Some(NODE_ELEMENT), Some(tag)) = (kind, tag) else { return Err(Fail::Irregular) };
                     if around.region == Region::Blocked {
                         self.cursor.skip()?;
@@ -679,21 +694,25 @@ impl<'a, 's> Pass<'a, 's> {
                         let opened = self.open(tag, around.region)?;
                         regular(once(&mut element, opened))?;
                     }
+                    guess = Field::ChildNodes;
                 }
-                b"childNodes" => self.children(kind, element.as_ref(), around)?,
-                b"textContent" => self.text_content(kind, around)?,
-                b"id" => {
-                    let value = self.cursor.value()?.as_u64(self.cursor.text());
-                    let value = value.and_then(|id| u32::try_from(id).ok()).ok_or(Fail::Irregular)?;
+                Field::ChildNodes => {
+                    self.children(kind, element.as_ref(), around)?;
+                    guess = Field::Id;
+                }
+                Field::TextContent => {
+                    self.text_content(kind, around)?;
+                    guess = Field::Id;
+                }
+                Field::Id => {
+                    let value = self.cursor.whole_number()?.and_then(|id| u32::try_from(id).ok());
+                    let value = value.ok_or(Fail::Irregular)?;
                     regular(once(&mut id, value))?;
                 }
-                b"rootId" | b"isSVG" | b"isShadow" | b"isShadowHost" | b"needBlock" | b"isStyle" | b"isCustom"
-                | b"compatMode" | b"name" | b"publicId" | b"systemId"
-                    if !matches!(self.cursor.peek()?, b'{' | b'[') =>
-                {
-                    self.cursor.skip()?;
+                Field::Flag if !matches!(self.cursor.peek()?, b'{' | b'[') => self.cursor.skip()?,
+                Field::Flag | Field::Other => {
+                    self.scrub(if around.region.is_masked() { Hint::Secret } else { Hint::Text })?;
                 }
-                _ => self.scrub(if around.region.is_masked() { Hint::Secret } else { Hint::Text })?,
             }
         }
         if element.is_some() && self.rules.has_selectors() && around.region != Region::Blocked {
@@ -701,6 +720,37 @@ impl<'a, 's> Pass<'a, 's> {
         }
         let (Some(NODE_DOCUMENT..=NODE_COMMENT), Some(id)) = (kind, id) else { return Err(Fail::Irregular) };
         self.note(id, element.as_ref(), element.map_or(around.region, |element| element.below))
+    }
+
+    /// The next field of a node; rrweb writes them in the same order always.
+    #[inline(always)]
+    fn next_field(&mut self, first: &mut bool, guess: Field) -> Result<Option<Field>> {
+        if !self.cursor.has_key(first)? {
+            return Ok(None);
+        }
+        let is_guessed = match guess {
+            Field::Type => self.cursor.eat(br#""type":"#),
+            Field::TagName => self.cursor.eat(br#""tagName":"#),
+            Field::Attributes => self.cursor.eat(br#""attributes":"#),
+            Field::ChildNodes => self.cursor.eat(br#""childNodes":"#),
+            Field::TextContent => self.cursor.eat(br#""textContent":"#),
+            Field::Id | Field::Flag | Field::Other => self.cursor.eat(br#""id":"#),
+        };
+        if is_guessed {
+            return Ok(Some(guess));
+        }
+        self.cursor.other_key()?;
+        Ok(Some(match self.name(self.cursor.key)? {
+            b"type" => Field::Type,
+            b"tagName" => Field::TagName,
+            b"attributes" => Field::Attributes,
+            b"childNodes" => Field::ChildNodes,
+            b"textContent" => Field::TextContent,
+            b"id" => Field::Id,
+            b"rootId" | b"isSVG" | b"isShadow" | b"isShadowHost" | b"needBlock" | b"isStyle" | b"isCustom"
+            | b"compatMode" | b"name" | b"publicId" | b"systemId" => Field::Flag,
+            _ => Field::Other,
+        }))
     }
 
     /// Notes what holds of a node, once its id is known.
@@ -1350,6 +1400,11 @@ fn copy(bytes: &[u8], broke: bool, to: &mut Vec<u8>) {
     } else {
         to.extend_from_slice(bytes);
     }
+}
+
+/// An id, where there is one that can be.
+fn id_of(said: Option<Option<u64>>) -> Option<u32> {
+    u32::try_from(said??).ok()
 }
 
 /// Sets what may be said once only.
