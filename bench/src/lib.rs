@@ -13,6 +13,7 @@ mod figures;
 mod freshness;
 mod load;
 mod machine;
+pub mod masking;
 mod material;
 mod options;
 mod progress;

@@ -53,6 +53,14 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
     },
+    /// What masking costs beside bare parses of the same events by the fastest JSON crates, on one core.
+    Masking {
+        #[command(flatten)]
+        options: bench::masking::Options,
+        /// Where the report goes, as JSON. [default: standard output]
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
     /// What sealing costs beside the bare cipher, on one core, and the bytes that it adds.
     Seal {
         #[command(flatten)]
@@ -99,6 +107,10 @@ async fn run(command: Command) -> anyhow::Result<Verdict> {
             let report = until_interrupted(tokens_in_private(&options)).await?;
             write(&report, out.as_deref())?;
             Ok(report.verdict)
+        }
+        Command::Masking { options, out } => {
+            write(&bench::masking::run(&options)?, out.as_deref())?;
+            Ok(Verdict::Held)
         }
         Command::Seal { options, out } => {
             write(&bench::seal::run(&options)?, out.as_deref())?;

@@ -10,7 +10,14 @@ fn seeds() -> impl Iterator<Item = Vec<u8>> {
     let place = StreamSeq::new(77, 12).expect("a stream of 31 bits");
     [
         Header::Acceptance { key: session(), consent: consent() },
-        Header::Batch { key: session(), consent: consent(), place, end: true, masking: Some(Masking::default()), facts: facts() },
+        Header::Batch {
+            key: session(),
+            consent: consent(),
+            place,
+            end: true,
+            masking: Some(Masking::default()),
+            facts: facts(),
+        },
         Header::Declines { workspace: session().workspace, hour_ms: 1_790_000_000_000, count: 3 },
     ]
     .into_iter()
