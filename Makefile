@@ -29,7 +29,7 @@ endif
 # The programs stand where these rules look for them, whatever the caller's environment says.
 export CARGO_TARGET_DIR := $(CURDIR)/target
 
-.PHONY: help setup build demo up test test-unit test-simulation simulate test-fuzz test-system soak fuzz lint bench fmt clean
+.PHONY: help setup build demo up test test-unit test-simulation simulate test-fuzz test-system test-browser soak fuzz lint bench fmt clean
 
 help: ## List what there is to do
 	@echo 'usage: make <target>'
@@ -51,7 +51,7 @@ demo: build ## See the whole system at work on a private stack
 up: build ## Keep a private stack running until Ctrl-C
 	@exec $(devstack) up $(ARGS)
 
-test: test-unit test-simulation test-fuzz test-system ## All tests
+test: test-unit test-simulation test-fuzz test-system test-browser ## All tests
 
 # The whole workspace in each of them, also where less would do: with another selection of crates their dependencies get other
 # features, and all of them would be built once more.
@@ -71,6 +71,9 @@ test-fuzz: setup ## Each fuzz target for 3 seconds, from what earlier runs found
 # Tests wait more than they work: three at once on two cores take two thirds of the time of two.
 test-system: build ## Tests over real processes and real faults
 	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-3} $(CARGO) test --locked --workspace --no-fail-fast --test devstack --test system $(ARGS)
+
+test-browser: build ## Masked recordings in rrweb's player, in a browser that it installs
+	@tools/test-browser $(ARGS)
 
 soak: build ## All faults of the system tests, on and on; a table of what was sent, lost and doubled
 	SOAK_MINUTES=$(SOAK_MINUTES) target/debug/examples/soak

@@ -486,36 +486,68 @@ impl<'a, 's> Pass<'a, 's> {
         self.cursor.enter_object()?;
         while self.cursor.next_key(&mut first)? {
             let key = self.cursor.key;
-            let each: fn(&mut Self) -> Result<()> = match self.name(key)? {
+            let each: fn(&mut Self) -> Result<bool> = match self.name(key)? {
                 b"texts" => Self::changed_text,
                 b"attributes" => Self::changed_attributes,
                 b"adds" => Self::added,
-                b"removes" => {
-                    self.cursor.skip()?;
-                    continue;
-                }
+                b"removes" => Self::removed,
                 _ => {
                     self.scrub(Hint::Text)?;
                     continue;
                 }
             };
-            if !self.cursor.enter_array()? {
+            if self.cursor.enter_array()? {
+                self.entries(each)?;
+            } else {
                 // Nothing that a player would read.
                 self.scrub(Hint::Secret)?;
-                continue;
-            }
-            let mut first = true;
-            while self.cursor.next_item(&mut first)? {
-                self.needs_state = true;
-                each(self)?;
             }
         }
         self.state.shrink();
         Ok(())
     }
 
+    /// The entries of an array that was entered, as far as they are kept.
+    fn entries(&mut self, each: fn(&mut Self) -> Result<bool>) -> Result<()> {
+        let start = self.cursor.at();
+        // Where the last entry that is kept ends, and whether others came after it.
+        let (mut kept_until, mut gap) = (None, false);
+        let mut first = true;
+        while self.cursor.next_item(&mut first)? {
+            self.needs_state = true;
+            self.cursor.peek()?;
+            let (at, edits, made) = (self.cursor.at(), self.edits.len(), self.made.len());
+            if !each(self)? {
+                self.edits.truncate(edits);
+                self.made.truncate(made);
+                gap = true;
+                continue;
+            }
+            if std::mem::take(&mut gap) {
+                let with = With::Fixed(if kept_until.is_some() { "," } else { "" });
+                self.edit(Span { start: kept_until.unwrap_or(start), end: at }, with);
+            }
+            kept_until = Some(self.cursor.at());
+        }
+        if gap {
+            let end = self.cursor.at() - 1;
+            self.edit(Span { start: kept_until.unwrap_or(start), end }, With::Fixed(""));
+        }
+        Ok(())
+    }
+
+    /// An entry of a mutation's removed nodes. One that is blocked was never there.
+    fn removed(&mut self) -> Result<bool> {
+        if self.state.blocked.is_empty() {
+            self.cursor.skip()?;
+            return Ok(true);
+        }
+        let parent = self.id_of_entry(b"parentId")?;
+        Ok(self.region_of(parent) != Region::Blocked)
+    }
+
     /// An entry of a mutation's texts.
-    fn changed_text(&mut self) -> Result<()> {
+    fn changed_text(&mut self) -> Result<bool> {
         let mut first = true;
         if !self.cursor.enter_object()? {
             return Err(Fail::Irregular);
@@ -535,17 +567,19 @@ impl<'a, 's> Pass<'a, 's> {
         {
             self.mask_span(span);
         }
-        Ok(())
+        Ok(region != Region::Blocked)
     }
 
-    /// An entry of a mutation's attributes.
-    fn changed_attributes(&mut self) -> Result<()> {
+    /// An entry of a mutation's attributes. Of a blocked element the box stays as it was.
+    fn changed_attributes(&mut self) -> Result<bool> {
         self.entry(b"id", b"attributes", |pass, id| {
-            if pass.cursor.peek()? != b'{' {
-                return pass.scrub(Hint::Secret);
-            }
             let region = pass.region_of(id);
-            pass.change(id, region)
+            if pass.cursor.peek()? == b'{' {
+                pass.change(id, region)?;
+            } else {
+                pass.scrub(Hint::Secret)?;
+            }
+            Ok(region != Region::Blocked)
         })
     }
 
@@ -555,13 +589,13 @@ impl<'a, 's> Pass<'a, 's> {
         &mut self,
         id_name: &[u8],
         said_name: &[u8],
-        hear: impl Fn(&mut Self, Option<u32>) -> Result<()>,
-    ) -> Result<()> {
+        hear: impl Fn(&mut Self, Option<u32>) -> Result<bool>,
+    ) -> Result<bool> {
         let mut first = true;
         if !self.cursor.enter_object()? {
             return Err(Fail::Irregular);
         }
-        let (mut id, mut said, mut late) = (None, None, None);
+        let (mut id, mut said, mut late, mut is_kept) = (None, None, None, true);
         while self.cursor.next_key(&mut first)? {
             let name = self.name(self.cursor.key)?;
             if name == id_name {
@@ -570,7 +604,7 @@ impl<'a, 's> Pass<'a, 's> {
                 let mark = self.cursor.mark();
                 regular(once(&mut said, mark))?;
                 if id.is_some() {
-                    hear(self, id_of(id))?;
+                    is_kept = hear(self, id_of(id))?;
                 } else {
                     late = Some(mark);
                     self.cursor.skip()?;
@@ -584,10 +618,10 @@ impl<'a, 's> Pass<'a, 's> {
         if let Some(mark) = late {
             let here = self.cursor.mark();
             self.cursor.rewind(mark);
-            hear(self, id_of(id))?;
+            is_kept = hear(self, id_of(id))?;
             self.cursor.rewind(here);
         }
-        Ok(())
+        Ok(is_kept)
     }
 
     /// The attributes of a node that is there already.
@@ -616,26 +650,19 @@ impl<'a, 's> Pass<'a, 's> {
         Ok(())
     }
 
-    /// An entry of a mutation's added nodes.
-    fn added(&mut self) -> Result<()> {
+    /// An entry of a mutation's added nodes. What is put below a blocked element is not there.
+    fn added(&mut self) -> Result<bool> {
         self.entry(b"parentId", b"node", |pass, parent| {
             let region = pass.region_of(parent);
-            pass.added_node(region)
+            pass.added_node(region)?;
+            Ok(region != Region::Blocked)
         })
     }
 
     fn added_node(&mut self, parent: Region) -> Result<()> {
         let mark = self.cursor.mark();
         if parent == Region::Blocked {
-            let span = self.value_span()?;
-            self.cursor.rewind(mark);
-            let id = self.id_of_entry(b"id")?;
-            self.cursor.rewind(mark);
-            self.mute += 1;
-            self.node(Around { region: Region::Blocked, parent: Tag::Other })?;
-            self.mute -= 1;
-            self.leave_empty_text(span, id);
-            return Ok(());
+            return self.node(Around { region: Region::Blocked, parent: Tag::Other });
         }
         let (edits, made) = (self.edits.len(), self.made.len());
         match self.node(Around { region: parent, parent: Tag::Other }) {
@@ -649,14 +676,6 @@ impl<'a, 's> Pass<'a, 's> {
                 self.node(Around { region: Region::Masked, parent: Tag::Other })
             }
             walked => walked,
-        }
-    }
-
-    /// Of what is put below a blocked element there is a node without content.
-    fn leave_empty_text(&mut self, span: Span, id: Option<u32>) {
-        let empty = format!(r#"{{"type":3,"textContent":"","id":{}}}"#, id.unwrap_or_default());
-        if self.cursor.bytes(span) != empty.as_bytes() {
-            self.make(span, |made| made.extend_from_slice(empty.as_bytes()));
         }
     }
 
