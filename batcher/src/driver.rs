@@ -761,9 +761,9 @@ impl Outside {
     }
 
     /// What is noted of streams of which nothing is known here: somebody else had them, or they were forgotten.
-    async fn noted(&self, sought: BTreeMap<SessionKey, Vec<u32>>) -> Result<Vec<(StreamKey, Known)>, ReadError> {
+    async fn noted(&self, sought: BTreeMap<SessionKey, Vec<u32>>) -> Result<Noted, ReadError> {
         // Boxed, since the compiler does not see that closures which borrow give futures that can be sent.
-        let mut searching: Vec<BoxFuture<'_, Result<Vec<(StreamKey, Known)>, ReadError>>> = Vec::new();
+        let mut searching: Vec<BoxFuture<'_, Result<Noted, ReadError>>> = Vec::new();
         for (key, streams) in sought {
             ::metrics::counter!(metrics::NOTES).increment(streams.len() as u64);
             searching.push(Box::pin(async move {
@@ -798,6 +798,9 @@ fn failed(step: &'static str, part: &Part, error: &(dyn std::error::Error + 'sta
     ::metrics::counter!(metrics::FAILURES, "step" => step).increment(1);
     part.down(format!("{step}: {}", chain(error)));
 }
+
+/// What was noted of streams.
+type Noted = Vec<(StreamKey, Known)>;
 
 /// What is known of the streams of a flush, and those of which it has to be found out.
 struct Before {

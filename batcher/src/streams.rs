@@ -144,7 +144,11 @@ pub(crate) fn mask(
     }
     let state = if is_late { &mut apart } else { &mut known.state };
     let payload = codec::decompress(&batch.frame, limits::DECODED_BYTES_MAX).inspect_err(|_| state.miss())?;
-    let rules = rules.rules(batch.masking.and_then(|masking| masking.rules.as_deref()));
+    let rules = match batch.masking {
+        Some(masking) => rules.rules(masking.rules.as_deref()),
+        // Its edge was of a release before, which did not tell the link's rules.
+        None => rules.strictest(),
+    };
     let kept = masking::mask(&payload, &rules, state);
     done.opened += 1;
     done.masked += u64::from(kept.masked);

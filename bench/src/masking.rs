@@ -86,7 +86,8 @@ fn material(rules: &str, unchanged_only: bool) -> anyhow::Result<(Material, Meas
             let state = states.entry(batch.stream).or_insert_with(StreamState::new);
             let before = state.clone();
             let masked = masking::mask(payload.as_bytes(), &rules, state);
-            if !payload.is_empty() && !(unchanged_only && masked.payload.is_some()) {
+            let is_wanted = !unchanged_only || masked.payload.is_none();
+            if is_wanted && !payload.is_empty() {
                 let (batches, measured) = &mut found;
                 measured.batches += 1;
                 measured.bytes += payload.len();

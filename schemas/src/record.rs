@@ -91,6 +91,10 @@ pub struct Masking {
 }
 
 /// The header of a record.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly every record is a batch: a box for each would cost more than it saves"
+)]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Header {
     /// The session's first record.

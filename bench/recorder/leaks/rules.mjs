@@ -50,7 +50,7 @@ const rules = [
   selects('rules-selector-not', 'All elements with an id but some.', ['p[id]:not(.public)'],
     (visit) => `<p class="public">${visit.keep()}</p><p id="t">${visit.secret('given')}</p><div>${visit.keep('other')}</div>`, '#t'),
   selects('rules-selector-first-child', 'The first child.', ['td:first-child'],
-    (visit) => `<table><tbody><tr><td id="t">${visit.secret('given')}</td><td>${visit.keep()}</td></tr></tbody></table>`, '#t'),
+    (visit) => `<table><tbody><tr><td id="t">${visit.secret('given')}</td><td>beside</td></tr></tbody></table>`, '#t'),
   selects('rules-selector-list', 'A list of selectors in one text.', ['.name, #mail , li.entry > span'],
     (visit) => `<p>${visit.keep()}</p><p class="name" id="t">${visit.secret('class')}</p><p id="mail">${visit.secret('id')}</p>
       <ul><li class="entry"><span>${visit.secret('child')}</span> ${visit.keep('entry')}</li></ul>`, '#t'),

@@ -10,7 +10,7 @@ pub const MASK_ATTRIBUTE: &str = "data-clairvio-mask";
 /// Of an element with this attribute only its box is kept.
 pub const BLOCK_ATTRIBUTE: &str = "data-clairvio-block";
 /// rrweb sets it on a password's field whose type was changed.
-const WAS_PASSWORD: &str = "data-rr-is-password";
+pub(crate) const WAS_PASSWORD: &str = "data-rr-is-password";
 
 /// What an element is, as far as rules go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,11 +144,13 @@ impl Said {
             Kind::WasPassword => self.secret = true,
             Kind::Type => {
                 let is = |kinds: &[&str]| kinds.iter().any(|kind| kind.eq_ignore_ascii_case(value.trim()));
-                self.secret |= is(&["password", "hidden"]) && tag != Tag::Other;
+                self.secret |= is(&["password", "hidden"]);
                 self.button = is(&["button", "submit", "reset", "image"]);
             }
             Kind::Autocomplete => self.secret |= is_sensitive(value),
-            Kind::Named if tag.is_field() => self.secret |= matches!(name, "name" | "id") && names.is_secret(value),
+            Kind::Named if tag.is_field() || tag == Tag::Unseen => {
+                self.secret |= matches!(name, "name" | "id") && names.is_secret(value)
+            }
             Kind::Named if tag == Tag::Meta => self.named |= name != "id" && names.is_secret(value),
             _ => {}
         }
@@ -303,7 +305,8 @@ const LAYOUT: &[&str] = &[
 /// What becomes of an attribute with a text as its value; its name is in lower case.
 pub(crate) fn judge(case: &Case<'_>, kind: Kind, name: &str, value: &str) -> Verdict {
     let Case { rules, tag, said, masked, .. } = *case;
-    if rules.attributes.iter().any(|masked| masked == name) {
+    // What says what is secret stays: it tells nothing of a person, and whoever comes later has to see it.
+    if rules.attributes.iter().any(|masked| masked == name) && !is_deciding(kind) {
         return Verdict::Mask;
     }
     if masked {
@@ -322,6 +325,10 @@ pub(crate) fn judge(case: &Case<'_>, kind: Kind, name: &str, value: &str) -> Ver
         Kind::Url => turned(redact::link_url(value, &rules.names)),
         _ => Verdict::Keep,
     }
+}
+
+fn is_deciding(kind: Kind) -> bool {
+    kind.speaks() && kind != Kind::Named
 }
 
 /// Whether a kind of attribute is never touched on an element that is not masked, whatever its text.
@@ -371,30 +378,16 @@ fn judge_masked(kind: Kind, name: &str, value: &str, names: &Names) -> Verdict {
     }
 }
 
-/// What becomes of an attribute whose value is no text: rrweb has them for choices, scroll positions and, in changes, styles.
+/// What becomes of an attribute whose value is no text and no number: rrweb has them for choices and, in changes, for styles.
 pub(crate) fn judge_other(case: &Case<'_>, kind: Kind, name: &str, is_true: bool, is_nested: bool) -> Verdict {
     let Case { rules, tag, masked, .. } = *case;
+    let is_named = rules.attributes.iter().any(|masked| masked == name);
     match kind {
-        _ if rules.attributes.iter().any(|masked| masked == name) => Verdict::Mask,
-        Kind::Styles if is_nested => {
-            if masked {
-                Verdict::Styles
-            } else {
-                Verdict::Keep
-            }
-        }
-        _ if is_nested && masked => Verdict::Mask,
-        Kind::Choice if is_true && masked => Verdict::Unset,
+        Kind::Styles if is_nested && !is_named => Verdict::Styles,
+        // rrweb writes no other: what a player makes a text of may be anything.
+        _ if is_nested => Verdict::Mask,
+        Kind::Choice if is_true && (masked || is_named) => Verdict::Unset,
         Kind::Choice if is_true && name == "selected" && tag == Tag::Option && rules.all_inputs => Verdict::Unset,
-        Kind::Value if is_nested || !is_true => {
-            if masked || judge_value(case) != Verdict::Keep {
-                Verdict::Mask
-            } else {
-                Verdict::Keep
-            }
-        }
-        _ if is_nested || is_true => Verdict::Keep,
-        _ if masked && !name.starts_with("rr_") && LAYOUT.binary_search(&name).is_err() => Verdict::Mask,
         _ => Verdict::Keep,
     }
 }

@@ -40,8 +40,7 @@ fn whole_ms(value: f64) -> Option<i64> {
 pub fn read(body: &[u8], rules: &Rules) -> Result<Batch, Refusal> {
     let text = std::str::from_utf8(body).map_err(|_| Refusal::from(ErrorCode::BodyMalformed))?;
     let mut state = StreamState::new();
-    let mut reading =
-        Reading { payload: Vec::with_capacity(text.len() + 1), sums: Sums::default(), ..Reading::default() };
+    let mut reading = Reading { payload: Vec::with_capacity(text.len() + 1), sums: Sums::default() };
     let mut pass = Pass::new(text, rules, &mut state, Unknown::Left);
     if pass.cursor.peek() == Ok(b'[') {
         reading.array(&mut pass)?;
@@ -75,7 +74,6 @@ fn lines(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-#[derive(Default)]
 struct Reading {
     payload: Vec<u8>,
     sums: Sums,

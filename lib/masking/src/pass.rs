@@ -7,8 +7,8 @@
 use std::borrow::Cow;
 
 use crate::attributes::{
-    BLOCK_ATTRIBUTE, Case, Kind, MASK_ATTRIBUTE, Said, Tag, Verdict, is_always_kept, judge, judge_other, lower,
-    may_have_query,
+    BLOCK_ATTRIBUTE, Case, Kind, MASK_ATTRIBUTE, Said, Tag, Verdict, WAS_PASSWORD, is_always_kept, judge, judge_other,
+    lower, may_have_query,
 };
 use crate::found::{Found, Level, is_interaction};
 use crate::json::{Cursor, JsonError, Mark, Span, Str, Value, write_string};
@@ -20,6 +20,7 @@ use crate::state::StreamState;
 const TYPE_FULL_SNAPSHOT: u64 = 2;
 const TYPE_INCREMENTAL: u64 = 3;
 const TYPE_META: u64 = 4;
+const TYPE_CUSTOM: u64 = 5;
 const TYPE_PLUGIN: u64 = 6;
 
 const SOURCE_MUTATION: u64 = 0;
@@ -27,6 +28,8 @@ const SOURCE_MOUSE_INTERACTION: u64 = 2;
 const SOURCE_INPUT: u64 = 5;
 const SOURCE_STYLE_SHEET_RULE: u64 = 8;
 const SOURCE_CANVAS: u64 = 9;
+const SOURCE_FONT: u64 = 10;
+const SOURCE_LOG: u64 = 11;
 const SOURCE_STYLE_DECLARATION: u64 = 13;
 const SOURCE_ADOPTED_STYLE_SHEET: u64 = 15;
 /// Events of places and sizes, which hold no text: mouse, scroll, viewport, touch, media, drag, selection.
@@ -44,6 +47,10 @@ const CONSOLE_PLUGIN: &str = "rrweb/console@1";
 
 /// The tag of the custom event that stands for one of which nothing could be kept.
 pub const DROPPED_TAG: &str = "clairvio/dropped";
+
+/// Steps that selectors may take in a batch: linear in it, whatever the rules.
+const SELECTOR_STEPS_PER_BYTE: u64 = 4;
+const SELECTOR_STEPS_MIN: u64 = 100_000;
 
 /// What becomes of what nobody knows anything about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -180,6 +187,8 @@ enum Place {
 enum Plugin {
     Console,
     Network,
+    /// One of requests that the index learns nothing of.
+    NetworkLike,
     Other,
 }
 
@@ -207,12 +216,14 @@ pub(crate) struct Pass<'a, 's> {
     attributes: Vec<Attribute>,
     /// Known elements from the outermost to the one that is walked, where rules have selectors.
     path: Vec<Seen>,
-    /// How many elements were seen so far among the children of each known element.
-    siblings: Vec<i32>,
     is_rooted: bool,
     /// Above zero nothing is edited: what is walked will not be there.
     mute: usize,
     plugin: Plugin,
+    /// How often an event's source was said.
+    sources: u32,
+    /// Steps that selectors may take in this batch yet. Where none are left, elements may match.
+    steps: u64,
     /// What was found in the event.
     pub(crate) found: Found,
     /// Whether what becomes of something depends on what came before, or may matter for what comes.
@@ -235,10 +246,11 @@ impl<'a, 's> Pass<'a, 's> {
             made: Vec::new(),
             attributes: Vec::new(),
             path: Vec::new(),
-            siblings: Vec::new(),
             is_rooted: false,
             mute: 0,
             plugin: Plugin::Other,
+            sources: 0,
+            steps: SELECTOR_STEPS_MIN + SELECTOR_STEPS_PER_BYTE * text.len() as u64,
             found: Found::default(),
             needs_state: false,
             masked: 0,
@@ -348,7 +360,6 @@ impl<'a, 's> Pass<'a, 's> {
         self.found = Found::default();
         self.plugin = Plugin::Other;
         self.path.clear();
-        self.siblings.clear();
         self.mute = 0;
         self.cursor.broke = false;
         let next = self.cursor.peek()?;
@@ -399,6 +410,7 @@ impl<'a, 's> Pass<'a, 's> {
             TYPE_INCREMENTAL if is_object => self.incremental(),
             TYPE_META if is_object => self.meta(),
             TYPE_PLUGIN if is_object => self.plugin(),
+            TYPE_CUSTOM if is_object => self.custom(),
             _ => self.scrub(Hint::Text),
         }
     }
@@ -421,7 +433,9 @@ impl<'a, 's> Pass<'a, 's> {
         Ok(())
     }
 
+    /// A page begins: rrweb's full snapshot of it comes next, and until then nothing of it is known.
     fn meta(&mut self) -> Result<()> {
+        self.close();
         let mut first = true;
         self.cursor.enter_object()?;
         while self.cursor.next_key(&mut first)? {
@@ -444,16 +458,27 @@ impl<'a, 's> Pass<'a, 's> {
         let mark = self.cursor.mark();
         let mut first = true;
         self.cursor.enter_object()?;
-        let mut source = None;
+        let (mut source, mut sources) = (None, 0);
         while self.cursor.next_key(&mut first)? {
-            let key = self.cursor.key;
-            if self.is_name(key, b"source") {
-                source = self.cursor.value()?.as_u64(self.cursor.text());
-                break;
+            if self.name(self.cursor.key)? == b"source" {
+                sources += 1;
+                // A player takes the last of several, and a number in whatever form.
+                source = match self.cursor.value()? {
+                    value @ Value::Number(_) => Some(value.as_u64(self.cursor.text()).ok_or(Fail::Irregular)?),
+                    _ => None,
+                };
+                if source.is_some() {
+                    break;
+                }
+            } else {
+                self.cursor.skip()?;
             }
-            self.cursor.skip()?;
         }
         self.cursor.rewind(mark);
+        if sources > 1 {
+            return Err(Fail::Irregular);
+        }
+        self.sources = 0;
         let Some(source) = source else { return self.scrub(Hint::Text) };
         self.found.interacts = is_interaction(source);
         match source {
@@ -462,9 +487,39 @@ impl<'a, 's> Pass<'a, 's> {
             SOURCE_INPUT => self.input(),
             SOURCE_STYLE_SHEET_RULE | SOURCE_STYLE_DECLARATION | SOURCE_ADOPTED_STYLE_SHEET => self.styles(),
             SOURCE_CANVAS => self.canvas(),
-            _ if SOURCES_WITHOUT_TEXT.contains(&source) => Ok(self.cursor.skip()?),
-            _ => self.scrub(Hint::Text),
+            _ if SOURCES_WITHOUT_TEXT.contains(&source) => self.without_text(Hint::Secret),
+            SOURCE_LOG | SOURCE_FONT => self.without_text(Hint::Text),
+            // What a later release of rrweb may tell: nobody knows of whom.
+            _ => self.without_text(Hint::Secret),
         }
+    }
+
+    /// An event of places and sizes: where a text is in it all the same, it is taken for a secret.
+    fn without_text(&mut self, texts: Hint) -> Result<()> {
+        let mut first = true;
+        self.cursor.enter_object()?;
+        while self.cursor.next_key(&mut first)? {
+            let key = self.cursor.key;
+            if self.is_source(key)? {
+                continue;
+            }
+            match self.cursor.peek()? {
+                b'"' => self.scrub(texts)?,
+                b'{' | b'[' if texts == Hint::Text => self.scrub(texts)?,
+                _ => self.cursor.skip()?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a name is that of an event's source, which is passed over then. It is said once.
+    fn is_source(&mut self, key: Str) -> Result<bool> {
+        if self.name(key)? != b"source" {
+            return Ok(false);
+        }
+        self.cursor.skip()?;
+        self.sources += 1;
+        if self.sources > 1 { Err(Fail::Irregular) } else { Ok(true) }
     }
 
     fn mouse_interaction(&mut self) -> Result<()> {
@@ -472,7 +527,13 @@ impl<'a, 's> Pass<'a, 's> {
         self.cursor.enter_object()?;
         while self.cursor.next_key(&mut first)? {
             let key = self.cursor.key;
+            if self.is_source(key)? {
+                continue;
+            }
             let value = self.cursor.value()?;
+            if let Value::String(text) = value {
+                self.mask(text);
+            }
             if self.is_name(key, b"type") {
                 self.found.interaction = value.as_u64(self.cursor.text());
             }
@@ -486,6 +547,9 @@ impl<'a, 's> Pass<'a, 's> {
         self.cursor.enter_object()?;
         while self.cursor.next_key(&mut first)? {
             let key = self.cursor.key;
+            if self.is_source(key)? {
+                continue;
+            }
             let each: fn(&mut Self) -> Result<bool> = match self.name(key)? {
                 b"texts" => Self::changed_text,
                 b"attributes" => Self::changed_attributes,
@@ -633,7 +697,8 @@ impl<'a, 's> Pass<'a, 's> {
             || (said.editable && self.rules.all_inputs)
             || (self.rules.has_selectors() && {
                 let seen = self.seen(None);
-                self.rules.mask.may_match_since(&seen) || self.rules.block.may_match_since(&seen)
+                let steps = &mut self.steps;
+                self.rules.mask.may_match_since(&seen, steps) || self.rules.block.may_match_since(&seen, steps)
             });
         if is_late && !region.is_masked() {
             // Nobody knows any more what is below it.
@@ -672,7 +737,6 @@ impl<'a, 's> Pass<'a, 's> {
                 self.edits.truncate(edits);
                 self.made.truncate(made);
                 self.path.clear();
-                self.siblings.clear();
                 self.node(Around { region: Region::Masked, parent: Tag::Other })
             }
             walked => walked,
@@ -782,8 +846,9 @@ impl<'a, 's> Pass<'a, 's> {
             }
             Region::Open => state.open.insert(id),
             Region::Left => {}
+            // What is below it was open, and may not be told again.
+            Region::Masked | Region::Blocked if state.open.contains(id) => return Err(Fail::Late),
             Region::Masked | Region::Blocked => {
-                state.open.remove(id);
                 let (into, other) = match below {
                     Region::Blocked => (&mut state.blocked, &mut state.masked),
                     _ => (&mut state.masked, &mut state.blocked),
@@ -792,6 +857,7 @@ impl<'a, 's> Pass<'a, 's> {
                 other.remove(id);
             }
         }
+        state.bound();
         let Some(element) = element else { return Ok(()) };
         if element.secret {
             state.secret.insert(id);
@@ -820,7 +886,6 @@ impl<'a, 's> Pass<'a, 's> {
         let is_blocked = around.region == Region::Blocked;
         self.mute += usize::from(is_blocked);
         let (mut first, mut is_empty) = (true, true);
-        self.siblings.push(0);
         while self.cursor.next_item(&mut first)? {
             if around.parent == Tag::Unseen {
                 return Err(Fail::Irregular);
@@ -828,7 +893,6 @@ impl<'a, 's> Pass<'a, 's> {
             is_empty = false;
             self.node(around)?;
         }
-        self.siblings.pop();
         self.mute -= usize::from(is_blocked);
         if is_blocked && !is_empty {
             self.edit(Span { start, end: self.cursor.at() }, With::Fixed("[]"));
@@ -871,14 +935,10 @@ impl<'a, 's> Pass<'a, 's> {
         let mut said = self.said(tag);
         let says_so = said.masked;
         if self.rules.has_selectors() {
-            let index = self.siblings.last_mut().map(|index| {
-                *index = index.saturating_add(1);
-                *index
-            });
-            let seen = Seen { index, ..self.seen(Some(&name)) };
+            let seen = self.seen(Some(&name));
             self.path.push(seen);
-            said.masked |= self.rules.mask.may_match(&self.path, self.is_rooted);
-            said.blocked |= self.rules.block.may_match(&self.path, self.is_rooted);
+            said.masked |= self.rules.mask.may_match(&self.path, self.is_rooted, &mut self.steps);
+            said.blocked |= self.rules.block.may_match(&self.path, self.is_rooted, &mut self.steps);
         }
         if said.blocked {
             self.leave_box(Span { start, end });
@@ -890,6 +950,11 @@ impl<'a, 's> Pass<'a, 's> {
             self.mark_element(start);
         }
         let was_secret = if self.state.secret.is_empty() && !self.state.missed { Some(false) } else { None };
+        let is_marked = self.attributes.iter().any(|attribute| attribute.kind == Kind::WasPassword);
+        if said.secret && !is_marked && !self.rules.attributes.is_empty() {
+            // What tells it may be masked for whoever comes later.
+            self.mark_secret(start);
+        }
         let case = Case { rules: self.rules, tag, said, masked, was_secret };
         let if_secret = self.judge_attributes(&case)?;
         let holds_input = self.rules.all_inputs && (said.editable || matches!(tag, Tag::Textarea | Tag::Option));
@@ -900,9 +965,18 @@ impl<'a, 's> Pass<'a, 's> {
 
     /// Sets the masking attribute on an element that a selector masks.
     fn mark_element(&mut self, start: u32) {
+        self.mark(start, MASK_ATTRIBUTE, "");
+    }
+
+    /// Sets on a secret field what rrweb sets on one that was a password's.
+    fn mark_secret(&mut self, start: u32) {
+        self.mark(start, WAS_PASSWORD, "true");
+    }
+
+    fn mark(&mut self, start: u32, name: &str, value: &str) {
         let comma = if self.attributes.is_empty() { "" } else { "," };
         let at = Span { start: start + 1, end: start + 1 };
-        self.make(at, |made| made.extend_from_slice(format!("\"{MASK_ATTRIBUTE}\":\"\"{comma}").as_bytes()));
+        self.make(at, |made| made.extend_from_slice(format!("\"{name}\":\"{value}\"{comma}").as_bytes()));
     }
 
     /// Leaves of a blocked element's attributes what its box needs.
@@ -982,11 +1056,7 @@ impl<'a, 's> Pass<'a, 's> {
             };
             (lower(self.cursor.decode(attribute.name)).into_owned(), value)
         };
-        Seen {
-            tag: tag.map(str::to_ascii_lowercase),
-            attributes: self.attributes.iter().map(of).collect(),
-            index: None,
-        }
+        Seen { tag: tag.map(str::to_ascii_lowercase), attributes: self.attributes.iter().map(of).collect() }
     }
 
     /// Carries out what is to become of the attributes that were taken. Gives the edit that depends on whether the element was a
@@ -1004,7 +1074,8 @@ impl<'a, 's> Pass<'a, 's> {
                 Value::String(value) if value.span.is_empty() => continue,
                 Value::String(value) => judge(case, kind, &name, &self.cursor.decode(value)),
                 Value::Bool(_, is_true) => judge_other(case, kind, &name, is_true, false),
-                Value::Number(_) => judge_other(case, kind, &name, false, false),
+                Value::Number(_) if name.starts_with("rr_") => continue,
+                Value::Number(_) => judge(case, kind, &name, &String::from_utf8_lossy(self.cursor.bytes(span))),
                 Value::Nested(_) => judge_other(case, kind, &name, false, true),
             };
             match verdict {
@@ -1016,17 +1087,32 @@ impl<'a, 's> Pass<'a, 's> {
                         self.mask_value(span);
                     }
                 }
-                Verdict::Unset => self.edit(span, With::Fixed("false")),
+                Verdict::Unset => self.unset(index),
                 Verdict::Become(text) => self.make(span, |made| write_string(made, &text)),
                 Verdict::Styles => {
                     let here = self.cursor.mark();
                     self.cursor.rewind(here.moved_to(span.start));
-                    self.scrub(Hint::MaskedCss)?;
+                    self.scrub(if case.masked { Hint::MaskedCss } else { Hint::Css })?;
                     self.cursor.rewind(here);
                 }
             }
         }
         Ok(if_secret)
+    }
+
+    /// Takes an attribute away: that it stood there tells what was chosen.
+    fn unset(&mut self, index: usize) {
+        let span = self.attributes[index].span;
+        let begins = |attribute: &Attribute| attribute.name.span.quoted().start;
+        let first_choice = self.attributes.iter().position(|attribute| attribute.kind == Kind::Choice);
+        let around = match (index.checked_sub(1), self.attributes.get(index + 1)) {
+            // No browser writes a second one.
+            _ if first_choice != Some(index) => return self.edit(span, With::Fixed("null")),
+            (Some(before), _) => Span { start: self.attributes[before].span.end, end: span.end },
+            (None, Some(next)) => Span { start: begins(&self.attributes[index]), end: begins(next) },
+            (None, None) => return self.edit(span, With::Fixed("null")),
+        };
+        self.edit(around, With::Fixed(""));
     }
 
     fn input(&mut self) -> Result<()> {
@@ -1044,9 +1130,15 @@ impl<'a, 's> Pass<'a, 's> {
         self.cursor.enter_object()?;
         while self.cursor.next_key(&mut first)? {
             let key = self.cursor.key;
+            if self.is_source(key)? {
+                continue;
+            }
             self.cursor.peek()?;
             let start = self.cursor.at();
             match (self.name(key)?, self.cursor.value()?) {
+                (b"isChecked", Value::String(_) | Value::Nested(_) | Value::Number(_)) => {
+                    self.mask_value(Span { start, end: self.cursor.at() });
+                }
                 (b"text", Value::String(text)) if masks_text => self.mask(text),
                 (b"text", Value::Number(_) | Value::Nested(_)) if masks_text => {
                     self.mask_value(Span { start, end: self.cursor.at() });
@@ -1057,7 +1149,7 @@ impl<'a, 's> Pass<'a, 's> {
                         self.edit(span, With::Fixed("false"));
                     }
                 }
-                (b"source" | b"id" | b"userTriggered" | b"text" | b"isChecked", _) => {}
+                (b"id" | b"userTriggered" | b"text" | b"isChecked", _) => {}
                 (_, Value::String(text)) if masks_text => self.mask(text),
                 (_, Value::Nested(span)) if masks_text => self.mask_value(span),
                 _ => {}
@@ -1088,36 +1180,59 @@ impl<'a, 's> Pass<'a, 's> {
         self.cursor.enter_object()?;
         while self.cursor.next_key(&mut first)? {
             let key = self.cursor.key;
+            if self.is_source(key)? {
+                continue;
+            }
             let span = self.value_span()?;
-            let is_drawing = matches!(self.cursor.bytes(span).first(), Some(b'[' | b'{'));
-            if masked && is_drawing && self.cursor.bytes(span) != b"[]" {
-                self.edit(span, With::Fixed("[]"));
-            } else if masked && self.is_name(key, b"args") && self.cursor.bytes(span) != b"[]" {
-                self.edit(span, With::Fixed("[]"));
+            match self.cursor.bytes(span) {
+                b"[]" => {}
+                [b'[' | b'{', ..] if masked => self.edit(span, With::Fixed("[]")),
+                _ if masked && self.is_name(key, b"args") => self.edit(span, With::Fixed("[]")),
+                [b'"', ..] if masked => self.mask_value(span),
+                _ => {}
             }
         }
         Ok(())
+    }
+
+    fn custom(&mut self) -> Result<()> {
+        let mark = self.cursor.mark();
+        let mut first = true;
+        self.cursor.enter_object()?;
+        while self.cursor.next_key(&mut first)? {
+            let key = self.cursor.key;
+            let value = self.cursor.value()?;
+            if let Value::String(tag) = value
+                && self.cursor.decode(key) == "tag"
+                && self.cursor.decode(tag) == DROPPED_TAG
+            {
+                // What an edge could not read may have said anything.
+                self.close();
+            }
+        }
+        self.cursor.rewind(mark);
+        self.scrub(Hint::Text)
     }
 
     fn plugin(&mut self) -> Result<()> {
         let mark = self.cursor.mark();
         let mut first = true;
         self.cursor.enter_object()?;
-        let mut plugin = Cow::Borrowed("");
+        let mut plugin = None;
         while self.cursor.next_key(&mut first)? {
-            let key = self.cursor.key;
-            match self.cursor.value()? {
-                Value::String(name) if self.is_name(key, b"plugin") => {
-                    plugin = self.cursor.decode(name);
-                    break;
-                }
-                _ => {}
+            let is_plugin = self.name(self.cursor.key)? == b"plugin";
+            let value = self.cursor.value()?;
+            if is_plugin {
+                let name = if let Value::String(name) = value { self.cursor.decode(name) } else { Cow::Borrowed("") };
+                regular(once(&mut plugin, name))?;
             }
         }
+        let plugin = plugin.unwrap_or_default();
         self.cursor.rewind(mark);
         self.plugin = match &*plugin {
             CONSOLE_PLUGIN => Plugin::Console,
             name if NETWORK_PLUGINS.contains(&name) => Plugin::Network,
+            name if name.contains("network") => Plugin::NetworkLike,
             _ => Plugin::Other,
         };
         self.scrub_at(Hint::Text, Place::Event)
@@ -1143,6 +1258,8 @@ impl<'a, 's> Pass<'a, 's> {
                 self.scrub_object(hint, if place == Place::Requests { Place::Elsewhere } else { place })?;
             }
             b'[' => {
+                // In whatever form headers are listed: pairs, objects, several values of one name.
+                let hint = if hint == Hint::Headers { Hint::Secret } else { hint };
                 if hint == Hint::Secret || (hint == Hint::Body && !self.rules.network_bodies) {
                     let span = self.value_span()?;
                     if self.cursor.bytes(span) != b"[]" {
@@ -1159,7 +1276,7 @@ impl<'a, 's> Pass<'a, 's> {
             }
             b'-' | b'0'..=b'9' => {
                 let span = self.value_span()?;
-                if hint == Hint::Secret {
+                if hint == Hint::Secret || (hint == Hint::Body && !self.rules.network_bodies) {
                     self.mask_value(span);
                 } else if span.end - span.start >= 13 && !matches!(hint, Hint::Css | Hint::MaskedCss) {
                     // A card's number, maybe.
@@ -1192,7 +1309,10 @@ impl<'a, 's> Pass<'a, 's> {
                 let masked = redact::header(&name, &self.cursor.decode(value), &self.rules.names);
                 self.replace(value, masked);
             } else {
-                let below = self.hint_of(&name, hint);
+                let below = match self.hint_of(&name, hint) {
+                    Hint::Headers if hint == Hint::Headers => Hint::Secret,
+                    below => below,
+                };
                 self.scrub_at(below, self.place_of(&name, place))?;
             }
             let value = Span { start, end: self.cursor.at() };
@@ -1242,6 +1362,7 @@ impl<'a, 's> Pass<'a, 's> {
         if matches!(around, Hint::Secret | Hint::Headers) {
             return around;
         }
+        let is_network = matches!(self.plugin, Plugin::Network | Plugin::NetworkLike);
         let is = |names: &[&str]| {
             names.iter().any(|known| {
                 let letters =
@@ -1250,12 +1371,12 @@ impl<'a, 's> Pass<'a, 's> {
             })
         };
         if is(&["url", "href", "uri", "referrer", "referer", "location", "documenturl", "redirecturl"])
-            || (self.plugin == Plugin::Network && name == "name")
+            || (is_network && name == "name")
         {
             Hint::Url
         } else if is(&["headers", "requestheaders", "responseheaders"]) {
             Hint::Headers
-        } else if self.plugin == Plugin::Network
+        } else if is_network
             && is(&[
                 "body",
                 "requestbody",
@@ -1434,3 +1555,6 @@ fn once<T>(place: &mut Option<T>, value: T) -> Result<()> {
 fn regular(said: Result<()>) -> Result<()> {
     said.map_err(|_| Fail::Irregular)
 }
+
+#[cfg(test)]
+mod tests;

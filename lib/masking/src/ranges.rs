@@ -73,6 +73,13 @@ impl Ranges {
         5 + 10 * self.0.len()
     }
 
+    /// Bytes that [`Ranges::write`] writes.
+    pub(crate) fn bytes(&self) -> usize {
+        let mut writer = Writer::new();
+        self.write(&mut writer);
+        writer.into_bytes().len()
+    }
+
     pub(crate) fn write(&self, to: &mut Writer) {
         to.uint(self.0.len() as u64);
         let mut behind = 0;

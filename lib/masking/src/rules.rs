@@ -52,8 +52,8 @@ impl Rules {
         compiled.unwrap_or_else(Self::strictest)
     }
 
-    /// Everything that rules can ask for without names.
-    fn strictest() -> Self {
+    /// Everything that rules can ask for without names: for what comes without the rules that it has.
+    pub fn strictest() -> Self {
         Self { all_text: true, mask: Selectors::parse(["*"]).unwrap_or_default(), ..Self::default() }
     }
 
@@ -78,16 +78,28 @@ impl Default for Rules {
 }
 
 /// Rules that were compiled lately, by their JSON. Shared by threads.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct RuleBook {
     default: Arc<Rules>,
+    strictest: Arc<Rules>,
     known: Mutex<BTreeMap<Box<str>, Arc<Rules>>>,
 }
 
 /// Rules that are kept compiled: a few MiB.
 const RULES_KNOWN_MAX: usize = 1_024;
 
+impl Default for RuleBook {
+    fn default() -> Self {
+        Self { default: Arc::default(), strictest: Arc::new(Rules::strictest()), known: Mutex::default() }
+    }
+}
+
 impl RuleBook {
+    /// The rules of a batch that came without those that its link may have.
+    pub fn strictest(&self) -> Arc<Rules> {
+        Arc::clone(&self.strictest)
+    }
+
     /// The rules in this JSON; the default ones where there is none.
     pub fn rules(&self, json: Option<&str>) -> Arc<Rules> {
         let Some(json) = json else { return Arc::clone(&self.default) };

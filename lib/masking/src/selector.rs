@@ -10,8 +10,8 @@ use cssparser::{ParseError, Parser as CssParser, ToCss, serialize_identifier};
 use precomputed_hash::PrecomputedHash;
 use selectors::attr::{AttrSelectorOperator, CaseSensitivity, ParsedAttrSelectorOperation, ParsedCaseSensitivity};
 use selectors::parser::{
-    AnPlusB, Combinator, Component, NonTSPseudoClass, NthType, ParseRelative, PseudoElement, Selector as Parsed,
-    SelectorImpl, SelectorList, SelectorParseErrorKind,
+    Combinator, Component, NonTSPseudoClass, ParseRelative, PseudoElement, Selector as Parsed, SelectorImpl,
+    SelectorList, SelectorParseErrorKind,
 };
 use thiserror::Error;
 
@@ -20,8 +20,8 @@ use thiserror::Error;
 #[error("not a CSS selector of elements")]
 pub struct SelectorError;
 
-/// Steps that the match of one selector against one element may take. Beyond it the element may match: no selector makes a
-/// page's elements dearer than this each.
+/// Steps that the match of one selector against one element may take, each for an element or 32 bytes of an attribute. Beyond
+/// it the element may match.
 const STEPS_MAX: u32 = 512;
 
 /// Whether an element matches.
@@ -33,10 +33,6 @@ pub(crate) enum Truth {
 }
 
 impl Truth {
-    fn of(yes: bool) -> Self {
-        if yes { Self::Yes } else { Self::No }
-    }
-
     fn not(self) -> Self {
         match self {
             Self::No => Self::Yes,
@@ -53,11 +49,20 @@ pub(crate) struct Seen {
     pub(crate) tag: Option<String>,
     /// Names in lower case; no value where an attribute was removed.
     pub(crate) attributes: Vec<(String, Option<String>)>,
-    /// Which child of its parent it is, among elements, from 1 on; none where its siblings are not seen.
-    pub(crate) index: Option<i32>,
+}
+
+/// What follows the origin of a URL of the web.
+fn path_of(url: &str) -> Option<&str> {
+    let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"))?;
+    Some(&rest[rest.find('/')?..])
 }
 
 impl Seen {
+    /// Whether a value that is new was masked before: nobody knows what it was.
+    fn is_masked(&self, value: &str) -> bool {
+        self.tag.is_none() && value.contains(crate::MASK)
+    }
+
     /// The value of an attribute, or why there is none.
     fn value(&self, name: &str) -> Result<&str, Truth> {
         match self.attributes.iter().find(|(known, _)| known == name) {
@@ -76,14 +81,7 @@ enum Simple {
     Id(String),
     Class(String),
     Exists(String),
-    Attribute {
-        name: String,
-        operator: AttrSelectorOperator,
-        value: String,
-        case: ParsedCaseSensitivity,
-    },
-    /// Which child it is.
-    Nth(AnPlusB),
+    Attribute { name: String, operator: AttrSelectorOperator, value: String, case: ParsedCaseSensitivity },
     Not(Vec<Selector>),
     Is(Vec<Selector>),
     Unknown,
@@ -125,19 +123,40 @@ impl Selectors {
     }
 
     /// Whether the last element of `path` matches; the others are its ancestors, outermost first, all of them where it is rooted.
-    pub(crate) fn may_match(&self, path: &[Seen], is_rooted: bool) -> bool {
-        let matches = |selector: &Selector| selector.matches(path, is_rooted, &mut STEPS_MAX.clone());
-        self.0.iter().any(|selector| matches(selector) != Truth::No)
+    ///
+    /// `steps` are those that the batch may take yet: none left, and it may match.
+    pub(crate) fn may_match(&self, path: &[Seen], is_rooted: bool, steps: &mut u64) -> bool {
+        self.0.iter().any(|selector| within(steps, |steps| selector.matches(path, is_rooted, steps)) != Truth::No)
     }
 
     /// Whether an element that did not match, or what is below it, may match once these attributes have changed.
-    pub(crate) fn may_match_since(&self, changed: &Seen) -> bool {
+    pub(crate) fn may_match_since(&self, changed: &Seen, steps: &mut u64) -> bool {
         let changed_name = |name: &str| changed.attributes.iter().any(|(known, _)| known == name);
         self.0.iter().flat_map(|selector| &selector.compounds).any(|compound| {
             compound.iter().any(|simple| simple.looks_at(&changed_name))
-                && all(compound, changed, &mut STEPS_MAX.clone()) != Truth::No
+                && within(steps, |steps| all(compound, changed, steps)) != Truth::No
         })
     }
+}
+
+/// Takes no more steps than one match may, and no more than are left.
+fn within(left: &mut u64, matches: impl FnOnce(&mut u32) -> Truth) -> Truth {
+    let allowed = STEPS_MAX.min(u32::try_from(*left).unwrap_or(STEPS_MAX));
+    if allowed == 0 {
+        return Truth::Unknown;
+    }
+    let mut steps = allowed;
+    let truth = matches(&mut steps);
+    *left -= u64::from(allowed - steps);
+    truth
+}
+
+/// Takes the steps for looking at so many bytes; `false` when that many are not left.
+fn charge(steps: &mut u32, bytes: usize) -> bool {
+    let cost = 1 + u32::try_from(bytes / 32).unwrap_or(u32::MAX - 1);
+    let is_left = cost <= *steps;
+    *steps = steps.saturating_sub(cost);
+    is_left
 }
 
 impl Selector {
@@ -234,36 +253,69 @@ impl Simple {
             {
                 Self::Is(list(any))
             }
-            Component::Nth(nth) if nth.ty == NthType::Child => Self::Nth(nth.an_plus_b),
+            // Which child an element is changes without anything being told of it: so that is not known either.
             _ => Self::Unknown,
         }
     }
 
     fn matches(&self, element: &Seen, steps: &mut u32) -> Truth {
+        if !charge(steps, 0) {
+            return Truth::Unknown;
+        }
         let any = |selectors: &[Selector], steps: &mut u32| {
             let truths = selectors.iter().map(|selector| all(&selector.compounds[0], element, steps));
             truths.max().unwrap_or(Truth::No)
         };
         match self {
             Self::Any => Truth::Yes,
-            Self::Tag(tag) => element.tag.as_ref().map_or(Truth::Unknown, |known| Truth::of(known == tag)),
-            Self::Id(id) => element.value("id").map_or_else(|why| why, |value| same_name(value, id)),
-            Self::Class(class) => element.value("class").map_or_else(
-                |why| why,
-                |value| value.split_ascii_whitespace().map(|known| same_name(known, class)).max().unwrap_or(Truth::No),
-            ),
+            Self::Tag(tag) => match &element.tag {
+                None => Truth::Unknown,
+                Some(known) if known == tag => Truth::Yes,
+                // What rrweb takes for no tag's name it writes as a div.
+                Some(known)
+                    if known == "div" && !tag.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') =>
+                {
+                    Truth::Unknown
+                }
+                Some(_) => Truth::No,
+            },
+            Self::Id(id) => match element.value("id") {
+                Err(why) => why,
+                Ok(value) if element.is_masked(value) || !charge(steps, value.len()) => Truth::Unknown,
+                Ok(value) => same_name(value, id),
+            },
+            Self::Class(class) => match element.value("class") {
+                Err(why) => why,
+                Ok(value) if element.is_masked(value) || !charge(steps, value.len()) => Truth::Unknown,
+                Ok(value) => {
+                    let classes = value.split_ascii_whitespace().map(|known| same_name(known, class));
+                    classes.max().unwrap_or(Truth::No)
+                }
+            },
             Self::Exists(name) => element.value(name).map_or_else(|why| why, |_| Truth::Yes),
             Self::Attribute { name, operator, value, case } => {
                 let known = match element.value(name) {
                     Ok(known) => known,
                     Err(why) => return why,
                 };
-                // Of a change that was masked before, nobody knows what it was.
-                if element.tag.is_none() && known == crate::MASK {
+                if element.is_masked(known) || !charge(steps, known.len()) {
                     return Truth::Unknown;
                 }
                 if operator.eval_str(known, value, CaseSensitivity::CaseSensitive) {
                     return Truth::Yes;
+                }
+                // rrweb writes URLs with their origin, whatever the page has; and styles as a browser writes them.
+                if let Some(path) = path_of(known) {
+                    let written = if value.starts_with('/') { path } else { &path[1..] };
+                    if operator.eval_str(written, value, CaseSensitivity::AsciiCaseInsensitive) {
+                        return Truth::Yes;
+                    }
+                    if !value.starts_with('/') && !value.contains("://") {
+                        return Truth::Unknown;
+                    }
+                }
+                if name == "style" {
+                    return Truth::Unknown;
                 }
                 match (case, operator.eval_str(known, value, CaseSensitivity::AsciiCaseInsensitive)) {
                     (_, false) | (ParsedCaseSensitivity::ExplicitCaseSensitive, true) => Truth::No,
@@ -272,7 +324,6 @@ impl Simple {
                     (_, true) => Truth::Unknown,
                 }
             }
-            Self::Nth(wanted) => element.index.map_or(Truth::Unknown, |index| Truth::of(wanted.matches_index(index))),
             Self::Not(selectors) => any(selectors, steps).not(),
             Self::Is(selectors) => any(selectors, steps),
             Self::Unknown => Truth::Unknown,
@@ -289,7 +340,7 @@ impl Simple {
                 .flat_map(|selector| selector.compounds.iter().flatten())
                 .any(|simple| simple.looks_at(changed)),
             // What only a browser knows was taken to match before.
-            Self::Any | Self::Tag(_) | Self::Nth(_) | Self::Unknown => false,
+            Self::Any | Self::Tag(_) | Self::Unknown => false,
         }
     }
 }
@@ -415,7 +466,7 @@ mod tests {
 
     fn element(tag: &str, attributes: &[(&str, &str)]) -> Seen {
         let attributes = attributes.iter().map(|(name, value)| ((*name).to_owned(), Some((*value).to_owned())));
-        Seen { tag: Some(tag.to_owned()), attributes: attributes.collect(), index: Some(2) }
+        Seen { tag: Some(tag.to_owned()), attributes: attributes.collect() }
     }
 
     fn truth(selector: &str, path: &[Seen], is_rooted: bool) -> Truth {
@@ -460,9 +511,8 @@ mod tests {
             ("input:not(.narrow)", Truth::Yes),
             ("input:not(form *)", Truth::Unknown),
             ("textarea:not(form *)", Truth::No),
-            ("input:first-child", Truth::No),
-            ("input:nth-child(2)", Truth::Yes),
-            ("input:nth-child(odd)", Truth::No),
+            ("input:first-child", Truth::Unknown),
+            ("input:nth-child(2)", Truth::Unknown),
             ("input:last-child", Truth::Unknown),
             ("input:first-of-type", Truth::Unknown),
             ("input:nth-child(2 of .wide)", Truth::Unknown),
@@ -495,7 +545,6 @@ mod tests {
         let change = |name: &str, value: Option<&str>| Seen {
             tag: None,
             attributes: vec![(name.to_owned(), value.map(str::to_owned))],
-            index: None,
         };
         for (selector, name, value, expect) in [
             (".private", "class", Some("a private"), true),
@@ -515,7 +564,11 @@ mod tests {
             ("*", "class", Some("a"), false),
         ] {
             let selectors = Selectors::parse([selector]).unwrap();
-            assert_eq!(selectors.may_match_since(&change(name, value)), expect, "{selector} {name}={value:?}");
+            assert_eq!(
+                selectors.may_match_since(&change(name, value), &mut 1_000),
+                expect,
+                "{selector} {name}={value:?}"
+            );
         }
     }
 

@@ -104,6 +104,9 @@ impl Weighter<ObjectId, Footer> for FooterCost {
     }
 }
 
+/// An object that was looked for, and its footer unless that cannot be read.
+type Looked = (ObjectKey, Option<Footer>);
+
 /// Opens sessions.
 #[derive(Debug, Clone)]
 pub struct Reader {
@@ -199,12 +202,11 @@ impl Reader {
         };
         let objects = snapshot.own.iter().chain(&snapshot.shared);
         // Boxed, since the compiler does not see that closures which borrow give futures that can be sent.
-        let mut footers: Vec<BoxFuture<'_, Result<(ObjectKey, Option<Footer>), ReadError>>> = Vec::new();
+        let mut footers: Vec<BoxFuture<'_, Result<Looked, ReadError>>> = Vec::new();
         for object in objects {
             footers.push(Box::pin(async move { Ok((object.key, missable(key, self.footer(object).await)?)) }));
         }
-        let sources: Vec<(ObjectKey, Option<Footer>)> =
-            stream::iter(footers).buffered(FOOTERS_AT_ONCE).try_collect().await?;
+        let sources: Vec<Looked> = stream::iter(footers).buffered(FOOTERS_AT_ONCE).try_collect().await?;
         let footers = sources.iter().enumerate().filter_map(|(number, (_, footer))| Some((number, footer.as_ref()?)));
         let mut search = Search::new(key, footers, streams);
         while let Some((object, frame)) = search.next() {

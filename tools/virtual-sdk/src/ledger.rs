@@ -287,7 +287,9 @@ fn events_of<'a>(
     }
     // What no edge takes in is not read either; it is found to be lost.
     let Ok(read) = masking::read(&body, rules) else { return events };
-    let stored = masking::mask(&read.payload, rules, state).payload.unwrap_or(read.payload);
+    // Nobody opens a batch of which the edge says that all was done.
+    let kept = if read.needs_state { masking::mask(&read.payload, rules, state).payload } else { None };
+    let stored = kept.unwrap_or(read.payload);
     if stored != body {
         let stored = stored.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
         for ((event, _), stored) in events.iter_mut().zip(stored) {
