@@ -94,6 +94,8 @@ fn links_are_made_found_and_revoked() -> Result<()> {
             (Some(json!({ "images": true })), None, "masking"),
             (Some(json!({ "mask_selectors": ["x".repeat(MASKING_BYTES_MAX)] })), None, "masking"),
             (Some(json!([])), None, "masking"),
+            (Some(json!({ "mask_selectors": ["p {"] })), None, "masking"),
+            (Some(json!({ "block_selectors": ["p::before"] })), None, "masking"),
             (None, Some("https://other.example/"), "redirect_url"),
         ] {
             let answer = api.create_link(&link_request(masking, redirect)).await;

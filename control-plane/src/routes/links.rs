@@ -123,6 +123,13 @@ pub(super) async fn revoke(
     }
 }
 
+/// Masking rules in their normal form; `None` for those that no edge could carry out.
+fn usable_rules(rules: &Value) -> Option<Value> {
+    let normal = MaskingRules::normal(rules)?;
+    let parsed = serde_json::from_value(normal.clone()).ok()?;
+    Rules::compile(&parsed).is_ok().then_some(normal)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -135,11 +142,4 @@ mod tests {
             assert!(allowed_redirect(url, &origins).is_err(), "{url}");
         }
     }
-}
-
-/// Masking rules in their normal form; `None` for those that no edge could carry out.
-fn usable_rules(rules: &Value) -> Option<Value> {
-    let normal = MaskingRules::normal(rules)?;
-    let parsed = serde_json::from_value(normal.clone()).ok()?;
-    Rules::compile(&parsed).is_ok().then_some(normal)
 }

@@ -23,11 +23,11 @@ fn page(at: i64) -> String {
 
 fn payload(stream: u32, seq: usize, timestamps: &[i64]) -> Vec<u8> {
     let line = |(position, at): (usize, &i64)| {
-        // A snapshot, a click, a page; of each the data says whose it is.
+        // A snapshot, a click, a page; each says beside its data whose it is.
         let kind = 2 + position % 3;
         let found = [r#""x":0"#.to_owned(), r#""source":2,"type":2"#.to_owned(), format!("\"href\":\"{}\"", page(*at))];
         let of = format!("{stream}/{seq}/{position}");
-        format!("{{\"type\":{kind},\"timestamp\":{at},\"data\":{{{},\"of\":\"{of}\"}}}}\n", found[kind - 2])
+        format!("{{\"type\":{kind},\"timestamp\":{at},\"of\":\"{of}\",\"data\":{{{}}}}}\n", found[kind - 2])
     };
     timestamps.iter().enumerate().map(line).collect::<String>().into_bytes()
 }

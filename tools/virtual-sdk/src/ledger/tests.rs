@@ -4,6 +4,8 @@
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
+use masking::{Rules, StreamState};
+
 use super::*;
 
 const SESSION: SessionId = SessionId(Uuid::from_u128(7));
@@ -281,13 +283,15 @@ fn real_recordings_compare_exact_with_themselves_and_with_nothing_less() {
         let mut ledger = SessionLedger::default();
         let mut read: Vec<(i64, u32, u32, usize, String)> = Vec::new();
         let mut highest: BTreeMap<u32, i64> = BTreeMap::new();
+        let mut states: BTreeMap<u32, StreamState> = BTreeMap::new();
         for (index, batch) in recording.batches().iter().enumerate() {
             let content = Content::Recorded { recording: Arc::clone(&recording), batch: index as u32 };
             ledger.acknowledge(batch.stream, batch.seq, content);
-            for (position, (event, timestamp)) in batch.events().iter().zip(batch.timestamps()).enumerate() {
+            let stored = stored(batch, states.entry(batch.stream).or_default());
+            for (position, (event, timestamp)) in stored.lines().zip(batch.timestamps()).enumerate() {
                 let high = highest.entry(batch.stream).or_insert(i64::MIN);
                 *high = (*high).max(*timestamp);
-                read.push((*high, batch.stream, batch.seq, position, event.get().to_owned()));
+                read.push((*high, batch.stream, batch.seq, position, event.to_owned()));
             }
         }
         read.sort();
@@ -298,6 +302,43 @@ fn real_recordings_compare_exact_with_themselves_and_with_nothing_less() {
         let outcome = ledger.compare(SESSION, &lines[..lines.len() - 1]);
         assert_eq!(outcome.lost, 1, "{}: {outcome}", recording.name);
     }
+}
+
+/// What edge and batcher store of a batch.
+fn stored(batch: &Batch, state: &mut StreamState) -> String {
+    let rules = Rules::default();
+    let body: String = batch.events().iter().map(|event| format!("{event}\n")).collect();
+    let read = masking::read(body.as_bytes(), &rules).expect("a recording is taken in");
+    let kept = masking::mask(&read.payload, &rules, state).payload.unwrap_or(read.payload);
+    String::from_utf8(kept).expect("events are text")
+}
+
+#[test]
+fn what_is_masked_more_is_the_same_and_what_is_not_masked_is_altered() {
+    let event = |text: &str, typed: &str| {
+        [
+            format!(r#"{{"type":5,"data":{{"tag":"a","payload":{{"text":"{text}"}}}},"timestamp":1}}"#),
+            format!(r#"{{"type":3,"data":{{"source":5,"text":"{typed}","isChecked":false,"id":4}},"timestamp":2}}"#),
+            format!(
+                r#"{{"type":3,"data":{{"source":0,"texts":[{{"id":9,"value":"{text}"}}],"attributes":[],"removes":[],"adds":[]}},"timestamp":3}}"#
+            ),
+        ]
+    };
+    let raw = event("plain", "hunter2").map(|event| RawValue::from_string(event).expect("valid JSON"));
+    let mut ledger = SessionLedger::default();
+    ledger.acknowledge(1, 0, own(Batch::new(1, 0, false, 0, raw.into()).expect("a valid batch")));
+    let [custom, typed, text] = event("plain", "***");
+    let masked_text = text.replace("plain", "***");
+    assert!(ledger.compare(SESSION, [&custom, &typed, &masked_text]).is_exact());
+    let leaked = typed.replace("***", "hunter2");
+    assert_eq!(ledger.compare(SESSION, [&custom, &leaked, &masked_text]).altered, 1, "what was typed is there");
+    assert_eq!(
+        ledger.compare(SESSION, [&custom, &typed, &text]).altered,
+        1,
+        "a text of a node that nobody knows is there"
+    );
+    let other = custom.replace("plain", "other");
+    assert_eq!(ledger.compare(SESSION, [&other, &typed, &masked_text]).altered, 1);
 }
 
 /// Numbers that look random and are the same in each run.
