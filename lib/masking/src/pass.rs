@@ -1302,16 +1302,20 @@ impl<'a, 's> Pass<'a, 's> {
                 self.scrub(hint)?;
                 continue;
             }
+            // A name may hold a secret itself; whoever comes later goes by what is left of it.
+            let masked = redact::text(&name, &self.rules.names);
+            let kept = masked.as_deref().unwrap_or(&name);
             let next = self.cursor.peek()?;
             let start = self.cursor.at();
             if hint == Hint::Headers && next == b'"' {
                 let value = self.cursor.string()?;
-                let masked = redact::header(&name, &self.cursor.decode(value), &self.rules.names);
+                let masked = redact::header(kept, &self.cursor.decode(value), &self.rules.names);
                 self.replace(value, masked);
             } else {
-                let below = match self.hint_of(&name, hint) {
-                    Hint::Headers if hint == Hint::Headers => Hint::Secret,
-                    below => below,
+                let below = match (self.hint_of(&name, hint), self.hint_of(kept, hint)) {
+                    (Hint::Secret, _) => Hint::Secret,
+                    (_, Hint::Headers) if hint == Hint::Headers => Hint::Secret,
+                    (_, below) => below,
                 };
                 self.scrub_at(below, self.place_of(&name, place))?;
             }
@@ -1323,7 +1327,6 @@ impl<'a, 's> Pass<'a, 's> {
                 (Place::Request, _) => has_failed |= self.tells_failure(&name, value),
                 _ => {}
             }
-            let masked = redact::text(&name, &self.rules.names);
             self.replace(key, masked);
         }
         self.found.failed_requests += u32::from(has_failed);
