@@ -39,7 +39,7 @@ pub(crate) const ALL: &[Described] = &[
     Histogram(FLUSH_SIZE_BYTES, "Bytes of a published shared object."),
     Histogram(FLUSH_AGE_SECONDS, "From when the first record of a flush came until it was published."),
     Histogram(FLUSH_SECONDS, "From the beginning of a flush until it was published."),
-    Counter(RAW_BYTES, "Bytes of events published, as clients sent them, before compression."),
+    Counter(RAW_BYTES, "Bytes of events published, masked, before compression."),
     Counter(OBJECT_BYTES, "Bytes of shared objects published."),
     Counter(PUTS, "Requests to S3 that wrote. Divided by batcher_raw_bytes_total: PUTs per byte of events."),
     Counter(
@@ -61,7 +61,7 @@ pub(crate) const ALL: &[Described] = &[
     Counter(REMADE, "Batches of which something had to change: their frames were compressed again."),
     Counter(
         UNKNOWN,
-        "Batches that did not come after the one before: of their stream nothing was known until its next full snapshot.",
+        "Batches that did not come after the one before: late ones, and those behind a gap, after which nothing of their stream is known until its next full snapshot.",
     ),
     Counter(NOTES, "Streams whose state was searched for in what is stored: taken over, or forgotten."),
     session_keys::CACHED_DESCRIBED,

@@ -203,6 +203,41 @@ fn e05_no_planted_secret_is_kept_and_all_else_is() {
     assert!(lost.is_empty(), "{} kept texts are gone:\n{}", lost.len(), lost.join("\n"));
 }
 
+/// Goal: more rules reveal nothing. Method: each case once more with rules beside its own, alone and all together.
+#[test]
+fn e05_what_is_masked_stays_masked_with_more_rules() {
+    let mut leaks = Vec::new();
+    for case in cases() {
+        let mut all = case.rules.clone();
+        for (name, value) in [
+            ("attributes", serde_json::json!(["class", "type", "name", "id", "autocomplete", "href", "title"])),
+            ("mask_selectors", serde_json::json!([".nothing", "main > p:not(.x)", "#nothing [data-x]"])),
+            ("block_selectors", serde_json::json!(["figure.nothing", "b:first-child"])),
+            ("redact_keys", serde_json::json!(["nothing", "id"])),
+            ("text", serde_json::json!("all")),
+            ("inputs", serde_json::json!("all")),
+        ] {
+            let mut more = case.rules.clone();
+            for rules in [&mut more, &mut all] {
+                match (rules[name].as_array().cloned(), &value) {
+                    (Some(own), Value::Array(added)) => rules[name] = own.iter().chain(added).cloned().collect(),
+                    _ => rules[name] = value.clone(),
+                }
+            }
+            for rules in [&more, &all] {
+                let rules = Rules::of_json(&rules.to_string());
+                let (mut batcher, mut stored) = (Batcher::default(), String::new());
+                for batch in case.recorded() {
+                    let payload = through_the_edge(&batch, &rules);
+                    stored += &batcher.store(batch.stream, batch.seq, &payload, &rules);
+                }
+                check_found(&case, name, &texts_of(&stored), &mut leaks);
+            }
+        }
+    }
+    assert!(leaks.is_empty(), "{} leaks:\n{}", leaks.len(), leaks.join("\n"));
+}
+
 /// Whatever becomes of a batch on its way, and of a batcher.
 #[test]
 fn e05_no_planted_secret_is_kept_whatever_comes_late_twice_or_never() {

@@ -607,7 +607,7 @@ impl<'a, 's> Pass<'a, 's> {
             return Ok(true);
         }
         let parent = self.id_of_entry(b"parentId")?;
-        Ok(self.region_of(parent) != Region::Blocked)
+        Ok(self.region_of(parent) != Region::Blocked || !self.cuts())
     }
 
     /// An entry of a mutation's texts.
@@ -631,19 +631,36 @@ impl<'a, 's> Pass<'a, 's> {
         {
             self.mask_span(span);
         }
-        Ok(region != Region::Blocked)
+        Ok(region != Region::Blocked || !self.cuts())
+    }
+
+    /// Whether what is blocked is cut off here. An edge leaves it in its place without its content: who comes later has to know
+    /// which nodes are blocked.
+    fn cuts(&self) -> bool {
+        self.default == Unknown::Masked
+    }
+
+    /// Leaves nothing of an object but its braces.
+    fn empty_object(&mut self) -> Result<()> {
+        let span = self.value_span()?;
+        if !matches!(self.cursor.bytes(span), b"{}" | b"null") {
+            self.edit(span, With::Fixed("{}"));
+        }
+        Ok(())
     }
 
     /// An entry of a mutation's attributes. Of a blocked element the box stays as it was.
     fn changed_attributes(&mut self) -> Result<bool> {
         self.entry(b"id", b"attributes", |pass, id| {
             let region = pass.region_of(id);
-            if pass.cursor.peek()? == b'{' {
+            if region == Region::Blocked {
+                pass.empty_object()?;
+            } else if pass.cursor.peek()? == b'{' {
                 pass.change(id, region)?;
             } else {
                 pass.scrub(Hint::Secret)?;
             }
-            Ok(region != Region::Blocked)
+            Ok(region != Region::Blocked || !pass.cuts())
         })
     }
 
@@ -720,7 +737,7 @@ impl<'a, 's> Pass<'a, 's> {
         self.entry(b"parentId", b"node", |pass, parent| {
             let region = pass.region_of(parent);
             pass.added_node(region)?;
-            Ok(region != Region::Blocked)
+            Ok(region != Region::Blocked || !pass.cuts())
         })
     }
 
@@ -769,7 +786,7 @@ impl<'a, 's> Pass<'a, 's> {
                 Field::Attributes => {
                     let (Some(NODE_ELEMENT), Some(tag)) = (kind, tag) else { return Err(Fail::Irregular) };
                     if around.region == Region::Blocked {
-                        self.cursor.skip()?;
+                        self.empty_object()?;
                         let blocked =
                             Element { tag: Tag::Other, below: Region::Blocked, secret: false, if_secret: None };
                         regular(once(&mut element, blocked))?;
@@ -883,8 +900,8 @@ impl<'a, 's> Pass<'a, 's> {
             (None | Some(NODE_ELEMENT), _) => Around { region: Region::Blocked, parent: Tag::Unseen },
             (Some(_), _) => Around { region: around.region, parent: Tag::Other },
         };
-        let is_blocked = around.region == Region::Blocked;
-        self.mute += usize::from(is_blocked);
+        let is_cut = around.region == Region::Blocked && self.cuts();
+        self.mute += usize::from(is_cut);
         let (mut first, mut is_empty) = (true, true);
         while self.cursor.next_item(&mut first)? {
             if around.parent == Tag::Unseen {
@@ -893,8 +910,8 @@ impl<'a, 's> Pass<'a, 's> {
             is_empty = false;
             self.node(around)?;
         }
-        self.mute -= usize::from(is_blocked);
-        if is_blocked && !is_empty {
+        self.mute -= usize::from(is_cut);
+        if is_cut && !is_empty {
             self.edit(Span { start, end: self.cursor.at() }, With::Fixed("[]"));
         }
         Ok(())

@@ -206,6 +206,23 @@ fn e05_of_what_is_blocked_nothing_is_told() {
     );
     check(SENSITIVE, &[&[SNAPSHOT], &[&below]]);
     check(SENSITIVE, &[&[SNAPSHOT, &below, &change]]);
+    // Deep inside, of nodes that only the snapshot told of; whichever of the two looked at it.
+    let inside = mutation(
+        r#"{"id":13,"value":"S3CRET"}"#,
+        r#"{"id":10,"attributes":{"src":"/S3CRET"}}"#,
+        r#"{"parentId":10,"nextId":null,"node":{"type":2,"tagName":"S3CRET","attributes":{"src":"/S3CRET"},"childNodes":[],"id":14}}"#,
+    );
+    for batches in [
+        &[[SNAPSHOT].as_slice(), &[&below], &[&inside]].as_slice(),
+        &[[SNAPSHOT, &below, &inside].as_slice()].as_slice(),
+    ] {
+        check(SENSITIVE, batches);
+        let stored = stored(SENSITIVE, batches);
+        assert!(
+            stored.contains(r#""texts":[],"attributes":[],"removes":[],"adds":[]"#),
+            "more than a box is left: {stored}"
+        );
+    }
 }
 
 #[test]
