@@ -45,7 +45,7 @@ pub struct BatchFacts {
     pub errors: u32,
     /// Whether a full snapshot is among the events.
     pub full_snapshot: bool,
-    /// XXH3 of the payload as it was sent, before compression; two batches of one place that differ in it are in conflict.
+    /// XXH3 of the payload as its edge made it, before compression; two batches of one place that differ in it are in conflict.
     pub content_hash: u64,
     /// The sum of the pauses between neighbouring interactions, as far as the user was not idle in them, in milliseconds.
     pub active_ms: u32,
