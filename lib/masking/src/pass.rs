@@ -487,15 +487,16 @@ impl<'a, 's> Pass<'a, 's> {
             SOURCE_INPUT => self.input(),
             SOURCE_STYLE_SHEET_RULE | SOURCE_STYLE_DECLARATION | SOURCE_ADOPTED_STYLE_SHEET => self.styles(),
             SOURCE_CANVAS => self.canvas(),
-            _ if SOURCES_WITHOUT_TEXT.contains(&source) => self.without_text(Hint::Secret),
-            SOURCE_LOG | SOURCE_FONT => self.without_text(Hint::Text),
+            // Of places and sizes: where a text is in it all the same, it is taken for a secret. What is nested are places.
+            _ if SOURCES_WITHOUT_TEXT.contains(&source) => self.each_field(Hint::Secret, false),
+            SOURCE_LOG | SOURCE_FONT => self.each_field(Hint::Text, true),
             // What a later release of rrweb may tell: nobody knows of whom.
-            _ => self.without_text(Hint::Secret),
+            _ => self.each_field(Hint::Secret, true),
         }
     }
 
-    /// An event of places and sizes: where a text is in it all the same, it is taken for a secret.
-    fn without_text(&mut self, texts: Hint) -> Result<()> {
+    /// Searches the texts of an event's fields but its source, and what is nested in them if that is wanted.
+    fn each_field(&mut self, texts: Hint, is_nested_too: bool) -> Result<()> {
         let mut first = true;
         self.cursor.enter_object()?;
         while self.cursor.next_key(&mut first)? {
@@ -505,7 +506,7 @@ impl<'a, 's> Pass<'a, 's> {
             }
             match self.cursor.peek()? {
                 b'"' => self.scrub(texts)?,
-                b'{' | b'[' if texts == Hint::Text => self.scrub(texts)?,
+                b'{' | b'[' if is_nested_too => self.scrub(texts)?,
                 _ => self.cursor.skip()?,
             }
         }

@@ -70,6 +70,7 @@ fn e05_the_source_of_an_event_is_told_once_and_as_a_number() {
         r#"{"source":-0,"texts":[{"id":5,"value":"S3CRET"}]}"#,
         r#"{"source":0e0,"adds":[{"parentId":4,"nextId":null,"node":{"type":3,"textContent":"S3CRET","id":12}}]}"#,
         r#"{"source":99,"text":"S3CRET","id":8}"#,
+        r#"{"source":99,"deep":{"text":["S3CRET"]},"id":8}"#,
         r#"{"source":1,"text":"S3CRET","id":8}"#,
         r#"{"source":7,"src":"S3CRET","id":8}"#,
         r#"{"source":5,"text":"","isChecked":"S3CRET","id":8}"#,
