@@ -464,7 +464,14 @@ impl<'a, 's> Pass<'a, 's> {
                 sources += 1;
                 // A player takes the last of several, and a number in whatever form.
                 source = match self.cursor.value()? {
-                    value @ Value::Number(_) => Some(value.as_u64(self.cursor.text()).ok_or(Fail::Irregular)?),
+                    value @ Value::Number(span) => Some(match value.as_u64(self.cursor.text()) {
+                        Some(source) => source,
+                        None if self.number(span).is_some_and(|source| source >= 0.0 && source.fract() == 0.0) => {
+                            return Err(Fail::Irregular);
+                        }
+                        // A number that no player knows.
+                        None => u64::MAX,
+                    }),
                     _ => None,
                 };
                 if source.is_some() {
