@@ -260,9 +260,8 @@ impl<'a, 's> Pass<'a, 's> {
 
     /// Walks the next event. Then [`Pass::write`] writes it as it is kept.
     pub(crate) fn event(&mut self) -> Result<Walked> {
-        self.edits.clear();
-        self.made.clear();
         let mark = self.cursor.mark();
+        self.restart(mark);
         let mut failed = match self.walk() {
             Err(fail) => fail,
             walked => return walked,
@@ -270,7 +269,8 @@ impl<'a, 's> Pass<'a, 's> {
         if failed == Fail::Late {
             // From here on nothing is known any more: also what this event said before it said so.
             self.close();
-            match self.again(mark) {
+            self.restart(mark);
+            match self.walk() {
                 Err(fail) => failed = fail,
                 walked => return walked,
             }
@@ -282,11 +282,11 @@ impl<'a, 's> Pass<'a, 's> {
         self.drop_event(mark)
     }
 
-    fn again(&mut self, mark: Mark) -> Result<Walked> {
+    /// Goes to the start of an event, of which nothing is decided yet.
+    fn restart(&mut self, mark: Mark) {
         self.cursor.rewind(mark);
         self.edits.clear();
         self.made.clear();
-        self.walk()
     }
 
     /// Nothing is known any more, until the next full snapshot.
@@ -298,9 +298,7 @@ impl<'a, 's> Pass<'a, 's> {
 
     /// Keeps of an event no more than its time.
     fn drop_event(&mut self, mark: Mark) -> Result<Walked> {
-        self.cursor.rewind(mark);
-        self.edits.clear();
-        self.made.clear();
+        self.restart(mark);
         self.mute = 0;
         self.found = Found::default();
         let mut walked = Walked { kind: 5, timestamp: 0.0, span: self.value_span()?, broke: false };
@@ -975,8 +973,10 @@ impl<'a, 's> Pass<'a, 's> {
             self.mark_element(start);
         }
         let was_secret = if self.state.secret.is_empty() && !self.state.missed { Some(false) } else { None };
-        let is_marked = self.attributes.iter().any(|attribute| attribute.kind == Kind::WasPassword);
-        if said.secret && !is_marked && !self.rules.attributes.is_empty() {
+        if said.secret
+            && !self.rules.attributes.is_empty()
+            && !self.attributes.iter().any(|attribute| attribute.kind == Kind::WasPassword)
+        {
             // What tells it may be masked for whoever comes later.
             self.mark_secret(start);
         }
@@ -1141,9 +1141,7 @@ impl<'a, 's> Pass<'a, 's> {
     }
 
     fn input(&mut self) -> Result<()> {
-        let mark = self.cursor.mark();
-        let id = self.id_of_entry(b"id")?;
-        self.cursor.rewind(mark);
+        let id = self.peek_id()?;
         self.found.is_input = true;
         let region = self.region_of(id);
         let was_secret = id.is_some_and(|id| self.state.secret.contains(id))
@@ -1186,9 +1184,7 @@ impl<'a, 's> Pass<'a, 's> {
     /// A change of styles by the page's scripts.
     fn styles(&mut self) -> Result<()> {
         self.needs_state = true;
-        let mark = self.cursor.mark();
-        let id = self.id_of_entry(b"id")?;
-        self.cursor.rewind(mark);
+        let id = self.peek_id()?;
         // A style sheet of its own has no node: where it is used is not known.
         let region = if id.is_some() { self.region_of(id) } else { Region::Masked };
         self.scrub(if region.is_masked() { Hint::MaskedCss } else { Hint::Css })
@@ -1197,10 +1193,8 @@ impl<'a, 's> Pass<'a, 's> {
     /// What is drawn: among it, texts.
     fn canvas(&mut self) -> Result<()> {
         self.needs_state = true;
-        let mark = self.cursor.mark();
-        let region = self.region_of_entry(b"id")?;
-        self.cursor.rewind(mark);
-        let masked = region.is_masked() || self.rules.all_text;
+        let id = self.peek_id()?;
+        let masked = self.region_of(id).is_masked() || self.rules.all_text;
         let mut first = true;
         self.cursor.enter_object()?;
         while self.cursor.next_key(&mut first)? {
@@ -1268,6 +1262,11 @@ impl<'a, 's> Pass<'a, 's> {
         self.scrub_at(hint, Place::Elsewhere)
     }
 
+    /// Whether nothing of a value is kept, whatever is in it.
+    fn is_masked_whole(&self, hint: Hint) -> bool {
+        hint == Hint::Secret || (hint == Hint::Body && !self.rules.network_bodies)
+    }
+
     fn scrub_at(&mut self, hint: Hint, place: Place) -> Result<()> {
         match self.cursor.peek()? {
             b'"' => {
@@ -1275,7 +1274,7 @@ impl<'a, 's> Pass<'a, 's> {
                 self.scrub_text(text, hint);
             }
             b'{' => {
-                if hint == Hint::Secret || (hint == Hint::Body && !self.rules.network_bodies) {
+                if self.is_masked_whole(hint) {
                     let span = self.value_span()?;
                     self.mask_value(span);
                     return Ok(());
@@ -1285,7 +1284,7 @@ impl<'a, 's> Pass<'a, 's> {
             b'[' => {
                 // In whatever form headers are listed: pairs, objects, several values of one name.
                 let hint = if hint == Hint::Headers { Hint::Secret } else { hint };
-                if hint == Hint::Secret || (hint == Hint::Body && !self.rules.network_bodies) {
+                if self.is_masked_whole(hint) {
                     let span = self.value_span()?;
                     if self.cursor.bytes(span) != b"[]" {
                         self.mask_value(span);
@@ -1301,7 +1300,7 @@ impl<'a, 's> Pass<'a, 's> {
             }
             b'-' | b'0'..=b'9' => {
                 let span = self.value_span()?;
-                if hint == Hint::Secret || (hint == Hint::Body && !self.rules.network_bodies) {
+                if self.is_masked_whole(hint) {
                     self.mask_value(span);
                 } else if span.end - span.start >= 13 && !matches!(hint, Hint::Css | Hint::MaskedCss) {
                     // A card's number, maybe.
@@ -1337,10 +1336,12 @@ impl<'a, 's> Pass<'a, 's> {
                 let masked = redact::header(kept, &self.cursor.decode(value), &self.rules.names);
                 self.replace(value, masked);
             } else {
-                let below = match (self.hint_of(&name, hint), self.hint_of(kept, hint)) {
-                    (Hint::Secret, _) => Hint::Secret,
-                    (_, Hint::Headers) if hint == Hint::Headers => Hint::Secret,
-                    (_, below) => below,
+                let below = match self.hint_of(&name, hint) {
+                    Hint::Secret => Hint::Secret,
+                    // A header with several values, or in another form.
+                    Hint::Headers if hint == Hint::Headers => Hint::Secret,
+                    below if masked.is_none() => below,
+                    _ => self.hint_of(kept, hint),
                 };
                 self.scrub_at(below, self.place_of(&name, place))?;
             }
@@ -1461,9 +1462,12 @@ impl<'a, 's> Pass<'a, 's> {
         Ok(id.flatten())
     }
 
-    fn region_of_entry(&mut self, name: &[u8]) -> Result<Region> {
-        let id = self.id_of_entry(name)?;
-        Ok(self.region_of(id))
+    /// The id in the object that comes next, which is walked afterwards.
+    fn peek_id(&mut self) -> Result<Option<u32>> {
+        let mark = self.cursor.mark();
+        let id = self.id_of_entry(b"id")?;
+        self.cursor.rewind(mark);
+        Ok(id)
     }
 
     fn region_of(&self, id: Option<u32>) -> Region {
