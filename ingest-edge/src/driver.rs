@@ -389,8 +389,8 @@ fn read_batch(
 ) -> Result<(Masking, schemas::BatchFacts, Vec<u8>), Refusal> {
     let json = claims.msk.as_ref().map(serde_json::Value::to_string);
     let batch = masking::read(body, &rules.rules(json.as_deref()))?;
-    ::metrics::counter!(metrics::MASKED).increment(u64::from(batch.masked));
-    ::metrics::counter!(metrics::DROPPED).increment(u64::from(batch.dropped));
+    ::metrics::counter!(metrics::MASKED).increment(u64::from(batch.facts.masked));
+    ::metrics::counter!(metrics::DROPPED).increment(u64::from(batch.facts.dropped));
     let masking = Masking { rules: json, needs_state: batch.needs_state };
     if batch.payload.is_empty() {
         return Ok((masking, batch.facts, Vec::new()));

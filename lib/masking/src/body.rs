@@ -22,10 +22,6 @@ pub struct Batch {
     pub facts: BatchFacts,
     /// Whether more is to be masked by who knows the stream, or matters for what comes after.
     pub needs_state: bool,
-    /// Values that were masked.
-    pub masked: u32,
-    /// Events of which nothing was kept, since they are nothing that rrweb writes.
-    pub dropped: u32,
 }
 
 /// Timestamps beyond this are no time that any clock shows, and would not be exact as a JSON number.
@@ -61,7 +57,7 @@ pub fn read(body: &[u8], rules: &Rules) -> Result<Batch, Refusal> {
         return Err(Refusal::limit(ErrorCode::DecodedTooLarge, DECODED_BYTES_MAX));
     }
     let facts = BatchFacts { masked, dropped, ..reading.sums.finish(&reading.payload) };
-    Ok(Batch { payload: reading.payload, facts, needs_state, masked, dropped })
+    Ok(Batch { payload: reading.payload, facts, needs_state })
 }
 
 fn lines(text: &str) -> impl Iterator<Item = &str> {

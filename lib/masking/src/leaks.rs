@@ -163,7 +163,7 @@ fn mask_again(payload: &[u8], rules: &Rules) -> Vec<u8> {
 
 fn through_the_edge(recorded: &Recorded, rules: &Rules) -> Batch {
     let batch = read(recorded.body().as_bytes(), rules).expect("rrweb writes events");
-    assert_eq!(batch.dropped, 0, "what rrweb writes is what rrweb writes");
+    assert_eq!(batch.facts.dropped, 0, "what rrweb writes is what rrweb writes");
     batch
 }
 
