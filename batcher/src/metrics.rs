@@ -1,7 +1,7 @@
 //! The batcher's metrics.
 
 use service_kit::telemetry::Described::{self, Counter, Gauge, Histogram};
-use storage::session_keys;
+use storage::{objects, session_keys};
 
 pub(crate) const RECORDS: &str = "batcher_records_total";
 pub(crate) const IMBALANCE: &str = "batcher_conservation_imbalance_records";
@@ -64,5 +64,6 @@ pub(crate) const ALL: &[Described] = &[
         "Batches that did not come after the one before: late ones, and those behind a gap, after which nothing of their stream is known until its next full snapshot.",
     ),
     Counter(NOTES, "Streams whose state was searched for in what is stored: taken over, or forgotten."),
+    objects::REQUESTS_DESCRIBED,
     session_keys::CACHED_DESCRIBED,
 ];

@@ -1,48 +1,107 @@
-//! The compactor's loop: finds runs and sessions that are over, merges them, swaps.
+//! The compactor's loop: hands the machine what happened, carries out what it wants.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use engine::compaction::{Candidate, choose_run};
-use engine::merge::Plan;
-use futures::{StreamExt as _, TryStreamExt as _, stream};
-use schemas::paths::ObjectKey;
+use engine::batching::Published;
+use engine::compaction::{
+    Answer, Candidate, Config as MachineConfig, Effect, End, Found, Input, JobId, Machine, Merged, Name, Opened, Parts,
+    SharedRow, TaskId, Work,
+};
+use schemas::shared_object::SessionFilter;
 use schemas::{ObjectId, SessionKey};
-use sealing::Key;
-use sealing::keyring::KeyringError;
+use service_kit::health::Part;
 use service_kit::keys;
-use service_kit::passes;
 use service_kit::pool::Pool;
 use service_kit::service::Surroundings;
+use service_kit::shutdown::Shutdown;
+use service_kit::time::Monotonic;
 use storage::Schema;
-use storage::footers::{self, Footer, FooterError};
-use storage::index::runs::{OpenSession, SessionResult, SharedRow};
-use storage::index::{Index, LiveObject};
-use storage::objects::{Objects, sha256};
-use storage::session_keys::{DataKey, KeyError, SessionKeys};
+use storage::index::runs::{SessionResult, SwapOutcome};
+use storage::index::{Index, LiveObject, Uploaded};
+use storage::session_keys::SessionKeys;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use uuid::Uuid;
 
-use crate::merge::{self, Loaded, MergeError, Merged, Place, Unreadable};
+use crate::work::{Outcome, Run, Worker, parts_bytes};
 use crate::{Config, metrics};
 
-/// Uploads and downloads at once.
-const TRANSFERS: usize = 8;
-/// Sessions that are made final in one pass.
-const FINALS_PER_PASS: i64 = 200;
+/// Merges at once: each reads and writes while others use the pool.
+const MERGES_AT_ONCE: usize = 8;
+/// Sessions that are finished at once.
+const FINALS_AT_ONCE: usize = 4;
+/// Sessions that are over, asked for by one look.
+const FINALS_PER_LOOK: usize = 200;
+/// Footers of parts that are merged into one object: opened they take some forty times as much. A session with more batches is read
+/// from its parts.
+const FOOTERS_BYTES_MAX: u64 = 2 * schemas::limits::MIB as u64;
+const RETRY_MIN_MS: u64 = 100;
+const RETRY_MAX_MS: u64 = 30_000;
+/// How long giving back claims may take once the grace is over. Those that are not given back run out.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
 
-struct Compactor {
-    config: Config,
+/// What work needs, shared with its tasks.
+struct Outside {
+    topic: String,
+    lease: Duration,
+    silence: Duration,
     index: Index,
-    objects: Objects,
-    keys: SessionKeys,
-    pool: Pool,
-    /// Marks this process's claims.
-    owner: Uuid,
+    worker: Worker,
+    postgres: Part,
+    s3: Part,
 }
 
-/// Merges until the shutdown. A run in progress is finished; were the process killed, its lease would run out.
+/// What the driver holds of a job for the machine.
+struct Job {
+    /// Marks the job's claim.
+    owner: Uuid,
+    begun: Instant,
+    partition: i32,
+    run: Vec<ObjectId>,
+    /// The claimed run, or the session's parts.
+    objects: Arc<Vec<LiveObject>>,
+    opened: Option<Arc<Run>>,
+    ids: BTreeMap<Name, ObjectId>,
+    results: BTreeMap<Name, SessionResult>,
+    quarantine: Option<Arc<(Uploaded, Option<SessionFilter>)>>,
+}
+
+/// What work gives beside its answer.
+enum Product {
+    Nothing,
+    Objects(Vec<LiveObject>),
+    Opened(Run),
+    Result(Name, Box<SessionResult>),
+    Quarantine(Uploaded, Option<SessionFilter>),
+}
+
+/// What a task tells the loop.
+struct Told {
+    task: TaskId,
+    job: Option<JobId>,
+    answer: Answer,
+    product: Product,
+}
+
+type Done = anyhow::Result<(Answer, Product)>;
+
+struct Driver {
+    outside: Arc<Outside>,
+    machine: Machine,
+    clock: Monotonic,
+    tell: mpsc::UnboundedSender<Told>,
+    tasks: JoinSet<()>,
+    jobs: BTreeMap<JobId, Job>,
+    /// Partitions of the objects that the last look found.
+    partitions: BTreeMap<ObjectId, i32>,
+    stopped: bool,
+}
+
+/// Merges until the shutdown. Jobs under way are finished within the grace, then claims are given back; were the process
+/// killed, its claims would run out.
 pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<()> {
     let Surroundings { health, shutdown, .. } = surroundings;
     service_kit::telemetry::describe(metrics::ALL);
@@ -51,313 +110,378 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         storage::connect(&config.postgres, &config.keystore, &config.s3, Schema::Await, &health, &shutdown);
     let Some(stores) = connecting.await? else { return Ok(()) };
     let pool = Pool::new("compactor", None).context("start pool")?;
-    let interval = config.pass_interval;
-    let session_keys = SessionKeys::new(stores.keystore, keyring, config.keys.cache, &shutdown);
-    session_keys.follow_deletions(&config.control, "compactor", &shutdown).context("follow control entries")?;
-    let (index, objects) = (stores.index, stores.objects);
-    let compactor = Compactor { config, index, objects, keys: session_keys, pool, owner: Uuid::now_v7() };
-    passes::run(&shutdown, interval, &stores.postgres, metrics::FAILURES, async || compactor.pass().await).await;
+    let keys = SessionKeys::new(stores.keystore, keyring, config.keys.cache, &shutdown);
+    keys.follow_deletions(&config.control, "compactor", &shutdown).context("follow control entries")?;
+    // Completions are bounded by the machine: a look, and what the jobs that it lets begin have under way.
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let mut driver = Driver {
+        machine: Machine::new(machine_config(&config)),
+        outside: Arc::new(Outside {
+            topic: config.topic,
+            lease: config.lease,
+            silence: config.silence,
+            index: stores.index,
+            worker: Worker { objects: stores.objects, keys, pool },
+            postgres: stores.postgres,
+            s3: stores.s3,
+        }),
+        clock: Monotonic::start(),
+        tell,
+        tasks: JoinSet::new(),
+        jobs: BTreeMap::new(),
+        partitions: BTreeMap::new(),
+        stopped: false,
+    };
+    driver.work(&mut told, &shutdown).await;
     Ok(())
 }
 
-impl Compactor {
-    /// One look at all there is to do; whether anything was done.
-    async fn pass(&self) -> anyhow::Result<bool> {
-        let rows = self.index.shared_objects(&self.config.topic).await?;
+fn machine_config(config: &Config) -> MachineConfig {
+    MachineConfig {
+        runs: config.runs,
+        interval_ms: config.pass_interval.as_millis() as u64,
+        lease_ms: config.lease.as_millis() as u64,
+        runs_at_once: config.runs_at_once,
+        finals_at_once: FINALS_AT_ONCE,
+        merges_at_once: MERGES_AT_ONCE,
+        bytes_max: config.merge_bytes_max,
+        footers_bytes_max: FOOTERS_BYTES_MAX,
+        finals_per_look: FINALS_PER_LOOK,
+        retry_min_ms: RETRY_MIN_MS,
+        retry_max_ms: RETRY_MAX_MS,
+        spread_seed: Uuid::now_v7().as_u64_pair().1,
+    }
+}
+
+async fn wait_until(at: Option<tokio::time::Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Driver {
+    async fn work(&mut self, told: &mut mpsc::UnboundedReceiver<Told>, shutdown: &Shutdown) {
+        let deadline = tokio::time::sleep(Duration::MAX);
+        tokio::pin!(deadline);
+        let (mut stopping, mut grace_over) = (false, false);
+        self.input(Input::Tick);
+        while !self.stopped {
+            let wake = self.machine.poll_timeout().map(|at| self.clock.at(at));
+            tokio::select! {
+                biased;
+                () = shutdown.begun(), if !stopping => {
+                    stopping = true;
+                    // Whoever started us waits for the grace: what is given back after it has to fit in as well.
+                    let grace = shutdown.grace.saturating_sub(RELEASE_TIMEOUT);
+                    deadline.as_mut().reset(tokio::time::Instant::now() + grace);
+                    self.input(Input::Shutdown);
+                }
+                () = &mut deadline, if stopping => {
+                    if grace_over {
+                        return;
+                    }
+                    grace_over = true;
+                    deadline.as_mut().reset(tokio::time::Instant::now() + RELEASE_TIMEOUT);
+                    self.input(Input::GraceOver);
+                }
+                Some(told) = told.recv() => self.told(told),
+                Some(_) = self.tasks.join_next() => {}
+                () = wait_until(wake) => self.input(Input::Tick),
+            }
+        }
+    }
+
+    fn input(&mut self, input: Input) {
+        self.machine.handle(self.clock.now_ms(), input);
+        while let Some(effect) = self.machine.poll_effect() {
+            match effect {
+                Effect::Begin { task, work } => self.begin(task, work),
+                Effect::Close { job, end } => self.close(job, end),
+                Effect::Stopped => self.stopped = true,
+            }
+        }
+    }
+
+    /// What came of work is kept before the machine hears of it.
+    fn told(&mut self, told: Told) {
+        let Told { task, job, answer, product } = told;
+        if let Answer::Looked(found) = &answer {
+            self.partitions = found.shared.iter().map(|row| (row.candidate.id, row.partition)).collect();
+        }
+        if let Some(job) = job.and_then(|job| self.jobs.get_mut(&job)) {
+            match product {
+                Product::Nothing => {}
+                Product::Objects(objects) => job.objects = Arc::new(objects),
+                Product::Opened(run) => job.opened = Some(Arc::new(run)),
+                Product::Result(name, result) => drop(job.results.insert(name, *result)),
+                Product::Quarantine(row, filter) => job.quarantine = Some(Arc::new((row, filter))),
+            }
+        }
+        self.input(Input::Answer { task, answer });
+    }
+
+    fn close(&mut self, id: JobId, end: End) {
+        let Some(job) = self.jobs.remove(&id) else { return };
+        match end {
+            End::Done if job.run.is_empty() => ::metrics::counter!(metrics::FINALS).increment(1),
+            End::Done => {
+                ::metrics::counter!(metrics::RUNS).increment(1);
+                ::metrics::counter!(metrics::RUN_BYTES).increment(job.objects.iter().map(|object| object.bytes).sum());
+                ::metrics::histogram!(metrics::RUN_SECONDS).record(job.begun.elapsed().as_secs_f64());
+            }
+            End::Lost => ::metrics::counter!(metrics::LOST).increment(1),
+            End::Failed => ::metrics::counter!(metrics::FAILURES).increment(1),
+            End::Nothing | End::GivenUp => {}
+        }
+    }
+
+    /// Begins work, with what is held for it.
+    fn begin(&mut self, task: TaskId, work: Work) {
+        let outside = Arc::clone(&self.outside);
+        match work {
+            Work::Look { sessions_max } => self.spawn(task, None, async move { outside.look(sessions_max).await }),
+            Work::Claim { job: id, run } => {
+                let partition = run.first().and_then(|first| self.partitions.get(first)).copied().unwrap_or_default();
+                let owner = self.open_job(id, partition, run.clone());
+                self.spawn(task, Some(id), async move { outside.claim(&run, owner).await });
+            }
+            Work::FindParts { job: id, key } => {
+                self.open_job(id, 0, Vec::new());
+                self.spawn(task, Some(id), async move { outside.find_parts(key).await });
+            }
+            work => self.begin_step(task, outside, work),
+        }
+    }
+
+    fn open_job(&mut self, id: JobId, partition: i32, run: Vec<ObjectId>) -> Uuid {
+        let owner = Uuid::now_v7();
+        let job = Job {
+            owner,
+            begun: Instant::now(),
+            partition,
+            run,
+            objects: Arc::default(),
+            opened: None,
+            ids: BTreeMap::new(),
+            results: BTreeMap::new(),
+            quarantine: None,
+        };
+        self.jobs.insert(id, job);
+        owner
+    }
+
+    /// Work of a job that has begun.
+    fn begin_step(&mut self, task: TaskId, outside: Arc<Outside>, work: Work) {
+        let id = match &work {
+            Work::Renew(job) | Work::Open(job) | Work::Release(job) => *job,
+            Work::Claim { job, .. }
+            | Work::Stage { job, .. }
+            | Work::Merge { job, .. }
+            | Work::Quarantine { job, .. }
+            | Work::Publish { job, .. }
+            | Work::LookUp { job, .. }
+            | Work::FindParts { job, .. }
+            | Work::MergeParts { job, .. }
+            | Work::PublishFinal { job, .. }
+            | Work::LookUpFinal { job, .. }
+            | Work::MarkFinal { job, .. } => *job,
+            Work::Look { .. } => return,
+        };
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        let (owner, partition, run) = (job.owner, job.partition, job.run.clone());
+        let (objects, opened) = (Arc::clone(&job.objects), job.opened.clone());
+        let opened = move || opened.context("the run is not open");
+        let mut ids = |name: Name| *job.ids.entry(name).or_insert_with(|| ObjectId(Uuid::now_v7()));
+        match work {
+            Work::Look { .. } | Work::Claim { .. } | Work::FindParts { .. } => {}
+            Work::Renew(_) => self.spawn(task, Some(id), async move { outside.renew(&run, owner).await }),
+            Work::Release(_) => self.spawn(task, Some(id), async move {
+                outside.index.release_run(&run, owner).await?;
+                Ok((Answer::Done, Product::Nothing))
+            }),
+            Work::Open(_) => self.spawn(task, Some(id), async move { outside.open(&objects).await }),
+            Work::Stage { objects: wanted, .. } => {
+                let wanted: Vec<_> = wanted.into_iter().map(|(key, name)| (key, ids(name))).collect();
+                let is_run = !run.is_empty();
+                self.spawn(task, Some(id), async move { outside.stage(wanted, is_run).await });
+            }
+            Work::Merge { key, name, .. } => {
+                let object = ids(name);
+                self.spawn(task, Some(id), async move {
+                    let outcome = outside.worker.merge(&*opened()?, key, object).await;
+                    outside.seen_bucket(outcome.map(|outcome| merged(name, outcome)))
+                });
+            }
+            Work::MergeParts { key, name, .. } => {
+                let object = ids(name);
+                self.spawn(task, Some(id), async move { outside.merge_parts(&objects, key, name, object).await });
+            }
+            Work::Quarantine { name, sessions, .. } => {
+                let object = ids(name);
+                self.spawn(task, Some(id), async move {
+                    outside.quarantine(&*opened()?, partition, object, &sessions).await
+                });
+            }
+            Work::Publish { results, .. } => {
+                let results: Vec<_> = results.iter().filter_map(|(_, name)| job.results.get(name).cloned()).collect();
+                let quarantine = job.quarantine.clone();
+                self.spawn(task, Some(id), async move {
+                    let quarantine = quarantine.as_deref().map(|(row, filter)| (row, filter.as_ref()));
+                    Ok(published(outside.index.publish_run(&run, owner, &results, quarantine).await))
+                });
+            }
+            Work::LookUp { results, quarantine, .. } => {
+                let results: Vec<_> = results.into_iter().map(|(_, name)| name).chain(quarantine).map(ids).collect();
+                self.spawn(task, Some(id), async move {
+                    let standing = outside.index.look_up_run(&run, owner, &results).await?;
+                    Ok((Answer::LookedUp(standing), Product::Nothing))
+                });
+            }
+            Work::PublishFinal { name, .. } => {
+                let result = job.results.get(&name).cloned();
+                self.spawn(task, Some(id), async move {
+                    let result = result.context("the session is not merged")?;
+                    Ok(published(outside.index.publish_final(&result).await))
+                });
+            }
+            Work::LookUpFinal { key, name, parts, .. } => {
+                let object = ids(name);
+                self.spawn(task, Some(id), async move {
+                    let standing = outside.index.look_up_final(&key, object, &parts).await?;
+                    Ok((Answer::LookedUp(standing), Product::Nothing))
+                });
+            }
+            Work::MarkFinal { key, parts, .. } => self.spawn(task, Some(id), async move {
+                Ok((Answer::Marked(outside.index.mark_final(&key, &parts).await?), Product::Nothing))
+            }),
+        }
+    }
+
+    /// The answer comes whatever happens: without it the machine would wait for ever.
+    fn spawn(&mut self, task: TaskId, job: Option<JobId>, work: impl Future<Output = Done> + Send + 'static) {
+        let tell = self.tell.clone();
+        self.tasks.spawn(async move {
+            let (answer, product) = work.await.unwrap_or_else(|error| {
+                tracing::warn!("{error:#}; trying again");
+                (Answer::Failed, Product::Nothing)
+            });
+            // Fails only while the process ends.
+            drop(tell.send(Told { task, job, answer, product }));
+        });
+    }
+}
+
+fn merged(name: Name, outcome: Outcome) -> (Answer, Product) {
+    match outcome {
+        Outcome::Merged(result) => (Answer::Merged(Merged::Stored), Product::Result(name, result)),
+        Outcome::Unreadable => (Answer::Merged(Merged::Unreadable), Product::Nothing),
+        Outcome::Deleted => (Answer::Merged(Merged::Deleted), Product::Nothing),
+    }
+}
+
+fn published(outcome: SwapOutcome) -> (Answer, Product) {
+    let outcome = match outcome {
+        SwapOutcome::Committed => Published::Committed,
+        SwapOutcome::Lost => Published::Lost,
+        SwapOutcome::Failed(error) => {
+            tracing::warn!("{:#}; trying again", anyhow::Error::from(error));
+            Published::Failed
+        }
+        SwapOutcome::Unknown(error) => {
+            tracing::warn!("{:#}; looking it up", anyhow::Error::from(error));
+            Published::Unknown
+        }
+    };
+    (Answer::Published(outcome), Product::Nothing)
+}
+
+impl Outside {
+    async fn look(&self, sessions_max: usize) -> Done {
+        let looked = self.found(sessions_max).await;
+        match &looked {
+            Ok(_) => self.postgres.up(),
+            Err(error) => {
+                ::metrics::counter!(metrics::FAILURES).increment(1);
+                self.postgres.down(format!("{error:#}"));
+            }
+        }
+        Ok((Answer::Looked(looked?), Product::Nothing))
+    }
+
+    async fn found(&self, sessions_max: usize) -> anyhow::Result<Found> {
+        let rows = self.index.shared_objects(&self.topic).await?;
         let oldest = rows.iter().map(|row| row.age).max().unwrap_or_default();
         ::metrics::gauge!(metrics::OLDEST).set(oldest.as_secs_f64());
-        let mut worked = false;
-        let mut failed = None;
-        // What fails for one partition or session must not hold up the others.
-        for partition in rows.chunk_by(|one, other| one.partition == other.partition) {
-            match self.compact_partition(partition).await {
-                Ok(done) => worked |= done,
-                Err(error) => failed = failed.or(Some(error)),
-            }
-        }
-        for session in self.index.sessions_over(self.config.silence, FINALS_PER_PASS).await? {
-            match self.finish_session(&session).await {
-                Ok(done) => worked |= done,
-                Err(error) => failed = failed.or(Some(error)),
-            }
-        }
-        failed.map_or(Ok(worked), Err)
+        let shared = rows.iter().map(|row| SharedRow {
+            partition: row.partition,
+            candidate: Candidate { id: row.id, bytes: row.bytes, age_ms: row.age.as_millis() as u64 },
+            leased: row.leased,
+        });
+        let sessions_max = i64::try_from(sessions_max).unwrap_or(i64::MAX);
+        let over = self.index.sessions_over(self.silence, sessions_max).await?;
+        Ok(Found { shared: shared.collect(), over })
     }
 
-    async fn compact_partition(&self, rows: &[SharedRow]) -> anyhow::Result<bool> {
-        let Some(first) = rows.first() else { return Ok(false) };
-        // Neighbours only: what is behind a claimed object waits.
-        let candidates: Vec<Candidate> = rows
-            .iter()
-            .take_while(|row| !row.leased)
-            .map(|row| Candidate { id: row.id, bytes: row.bytes, age_ms: row.age.as_millis() as u64 })
-            .collect();
-        let Some(run) = choose_run(&self.config.runs, &candidates) else { return Ok(false) };
-        let Some(objects) = self.index.claim_run(&run, self.owner, self.config.lease).await? else {
-            return Ok(false);
+    async fn claim(&self, run: &[ObjectId], owner: Uuid) -> Done {
+        Ok(match self.index.claim_run(run, owner, self.lease).await? {
+            Some(objects) => (Answer::Claimed(true), Product::Objects(objects)),
+            None => (Answer::Claimed(false), Product::Nothing),
+        })
+    }
+
+    async fn renew(&self, run: &[ObjectId], owner: Uuid) -> Done {
+        Ok((Answer::Claimed(self.index.extend_lease(run, owner, self.lease).await?), Product::Nothing))
+    }
+
+    async fn open(&self, objects: &[LiveObject]) -> Done {
+        let run = self.seen_bucket(self.worker.open_run(objects).await)?;
+        let opened = Opened { sessions: run.sessions(), has_unreadable: run.has_unreadable() };
+        Ok((Answer::Opened(opened), Product::Opened(run)))
+    }
+
+    async fn stage(&self, mut wanted: Vec<(SessionKey, ObjectId)>, is_run: bool) -> Done {
+        if is_run {
+            let keys: Vec<SessionKey> = wanted.iter().map(|(key, _)| *key).collect();
+            let mut deleted = self.index.deleted_among(&keys).await?;
+            deleted.sort_unstable();
+            self.worker.keys.forget(&deleted);
+            wanted.retain(|(key, _)| deleted.binary_search(key).is_err());
+            let keys: Vec<SessionKey> = wanted.iter().map(|(key, _)| *key).collect();
+            self.worker.check_keys(&keys).await?;
+        }
+        Ok((Answer::Staged(self.index.stage_session_objects(&wanted).await?), Product::Nothing))
+    }
+
+    async fn quarantine(&self, run: &Run, partition: i32, id: ObjectId, sessions: &[SessionKey]) -> Done {
+        self.index.stage_quarantine(id, &self.topic, partition).await?;
+        let (row, filter) = self.seen_bucket(self.worker.quarantine(run, partition, id, sessions).await)?;
+        Ok((Answer::Done, Product::Quarantine(row, filter)))
+    }
+
+    async fn find_parts(&self, key: SessionKey) -> Done {
+        // In this order: what a run brings in between is among the parts.
+        let may_be_shared = self.index.may_be_shared(&key).await?;
+        let objects = self.index.session_objects(&key).await?;
+        let parts = objects.iter().map(|object| (object.key.id(), u64::from(object.footer.len))).collect();
+        let merge_bytes = parts_bytes(&objects);
+        Ok((Answer::Parts(Parts { may_be_shared, parts, merge_bytes }), Product::Objects(objects)))
+    }
+
+    async fn merge_parts(&self, objects: &[LiveObject], key: SessionKey, name: Name, id: ObjectId) -> Done {
+        let Some(parts) = self.seen_bucket(self.worker.open_parts(objects).await)? else {
+            return Ok(merged(name, Outcome::Unreadable));
         };
-        let begun = Instant::now();
-        let merged = self.merge_run(first.partition, &run, &objects).await;
-        if merged.is_err() {
-            self.index.release_run(&run, self.owner).await?;
+        let outcome = self.worker.merge_parts(&parts, key, id).await;
+        self.seen_bucket(outcome.map(|outcome| merged(name, outcome)))
+    }
+
+    /// Notes how the bucket is, by what came of its use.
+    fn seen_bucket<T>(&self, done: anyhow::Result<T>) -> anyhow::Result<T> {
+        match &done {
+            Ok(_) => self.s3.up(),
+            Err(error) => self.s3.down(format!("{error:#}")),
         }
-        let swapped = merged?;
-        if swapped {
-            ::metrics::counter!(metrics::RUNS).increment(1);
-            ::metrics::counter!(metrics::RUN_BYTES).increment(objects.iter().map(|object| object.bytes).sum());
-            ::metrics::histogram!(metrics::RUN_SECONDS).record(begun.elapsed().as_secs_f64());
-        } else {
-            ::metrics::counter!(metrics::LOST).increment(1);
-            self.index.release_run(&run, self.owner).await?;
-        }
-        Ok(swapped)
+        done
     }
-
-    async fn merge_run(&self, partition: i32, run: &[ObjectId], objects: &[LiveObject]) -> anyhow::Result<bool> {
-        let loaded = match self.load(objects).await? {
-            Ok(loaded) => Arc::new(loaded),
-            Err(_) => Arc::new(self.load_corrupt(objects).await?),
-        };
-        let places = places_in(&loaded);
-        let keys: Vec<SessionKey> = places.keys().copied().collect();
-        let mut deleted = self.index.deleted_among(&keys).await?;
-        deleted.sort_unstable();
-        let is_wanted = |key: &SessionKey| deleted.binary_search(key).is_err();
-        let wanted: Vec<(SessionKey, ObjectId)> =
-            keys.into_iter().filter(is_wanted).map(|key| (key, ObjectId(Uuid::now_v7()))).collect();
-        self.keys.forget(&deleted);
-        self.check_keys(&wanted).await?;
-        let live = self.index.stage_session_objects(&wanted).await?;
-        let wanted = wanted.into_iter().filter(|(key, _)| live.binary_search(key).is_ok());
-        let outcomes: Vec<Outcome> = stream::iter(wanted)
-            .map(|(key, id)| {
-                let places = places.get(&key).cloned().unwrap_or_default();
-                self.merge_session(key, id, places, Arc::clone(&loaded))
-            })
-            .buffer_unordered(TRANSFERS)
-            .try_collect()
-            .await?;
-        let mut results = Vec::new();
-        let mut unreadable = Unreadable::records_of(&loaded);
-        for outcome in outcomes {
-            match outcome {
-                Outcome::Merged(result) => results.push(*result),
-                Outcome::Unreadable(key) => unreadable.add_session(key, &loaded),
-                Outcome::Deleted => {}
-            }
-        }
-        // Sessions are locked in id order.
-        results.sort_by_key(|result| result.key);
-        let filter = unreadable.filter();
-        let quarantine = if unreadable.is_empty() {
-            None
-        } else {
-            ::metrics::counter!(metrics::QUARANTINED).increment(unreadable.len() as u64);
-            let id = ObjectId(Uuid::now_v7());
-            self.index.stage_quarantine(id, &self.config.topic, partition).await?;
-            let storage = self.keys.storage().await?;
-            let object = self.pool.run(move || unreadable.object(id, partition, &storage)).await??;
-            self.put(ObjectKey::Quarantine { partition, id }, &object).await?;
-            Some(object.row)
-        };
-        let quarantine = quarantine.as_ref().map(|row| (row, filter.as_ref()));
-        Ok(self.index.publish_run(run, self.owner, &results, quarantine).await?)
-    }
-
-    /// Asks for all keys of a run at once; each merge asks again, and finds them kept. A session that has none goes into
-    /// quarantine, alone. Where most of a run's have none, it is not the keys that are wrong: the run waits, and says so, for
-    /// what is in quarantine nobody reads.
-    async fn check_keys(&self, wanted: &[(SessionKey, ObjectId)]) -> anyhow::Result<()> {
-        let sessions: Vec<SessionKey> = wanted.iter().map(|(key, _)| *key).collect();
-        let found = self.keys.find(&sessions).await?;
-        let is_usable = |found: &DataKey| !matches!(found, DataKey::Closed(_));
-        let without = sessions.len() - found.values().filter(|found| is_usable(found)).count();
-        anyhow::ensure!(
-            without < 2 || without * 2 <= sessions.len(),
-            "{without} of {} sessions of a run have no key that opens\n  hint: is this the key store that they were written \
-             with, and the keyring that wrapped their keys?",
-            sessions.len()
-        );
-        Ok(())
-    }
-
-    /// The key of a session that is to be merged.
-    async fn key(&self, key: &SessionKey) -> anyhow::Result<Result<Key, Outcome>> {
-        match self.keys.key(key).await {
-            Ok(data_key) => Ok(Ok(data_key)),
-            // It is on its way out.
-            Err(KeyError::Shredded(_)) => Ok(Err(Outcome::Deleted)),
-            Err(
-                error
-                @ (KeyError::Missing(_) | KeyError::NotUnwrapped(_) | KeyError::Keyring(KeyringError::Missing(_))),
-            ) => {
-                tracing::error!(session = %key.session, %error, "session's chunks cannot be opened; they go into quarantine");
-                Ok(Err(Outcome::Unreadable(*key)))
-            }
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    async fn merge_session(
-        &self,
-        key: SessionKey,
-        id: ObjectId,
-        places: Vec<Place>,
-        loaded: Arc<Vec<Loaded>>,
-    ) -> anyhow::Result<Outcome> {
-        let data_key = match self.key(&key).await? {
-            Ok(data_key) => data_key,
-            Err(outcome) => return Ok(outcome),
-        };
-        let merging = move || {
-            let plan = merge::plan_of(&places, &loaded);
-            let merged = merge::merge(id, key, &data_key, &plan, &loaded, &places);
-            (plan, merged)
-        };
-        let (plan, merged) = self.pool.run(merging).await?;
-        let merged = match merged {
-            Ok(merged) => merged,
-            Err(MergeError::Corrupt(error)) => {
-                tracing::error!(session = %key.session, %error, "session's chunks are corrupt; they go into quarantine");
-                return Ok(Outcome::Unreadable(key));
-            }
-            Err(error @ MergeError::Seal(_)) => return Err(error.into()),
-        };
-        self.put(ObjectKey::Session { key, id }, &merged).await?;
-        Ok(Outcome::Merged(Box::new(result_of(key, &plan, merged, Vec::new()))))
-    }
-
-    /// A session that is over becomes one object, once nothing of it is left in shared ones.
-    async fn finish_session(&self, session: &OpenSession) -> anyhow::Result<bool> {
-        let key = session.key;
-        if self.index.may_be_shared(&key, &session.partitions).await? {
-            return Ok(false);
-        }
-        let parts = self.index.session_objects(&key).await?;
-        // All parts are held in memory. A session that is too large for it is read from its parts as well.
-        let bytes: u64 = parts.iter().map(|part| part.bytes).sum();
-        if parts.len() == 1 || bytes > self.config.runs.run_bytes_max {
-            return self.leave_parts(&key, &parts).await;
-        }
-        let data_key = match self.key(&key).await? {
-            Ok(data_key) => data_key,
-            Err(Outcome::Unreadable(_)) => return self.leave_parts(&key, &parts).await,
-            Err(_) => return Ok(false),
-        };
-        let loaded = match self.load(&parts).await? {
-            Ok(loaded) => Arc::new(loaded),
-            Err(corrupt) => {
-                tracing::error!(session = %key.session, object = %corrupt, "footer is corrupt; the parts stay as they are");
-                return self.leave_parts(&key, &parts).await;
-            }
-        };
-        let id = ObjectId(Uuid::now_v7());
-        if self.index.stage_session_objects(&[(key, id)]).await?.is_empty() {
-            return Ok(false);
-        }
-        let merging = move || {
-            let plan = merge::plan_of(&[], &loaded);
-            merge::merge(id, key, &data_key, &plan, &loaded, &[]).map(|merged| (plan, merged))
-        };
-        let (plan, merged) = match self.pool.run(merging).await? {
-            Ok(merged) => merged,
-            Err(error @ MergeError::Seal(_)) => return Err(error.into()),
-            Err(MergeError::Corrupt(error)) => {
-                tracing::error!(session = %key.session, %error, "parts are corrupt; they stay as they are");
-                return self.leave_parts(&key, &parts).await;
-            }
-        };
-        self.put(ObjectKey::Session { key, id }, &merged).await?;
-        let replaces = parts.iter().map(|part| part.key.id()).collect();
-        let swapped = self.index.publish_final(&result_of(key, &plan, merged, replaces)).await?;
-        let counter = if swapped { metrics::FINALS } else { metrics::LOST };
-        ::metrics::counter!(counter).increment(1);
-        Ok(swapped)
-    }
-
-    /// Parts that stay what they are: trying again would change nothing.
-    async fn leave_parts(&self, key: &SessionKey, parts: &[LiveObject]) -> anyhow::Result<bool> {
-        let ids: Vec<ObjectId> = parts.iter().map(|part| part.key.id()).collect();
-        let marked = self.index.mark_final(key, &ids).await?;
-        ::metrics::counter!(metrics::FINALS).increment(u64::from(marked));
-        Ok(marked)
-    }
-
-    /// Fetches whole objects and reads their footers; the key of one whose footer is corrupt, if any is.
-    async fn load(&self, objects: &[LiveObject]) -> anyhow::Result<Result<Vec<Loaded>, ObjectKey>> {
-        let loaded: Vec<Result<Loaded, ObjectKey>> = stream::iter(objects)
-            .map(|object| async move {
-                let key = object.key;
-                let body = self.objects.get(&key).await.with_context(|| format!("fetch {key}"))?;
-                let (at, len) = (object.footer.at as usize, object.footer.len as usize);
-                // A body that was cut short has no footer where the row says.
-                if body.len() < at + len {
-                    return Ok(Err(key));
-                }
-                match footers::open(&self.keys, &self.pool, object, body.slice(at..at + len)).await {
-                    Ok(footer) => Ok::<_, anyhow::Error>(Ok(Loaded { body, footer })),
-                    Err(FooterError::Corrupt(_)) => Ok(Err(key)),
-                    Err(error) => Err(error).with_context(|| format!("open footer of {key}")),
-                }
-            })
-            .buffered(TRANSFERS)
-            .try_collect()
-            .await?;
-        Ok(loaded.into_iter().collect())
-    }
-
-    /// A run of which some footer is corrupt: such an object goes into quarantine as a whole, or it would hold up its
-    /// partition for ever.
-    async fn load_corrupt(&self, objects: &[LiveObject]) -> anyhow::Result<Vec<Loaded>> {
-        let mut all = Vec::with_capacity(objects.len());
-        for object in objects {
-            match self.load(std::slice::from_ref(object)).await? {
-                Ok(loaded) => all.extend(loaded),
-                Err(key) => {
-                    let body = self.objects.get(&key).await.with_context(|| format!("fetch {key}"))?;
-                    all.push(
-                        merge::wholly_corrupt(key.id(), body).with_context(|| format!("{key} is of another format"))?,
-                    );
-                    tracing::error!(object = %key, "footer is corrupt; the object goes into quarantine");
-                }
-            }
-        }
-        Ok(all)
-    }
-
-    /// Uploads an object and reads it back: what is published was seen in the bucket.
-    async fn put(&self, key: ObjectKey, object: &Merged) -> anyhow::Result<()> {
-        self.objects.put(&key, object.body.clone(), &object.row.sha256).await.with_context(|| format!("put {key}"))?;
-        let stored = self.objects.get(&key).await.with_context(|| format!("read back {key}"))?;
-        anyhow::ensure!(sha256(&stored) == object.row.sha256, "{key} reads back otherwise than it was put");
-        ::metrics::counter!(metrics::OBJECTS).increment(1);
-        ::metrics::counter!(metrics::OBJECT_BYTES).increment(object.row.bytes);
-        Ok(())
-    }
-}
-
-enum Outcome {
-    Merged(Box<SessionResult>),
-    /// Its chunks are corrupt, or its key is missing.
-    Unreadable(SessionKey),
-    /// Its key was destroyed.
-    Deleted,
-}
-
-fn result_of(key: SessionKey, plan: &Plan, merged: Merged, replaces: Vec<ObjectId>) -> SessionResult {
-    SessionResult { key, object: merged.row, replaces, totals: plan.totals(), ended: plan.completeness().ended }
-}
-
-/// Where each session's chunks are in these objects, by id. Found once: to look through all chunks for each session
-/// would cost their product.
-fn places_in(loaded: &[Loaded]) -> BTreeMap<SessionKey, Vec<Place>> {
-    let mut places: BTreeMap<SessionKey, Vec<Place>> = BTreeMap::new();
-    for (object, source) in loaded.iter().enumerate() {
-        if let Footer::Shared(footer) = &source.footer {
-            for (number, chunk) in footer.chunks.iter().enumerate() {
-                places.entry(chunk.key).or_default().push((object, number));
-            }
-        }
-    }
-    places
 }

@@ -1,12 +1,14 @@
 //! The compactor: runs of shared objects in, session objects out.
 //!
 //! A run is claimed under a lease, read once, regrouped by session, and swapped for its results in one transaction;
-//! sessions that are over become one object. `merge` makes the bytes on the pool, `driver` does the rest. Killed anywhere,
-//! it leaves a lease that runs out and staged objects that the collector removes.
+//! sessions that are over become one object. [`engine::compaction::Machine`] decides, `driver` carries out, `work` moves the
+//! bytes, `merge` makes them on the pool. Killed anywhere, it leaves a lease that runs out and staged objects that the collector
+//! removes.
 
 mod driver;
 mod merge;
 mod metrics;
+mod work;
 
 use std::time::Duration;
 
@@ -39,6 +41,10 @@ pub struct Config {
     pub pass_interval: Duration,
     /// What a run is.
     pub runs: RunConfig,
+    /// Runs that are merged at once.
+    pub runs_at_once: usize,
+    /// Bytes of runs that are held and of merges under way.
+    pub merge_bytes_max: u64,
     /// How long a claim lasts.
     pub lease: Duration,
     /// Silence that ends a session.
@@ -73,9 +79,23 @@ const RUN_OBJECTS_MAX: Knob = Knob {
     default: Some("64"),
     secret: false,
 };
+const RUNS_AT_ONCE: Knob = Knob {
+    name: "CLAIRVIO_RUNS_AT_ONCE",
+    doc: "So many runs are merged at once, of different partitions.",
+    unit: "a number",
+    default: Some("2"),
+    secret: false,
+};
+const MERGE_BYTES_MAX: Knob = Knob {
+    name: "CLAIRVIO_MERGE_BYTES_MAX",
+    doc: "Bytes of runs that are held and of merges under way; beyond it nothing begins unless nothing else goes on.",
+    unit: "bytes",
+    default: Some("134217728"),
+    secret: false,
+};
 const LEASE_MS: Knob = Knob {
     name: "CLAIRVIO_LEASE_MS",
-    doc: "How long a claim on a run lasts; merging one has to take less.",
+    doc: "How long a claim on a run lasts. It is renewed while the run is merged; that of a dead process runs out.",
     unit: "milliseconds",
     default: Some("120000"),
     secret: false,
@@ -109,6 +129,8 @@ impl Config {
                 run_bytes_max: env.number(&RUN_BYTES_MAX, 1),
                 run_objects_max: usize::try_from(env.number(&RUN_OBJECTS_MAX, 1)).unwrap_or(usize::MAX),
             },
+            runs_at_once: usize::try_from(env.number(&RUNS_AT_ONCE, 1)).unwrap_or(usize::MAX),
+            merge_bytes_max: env.number(&MERGE_BYTES_MAX, 1),
             lease: env.millis(&LEASE_MS),
             silence: ages::session_silence(env),
         }

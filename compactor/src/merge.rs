@@ -1,39 +1,34 @@
-//! The bytes of session objects. CPU work over objects in memory, done on the pool.
+//! The bytes of session objects: work on the pool, over bytes that are fetched when their turn comes.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use engine::compaction::{Cut, FrameCutter};
-use engine::merge::{Location, Merger, Plan, Range, SharedSource, Step};
-use schemas::codec::{self, FormatError};
+use engine::merge::{Plan, Range, SharedSource};
+use schemas::codec::{Compressor, FormatError};
 use schemas::object::ObjectKind;
+use schemas::paths::ObjectKey;
 use schemas::session_object::Footer as SessionFooter;
 use schemas::shared_object::{Chunk, Footer as SharedFooter, Quarantined, SessionFilter};
 use schemas::stream_note::{self, StreamNote};
 use schemas::{ObjectId, SessionKey, limits};
-use sealing::frames::{ChunkContext, ChunkKind, Opener, Sealer};
-use sealing::objects::{
-    OpenError, StorageKey, chunk_opener, frame_at, seal_session_footer, seal_shared_footer, session_opener,
-};
+use sealing::frames::{ChunkContext, ChunkKind, Sealer};
+use sealing::objects::{StorageKey, seal_session_footer, seal_shared_footer};
 use sealing::{Key, SealError};
 use storage::footers::Footer;
-use storage::index::Uploaded;
-use storage::objects;
+use storage::index::FooterAt;
+use storage::reading::walk::{Corrupt, Source, Turn, Walk};
+use storage::reading::windows::Windows;
+use storage::reading::{Halt, Work};
 use storage::stream_notes::NotedFrame;
 use thiserror::Error;
 
 /// zstd's level for session objects: written once, read for a year.
 const SESSION_ZSTD_LEVEL: i32 = 9;
+/// Bytes of an object that are handed on at once.
+const OUTPUT_BYTES: usize = limits::MIB;
 
-/// An object in memory, with what its footer says of frames.
-#[derive(Debug, Clone)]
-pub(crate) struct Loaded {
-    pub(crate) body: Bytes,
-    pub(crate) footer: Footer,
-}
-
-/// A chunk: the number of its object among those loaded, and its own in that object's footer.
+/// A chunk: the number of its object among the sources, and its own in that object's footer.
 pub(crate) type Place = (usize, usize);
 
 /// Why a session cannot be merged.
@@ -41,36 +36,26 @@ pub(crate) type Place = (usize, usize);
 pub(crate) enum MergeError {
     /// What is stored of it is not what was put there.
     #[error(transparent)]
-    Corrupt(#[from] OpenError),
+    Corrupt(#[from] Corrupt),
+    /// Its footer would be larger than what any reader takes.
+    #[error("the footer of {0} bytes is too large")]
+    TooLarge(usize),
     /// Sealing failed; trying again may help.
     #[error("seal object")]
     Seal(#[from] SealError),
 }
 
-impl From<FormatError> for MergeError {
-    fn from(error: FormatError) -> Self {
-        Self::Corrupt(error.into())
-    }
-}
-
-/// A session object that is ready for upload.
-#[derive(Debug)]
-pub(crate) struct Merged {
-    pub(crate) body: Bytes,
-    pub(crate) row: Uploaded,
-}
-
-/// The plan of one session: all session objects among those loaded, and the chunks at these places.
-pub(crate) fn plan_of(places: &[Place], loaded: &[Loaded]) -> Plan {
+/// The plan of one session: all session objects among the sources, and the chunks at these places.
+pub(crate) fn plan_of(places: &[Place], sources: &[Source]) -> Plan {
     let mut merged = Vec::new();
-    for (object, source) in loaded.iter().enumerate() {
+    for (object, source) in sources.iter().enumerate() {
         if let Footer::Session(footer) = &source.footer {
             merged.push((object, footer.as_ref()));
         }
     }
     let shared: Vec<SharedSource<'_>> = places
         .iter()
-        .filter_map(|&(object, number)| match &loaded.get(object)?.footer {
+        .filter_map(|&(object, number)| match &sources.get(object)?.footer {
             Footer::Shared(footer) => {
                 Some(SharedSource { object, partition: footer.partition, number, chunk: footer.chunks.get(number)? })
             }
@@ -80,79 +65,112 @@ pub(crate) fn plan_of(places: &[Place], loaded: &[Loaded]) -> Plan {
     Plan::build(&merged, &shared)
 }
 
-/// Merges a session's batches into one object, sealed with the session's key. `plan` is that of the session objects among those
-/// loaded and of the chunks at these places.
-pub(crate) fn merge(
-    id: ObjectId,
-    key: SessionKey,
-    data_key: &Key,
-    plan: &Plan,
-    objects: &[Loaded],
-    places: &[Place],
-) -> Result<Merged, MergeError> {
-    let mismatch = |_| FormatError::Field("facts");
-    let mut writer = ObjectWriter::new(id, key, data_key, plan)?;
-    let mut cutter = FrameCutter::new(limits::FRAME_RAW_BYTES);
-    let mut source = Source { data_key, objects, openers: BTreeMap::new(), frames: Vec::new() };
-    let mut merger = Merger::new(plan, Range::ALL);
-    loop {
-        match merger.step().map_err(mismatch)? {
-            Step::Need { stream, batch } => {
-                let batch = &plan.streams[stream].batches[batch];
-                let payload = source.load(&batch.location, batch.facts.raw_bytes as usize)?;
-                merger.supply(stream, payload).map_err(mismatch)?;
-            }
-            Step::Event(event) => {
-                if let Some(cut) = cutter.push(plan, &event, merger.bytes(&event)) {
-                    writer.frame(cut)?;
-                }
-            }
-            Step::Done => break,
-        }
-    }
-    if let Some(cut) = cutter.finish() {
-        writer.frame(cut)?;
-    }
-    Ok(writer.finish(data_key, &newest_notes(data_key, plan, objects, places))?)
-}
-
-/// The newest note of each stream that goes on, those with the latest events first. A frame that does not open has none: what is
-/// merged decides whether the session is corrupt.
-fn newest_notes(data_key: &Key, plan: &Plan, objects: &[Loaded], places: &[Place]) -> Vec<StreamNote> {
-    let ranks: BTreeMap<u32, usize> = plan.open_streams().into_iter().zip(0..).collect();
-    let in_chunks = places.iter().filter_map(|&(object, number)| match &objects.get(object)?.footer {
+/// The frames that notes may stand in.
+fn noted_frames(places: &[Place], sources: &[Source]) -> Vec<(usize, NotedFrame)> {
+    let in_chunks = places.iter().filter_map(|&(object, number)| match &sources.get(object)?.footer {
         Footer::Shared(footer) => Some((object, NotedFrame::of_chunk(number, footer.chunks.get(number)?)?)),
         Footer::Session(_) => None,
     });
-    let in_session_objects = objects.iter().enumerate().filter_map(|(object, loaded)| match &loaded.footer {
+    let in_session_objects = sources.iter().enumerate().filter_map(|(object, source)| match &source.footer {
         Footer::Session(footer) => Some((object, NotedFrame::of_session(footer)?)),
         Footer::Shared(_) => None,
     });
-    let mut newest: BTreeMap<usize, StreamNote> = BTreeMap::new();
-    for (object, frame) in in_chunks.chain(in_session_objects) {
-        let loaded = &objects[object];
-        let sealed = slice(&loaded.body, frame.at, u64::from(frame.len)).map_err(OpenError::from);
-        let notes = sealed.and_then(|sealed| frame.open(&loaded.footer, data_key, sealed)).unwrap_or_default();
-        for note in notes {
-            let Some(rank) = ranks.get(&note.stream) else { continue };
-            if newest.get(rank).is_none_or(|other| note.is_newer_than(other)) {
-                newest.insert(*rank, note);
+    in_chunks.chain(in_session_objects).collect()
+}
+
+/// Merges a session's batches into one object, sealed with the session's key.
+#[derive(Debug)]
+pub(crate) struct Merging {
+    walk: Walk,
+    cutter: FrameCutter,
+    writer: ObjectWriter,
+    is_ended: bool,
+}
+
+impl Merging {
+    /// Of the session objects among these sources, and the chunks at these places.
+    pub(crate) fn new(
+        id: ObjectId,
+        key: SessionKey,
+        data_key: &Key,
+        sources: &Arc<[Source]>,
+        places: &[Place],
+    ) -> Result<Self, SealError> {
+        let plan = Arc::new(plan_of(places, sources));
+        let writer = ObjectWriter::new(id, key, data_key, &plan)?;
+        let mut walk = Walk::new(Arc::clone(sources), plan, Range::ALL);
+        walk.collect_notes(noted_frames(places, sources));
+        Ok(Self { walk, cutter: FrameCutter::new(limits::FRAME_RAW_BYTES), writer, is_ended: false })
+    }
+
+    /// What it merges.
+    pub(crate) fn plan(&self) -> &Plan {
+        self.walk.plan()
+    }
+
+    /// The next bytes of the object.
+    pub(crate) fn take(&mut self) -> Bytes {
+        self.writer.take()
+    }
+
+    /// Where the footer's region is, at the end.
+    pub(crate) fn footer(&self) -> FooterAt {
+        self.writer.footer_at
+    }
+}
+
+impl Work for Merging {
+    type Error = MergeError;
+
+    fn go(&mut self, key: &Key) -> Result<Halt, MergeError> {
+        while self.writer.body.len() < OUTPUT_BYTES && !self.is_ended {
+            match self.walk.turn(key)? {
+                Turn::Event(event) => {
+                    if let Some(cut) = self.cutter.push(self.walk.plan(), &event, self.walk.bytes(&event)) {
+                        self.writer.frame(cut)?;
+                    }
+                }
+                Turn::Fetch(window) => return Ok(Halt::Fetch(window)),
+                Turn::Done => {
+                    if let Some(cut) = self.cutter.finish() {
+                        self.writer.frame(cut)?;
+                    }
+                    let notes = self.walk.take_notes(key);
+                    self.writer.finish(key, &notes)?;
+                    self.is_ended = true;
+                }
             }
         }
-        // No more are written; a session may have many thousands of streams.
-        while newest.len() > limits::STREAM_NOTES_MAX {
-            newest.pop_last();
-        }
+        Ok(if self.is_ended { Halt::Done } else { Halt::Full })
     }
-    newest.into_values().collect()
+
+    fn windows(&mut self) -> &mut Windows {
+        self.walk.windows()
+    }
+
+    fn source(&self, object: usize) -> Option<&Source> {
+        self.walk.sources().get(object)
+    }
 }
 
 struct ObjectWriter {
+    /// What was not taken yet.
     body: Vec<u8>,
+    /// Bytes of the object before it.
+    taken: u64,
     footer: SessionFooter,
-    sealer: Sealer,
+    footer_at: FooterAt,
+    compressor: Compressor,
+    /// None once the last frame was sealed.
+    sealer: Option<Sealer>,
     /// The latest frame, compressed. Whether it is the last is known when the next one comes, or none.
     held_back: Option<(Cut, Vec<u8>)>,
+}
+
+impl std::fmt::Debug for ObjectWriter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ObjectWriter").field("object", &self.footer.object).finish_non_exhaustive()
+    }
 }
 
 impl ObjectWriter {
@@ -167,97 +185,64 @@ impl ObjectWriter {
             duplicates: plan.duplicates,
             conflicts: plan.conflicts,
         };
-        Ok(Self { body: ObjectKind::Session.preamble().to_vec(), footer, sealer, held_back: None })
+        Ok(Self {
+            body: ObjectKind::Session.preamble().to_vec(),
+            taken: 0,
+            footer,
+            footer_at: FooterAt { at: 0, len: 0 },
+            compressor: Compressor::new(SESSION_ZSTD_LEVEL),
+            sealer: Some(sealer),
+            held_back: None,
+        })
+    }
+
+    fn at(&self) -> u64 {
+        self.taken + self.body.len() as u64
+    }
+
+    fn take(&mut self) -> Bytes {
+        let body = std::mem::take(&mut self.body);
+        self.taken += body.len() as u64;
+        body.into()
     }
 
     fn frame(&mut self, cut: Cut) -> Result<(), SealError> {
-        let compressed = codec::compress(&cut.raw, SESSION_ZSTD_LEVEL);
-        if let Some((before, frame)) = self.held_back.replace((cut, compressed)) {
-            let at = self.body.len() as u64;
-            let len = self.sealer.seal(&frame, &mut self.body)?;
+        let compressed = self.compressor.compress(&cut.raw);
+        if let Some((before, frame)) = self.held_back.replace((cut, compressed))
+            && let Some(sealer) = &mut self.sealer
+        {
+            let at = self.taken + self.body.len() as u64;
+            let len = sealer.seal(&frame, &mut self.body)?;
             self.footer.frames.push(before.frame(at, len as u32));
         }
         Ok(())
     }
 
     /// `notes` go behind the last frame's events. An object without events has no frame, and no place for them.
-    fn finish(self, data_key: &Key, notes: &[StreamNote]) -> Result<Merged, SealError> {
-        let Self { mut body, mut footer, sealer, held_back } = self;
-        if let Some((last, mut frame)) = held_back {
+    fn finish(&mut self, data_key: &Key, notes: &[StreamNote]) -> Result<(), MergeError> {
+        if let Some((last, mut frame)) = self.held_back.take()
+            && let Some(sealer) = self.sealer.take()
+        {
             stream_note::append(&mut frame, notes);
-            let at = body.len() as u64;
-            let len = sealer.seal_last(&frame, &mut body)?;
-            footer.frames.push(last.frame(at, len as u32));
+            let at = self.at();
+            let len = sealer.seal_last(&frame, &mut self.body)?;
+            self.footer.frames.push(last.frame(at, len as u32));
         }
-        let region = seal_session_footer(data_key, &footer)?;
-        let (body, row) = objects::finish(footer.object, ObjectKind::Session, body, &region, None, 0);
-        Ok(Merged { body, row })
-    }
-}
-
-/// What a session's batches are read from.
-struct Source<'a> {
-    data_key: &'a Key,
-    objects: &'a [Loaded],
-    /// By object and chunk; a session object is one chunk.
-    openers: BTreeMap<(usize, usize), Opener>,
-    /// The last opened frame of each session object: neighbouring batches share it.
-    frames: Vec<(usize, usize, Vec<u8>)>,
-}
-
-impl Source<'_> {
-    fn load(&mut self, location: &Location, raw_bytes: usize) -> Result<Vec<u8>, OpenError> {
-        match *location {
-            Location::Shared { object, chunk: number, frame, at, len } => {
-                let loaded = self.objects.get(object).ok_or(FormatError::Field("object"))?;
-                let chunk = match &loaded.footer {
-                    Footer::Shared(footer) => footer.chunks.get(number).ok_or(FormatError::Field("chunk"))?,
-                    Footer::Session(_) => return Err(FormatError::Field("kind").into()),
-                };
-                let sealed = slice(&loaded.body, at, u64::from(len))?;
-                let data_key = self.data_key;
-                let opener = self.openers.entry((object, number)).or_insert_with(|| chunk_opener(data_key, chunk));
-                let opened = opener.open(frame_at(frame, chunk.batches.len()), sealed)?;
-                Ok(codec::decompress(&opened, raw_bytes)?)
-            }
-            Location::Session { object, ref pieces } => {
-                let mut payload = Vec::with_capacity(raw_bytes);
-                for piece in pieces {
-                    let raw = self.frame(object, piece.frame)?;
-                    let part = raw.get(piece.at as usize..(piece.at + piece.len) as usize);
-                    payload.extend_from_slice(part.ok_or(FormatError::Truncated)?);
-                }
-                Ok(payload)
-            }
+        let raw_len = self.footer.raw_len();
+        if raw_len > limits::FOOTER_RAW_BYTES_MAX {
+            return Err(MergeError::TooLarge(raw_len));
         }
-    }
-
-    /// A frame of a session object, opened and decompressed.
-    fn frame(&mut self, object: usize, number: usize) -> Result<&[u8], OpenError> {
-        let place = match self.frames.iter().position(|(of, ..)| *of == object) {
-            Some(place) if self.frames[place].1 == number => place,
-            found => {
-                let loaded = self.objects.get(object).ok_or(FormatError::Field("object"))?;
-                let Footer::Session(footer) = &loaded.footer else { return Err(FormatError::Field("kind").into()) };
-                let entry = footer.frames.get(number).ok_or(FormatError::Field("frame"))?;
-                let sealed = slice(&loaded.body, entry.at, u64::from(entry.len))?;
-                let data_key = self.data_key;
-                let opener = self.openers.entry((object, 0)).or_insert_with(|| session_opener(data_key, footer));
-                let opened = opener.open(frame_at(number, footer.frames.len()), sealed)?;
-                let raw = codec::decompress(&opened, entry.raw_len as usize)?;
-                if let Some(place) = found {
-                    self.frames.swap_remove(place);
-                }
-                self.frames.push((object, number, raw));
-                self.frames.len() - 1
-            }
-        };
-        Ok(&self.frames[place].2)
+        let region = seal_session_footer(data_key, &self.footer)?;
+        self.footer_at = FooterAt { at: self.at(), len: region.len() as u32 };
+        self.body.extend_from_slice(&region);
+        self.body.extend_from_slice(&ObjectKind::Session.trailer(self.footer_at.len));
+        Ok(())
     }
 }
 
-fn slice(body: &Bytes, at: u64, len: u64) -> Result<&[u8], FormatError> {
-    body.get(at as usize..(at + len) as usize).ok_or(FormatError::Truncated)
+fn slice(source: &Source, at: u64, len: u64) -> Bytes {
+    let range = at as usize..(at + len) as usize;
+    source.body.as_ref().filter(|body| body.len() >= range.end).map(|body| body.slice(range)).unwrap_or_default()
 }
 
 /// What goes into a quarantine object: nobody can read it, and none of it is changed.
@@ -273,27 +258,25 @@ pub(crate) struct Unreadable {
 
 impl Unreadable {
     /// The unreadable records of these shared objects: they go into quarantine whatever happens.
-    pub(crate) fn records_of(objects: &[Loaded]) -> Self {
+    pub(crate) fn records_of(objects: &[Source]) -> Self {
         let mut found = Self::default();
-        for loaded in objects {
-            let Footer::Shared(footer) = &loaded.footer else { continue };
+        for source in objects {
+            let Footer::Shared(footer) = &source.footer else { continue };
             for record in &footer.quarantined {
                 // A piece that begins before the preamble's end is no record, see `wholly_corrupt`.
                 found.of_anybody |= record.at == 0;
-                let bytes = loaded.body.slice(record.at as usize..(record.at + u64::from(record.len)) as usize);
-                found.records.push((record.clone(), bytes));
+                found.records.push((record.clone(), slice(source, record.at, u64::from(record.len))));
             }
         }
         found
     }
 
     /// Adds the chunks of a session that could not be merged.
-    pub(crate) fn add_session(&mut self, key: SessionKey, objects: &[Loaded]) {
-        for loaded in objects {
-            let Footer::Shared(footer) = &loaded.footer else { continue };
-            for chunk in footer.chunks.iter().filter(|chunk| chunk.key == key) {
-                let bytes = loaded.body.slice(chunk.at as usize..(chunk.at + chunk.len()) as usize);
-                self.chunks.push((chunk.clone(), bytes));
+    pub(crate) fn add_session(&mut self, places: &[Place], objects: &[Source]) {
+        for (object, number) in places {
+            let Some(source @ Source { footer: Footer::Shared(footer), .. }) = objects.get(*object) else { continue };
+            if let Some(chunk) = footer.chunks.get(*number) {
+                self.chunks.push((chunk.clone(), slice(source, chunk.at, chunk.len())));
             }
         }
     }
@@ -314,61 +297,76 @@ impl Unreadable {
     }
 
     /// A quarantine object of it.
-    pub(crate) fn object(&self, id: ObjectId, partition: i32, storage: &StorageKey) -> Result<Merged, SealError> {
-        let mut body = ObjectKind::Shared.preamble().to_vec();
-        let offsets = || {
-            let batches = self.chunks.iter().flat_map(|(chunk, _)| &chunk.batches).map(|batch| batch.offset);
-            self.records.iter().map(|(record, _)| record.offset).chain(batches)
+    pub(crate) fn object(&self, id: ObjectId, partition: i32, storage: &StorageKey) -> Result<SetAside, SealError> {
+        let preamble = Bytes::copy_from_slice(&ObjectKind::Shared.preamble());
+        let mut at = preamble.len() as u64;
+        let mut pieces = vec![preamble];
+        let mut append = |bytes: &Bytes| {
+            let begins = at;
+            at += bytes.len() as u64;
+            pieces.push(bytes.clone());
+            begins
         };
-        let mut footer = SharedFooter {
+        let chunks = self.chunks.iter().map(|(chunk, bytes)| Chunk { at: append(bytes), ..chunk.clone() }).collect();
+        let records = self.records.iter();
+        let quarantined = records.map(|(record, bytes)| Quarantined { at: append(bytes), ..record.clone() }).collect();
+        let batches = self.chunks.iter().flat_map(|(chunk, _)| &chunk.batches).map(|batch| batch.offset);
+        let offsets: Vec<u64> = self.records.iter().map(|(record, _)| record.offset).chain(batches).collect();
+        let footer = SharedFooter {
             object: id,
             partition,
-            offset_first: offsets().min().unwrap_or(0),
-            offset_next: offsets().max().map_or(0, |last| last.saturating_add(1)),
-            chunks: Vec::with_capacity(self.chunks.len()),
-            quarantined: Vec::with_capacity(self.records.len()),
+            offset_first: offsets.iter().min().copied().unwrap_or(0),
+            offset_next: offsets.iter().max().map_or(0, |last| last.saturating_add(1)),
+            chunks,
+            quarantined,
         };
-        for (chunk, bytes) in &self.chunks {
-            footer.chunks.push(Chunk { at: body.len() as u64, ..chunk.clone() });
-            body.extend_from_slice(bytes);
-        }
-        for (record, bytes) in &self.records {
-            footer.quarantined.push(Quarantined { at: body.len() as u64, ..record.clone() });
-            body.extend_from_slice(bytes);
-        }
         let region = seal_shared_footer(storage, &footer)?;
-        let quarantined = footer.quarantined.len();
-        let (body, row) = objects::finish(id, ObjectKind::Shared, body, &region, Some(storage.version), quarantined);
-        Ok(Merged { body, row })
+        let len = region.len() as u32;
+        pieces.extend([region.into(), Bytes::copy_from_slice(&ObjectKind::Shared.trailer(len))]);
+        Ok(SetAside { pieces, footer: FooterAt { at, len }, quarantined: footer.quarantined.len() })
     }
+}
+
+/// A quarantine object that is ready for upload.
+#[derive(Debug)]
+pub(crate) struct SetAside {
+    /// Its bytes, most of them where they lay before.
+    pub(crate) pieces: Vec<Bytes>,
+    /// Where the footer's region is.
+    pub(crate) footer: FooterAt,
+    /// Unreadable records that the footer lists.
+    pub(crate) quarantined: usize,
 }
 
 /// A shared object whose footer cannot be read: nobody knows what lies where in it, so all of it is one unreadable piece.
 /// `None` when it is of another version: a newer release may read it.
-pub(crate) fn wholly_corrupt(id: ObjectId, body: Bytes) -> Option<Loaded> {
+pub(crate) fn wholly_corrupt(key: ObjectKey, body: Bytes) -> Option<Source> {
     // Only a version tells of a newer release: a beginning that is zeroed or cut off is damage like any other.
     let is_newer = matches!(ObjectKind::of(&body), Err(FormatError::Version(_)));
     let len = u32::try_from(body.len()).ok().filter(|_| !is_newer)?;
     let whole = Quarantined::damaged_object(len);
     let footer = SharedFooter {
-        object: id,
+        object: key.id(),
         partition: 0,
         offset_first: 0,
         offset_next: 0,
         chunks: Vec::new(),
         quarantined: vec![whole],
     };
-    Some(Loaded { body, footer: Footer::Shared(Arc::new(footer)) })
+    Some(Source { key, footer: Footer::Shared(Arc::new(footer)), body: Some(body) })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use proptest::prelude::*;
+    use schemas::codec;
     use schemas::shared_object::BatchEntry;
     use schemas::{BatchFacts, SessionId, WorkspaceId};
     use sealing::frames::seal_chunk;
     use sealing::keyring::KeyVersion;
-    use sealing::objects::{open_session_footer, open_shared_footer};
+    use sealing::objects::{chunk_opener, frame_at, open_session_footer, open_shared_footer, session_opener};
     use uuid::Uuid;
 
     use super::*;
@@ -377,27 +375,34 @@ mod tests {
         StorageKey { version: KeyVersion(1), key: Key::new([9; 32]) }
     }
 
-    fn footer_of(object: &Merged) -> SharedFooter {
-        let (at, len) = (object.row.footer.at, object.row.footer.len as usize);
-        let region = &object.body[at as usize..at as usize + len];
-        open_shared_footer(&storage().key, object.row.id, region, at).unwrap()
+    fn set_aside(found: &Unreadable, id: ObjectId) -> (SharedFooter, Bytes) {
+        let object = found.object(id, 3, &storage()).unwrap();
+        let body = Bytes::from(object.pieces.concat());
+        let (at, len) = (object.footer.at, object.footer.len as usize);
+        let footer = open_shared_footer(&storage().key, id, &body[at as usize..at as usize + len], at).unwrap();
+        assert_eq!(footer.quarantined.len(), object.quarantined);
+        (footer, body)
+    }
+
+    fn shared_key(id: u128) -> ObjectKey {
+        ObjectKey::Shared { partition: 3, id: ObjectId(Uuid::from_u128(id)) }
     }
 
     #[test]
     fn an_object_without_a_readable_footer_is_kept_byte_for_byte() {
-        let id = ObjectId(Uuid::from_u128(4));
+        let key = shared_key(4);
         let body = Bytes::from_static(b"CLVS\x01whatever was there");
-        let found = Unreadable::records_of(&[wholly_corrupt(id, body.clone()).unwrap()]);
+        let found = Unreadable::records_of(&[wholly_corrupt(key, body.clone()).unwrap()]);
         assert!(found.filter().is_none(), "it may hold frames of any session");
-        let object = found.object(id, 3, &storage()).unwrap();
-        let place = &footer_of(&object).quarantined[0];
+        let (footer, object) = set_aside(&found, key.id());
+        let place = &footer.quarantined[0];
         assert!(place.is_damaged_object(), "nobody takes it for a record");
-        assert_eq!(object.row.quarantined, 1);
-        assert_eq!(object.body.slice(place.at as usize..place.at as usize + place.len as usize), body);
-        assert!(wholly_corrupt(id, Bytes::from_static(b"CLVS\x02newer")).is_none());
+        assert_eq!(footer.quarantined.len(), 1);
+        assert_eq!(object.slice(place.at as usize..place.at as usize + place.len as usize), body);
+        assert!(wholly_corrupt(key, Bytes::from_static(b"CLVS\x02newer")).is_none());
         for damaged in [b"".as_slice(), b"CLV", b"\0\0\0\0\0\0\0"] {
             assert!(
-                wholly_corrupt(id, Bytes::from_static(damaged)).is_some(),
+                wholly_corrupt(key, Bytes::from_static(damaged)).is_some(),
                 "it would hold up its partition for ever"
             );
         }
@@ -427,17 +432,17 @@ mod tests {
             chunks: vec![chunk],
             quarantined: Vec::new(),
         };
-        let loaded = [Loaded { body: body.into(), footer: Footer::Shared(Arc::new(footer)) }];
+        let footer = Footer::Shared(Arc::new(footer));
+        let sources = [Source { key: shared_key(5), footer, body: Some(body.into()) }];
         let mut found = Unreadable::default();
-        found.add_session(key, &loaded);
+        found.add_session(&[(0, 0)], &sources);
         assert_eq!(found.len(), 2);
         assert!(found.filter().unwrap().may_contain(&key));
-        let object = found.object(ObjectId(Uuid::from_u128(8)), 3, &storage()).unwrap();
-        let footer = footer_of(&object);
+        let (footer, object) = set_aside(&found, ObjectId(Uuid::from_u128(8)));
         assert_eq!((footer.offset_first, footer.offset_next), (7, 9));
         let moved = &footer.chunks[0];
         let last = moved.at as usize + lens[0]..moved.at as usize + lens[0] + lens[1];
-        let opened = chunk_opener(&data_key, moved).open(frame_at(1, 2), &object.body[last]);
+        let opened = chunk_opener(&data_key, moved).open(frame_at(1, 2), &object[last]);
         assert_eq!(opened.as_deref(), Ok(b"two".as_slice()));
     }
 
@@ -458,7 +463,7 @@ mod tests {
     }
 
     /// A shared object of one chunk, with a note behind the last frame.
-    fn shared(offset: u64, stream: u32, batches: &[Batch], note: Option<&StreamNote>) -> Loaded {
+    fn shared(offset: u64, stream: u32, batches: &[Batch], note: Option<&StreamNote>) -> Source {
         let mut body = ObjectKind::Shared.preamble().to_vec();
         let at = body.len() as u64;
         let payload = |batch: &Batch| {
@@ -492,28 +497,35 @@ mod tests {
             chunks: vec![Chunk { key: session(), stream, id: *id.as_bytes(), at, batches }],
             quarantined: Vec::new(),
         };
-        Loaded { body: body.into(), footer: Footer::Shared(Arc::new(footer)) }
+        let footer = Footer::Shared(Arc::new(footer));
+        Source { key: shared_key(u128::from(offset)), footer, body: Some(body.into()) }
     }
 
     /// Merges objects as a run or as parts, and reads what was made.
-    fn merged(objects: &[Loaded]) -> Loaded {
-        let shared = objects.iter().enumerate().filter(|(_, loaded)| matches!(loaded.footer, Footer::Shared(_)));
+    fn merged(objects: &[Source]) -> Source {
+        let shared = objects.iter().enumerate().filter(|(_, source)| matches!(source.footer, Footer::Shared(_)));
         let places: Vec<Place> = shared.map(|(object, _)| (object, 0)).collect();
-        let (id, plan) = (ObjectId(Uuid::from_u128(9)), plan_of(&places, objects));
-        let made = merge(id, session(), &data_key(), &plan, objects, &places).unwrap();
-        let (at, len) = (made.row.footer.at, made.row.footer.len as usize);
-        let region = &made.body[at as usize..at as usize + len];
+        let id = ObjectId(Uuid::from_u128(9));
+        let mut merging = Merging::new(id, session(), &data_key(), &objects.into(), &places).unwrap();
+        let mut body = Vec::new();
+        while merging.go(&data_key()).unwrap() != Halt::Done {
+            body.extend(merging.take());
+        }
+        body.extend(merging.take());
+        let (at, len) = (merging.footer().at, merging.footer().len as usize);
+        let region = &body[at as usize..at as usize + len];
         let footer = open_session_footer(&data_key(), session(), id, region, at).unwrap();
-        Loaded { body: made.body, footer: Footer::Session(Arc::new(footer)) }
+        let key = ObjectKey::Session { key: session(), id };
+        Source { key, footer: Footer::Session(Arc::new(footer)), body: Some(body.into()) }
     }
 
     /// The notes of a session object, as they lie behind its last frame, and all its events.
-    fn read(loaded: &Loaded) -> (Vec<StreamNote>, String) {
-        let Footer::Session(footer) = &loaded.footer else { panic!("it is a session object") };
+    fn read(source: &Source) -> (Vec<StreamNote>, String) {
+        let Footer::Session(footer) = &source.footer else { panic!("it is a session object") };
         let (opener, mut notes, mut events) = (session_opener(&data_key(), footer), Vec::new(), Vec::new());
         for (number, frame) in footer.frames.iter().enumerate() {
-            let sealed = slice(&loaded.body, frame.at, u64::from(frame.len)).unwrap();
-            let opened = opener.open(frame_at(number, footer.frames.len()), sealed).unwrap();
+            let sealed = slice(source, frame.at, u64::from(frame.len));
+            let opened = opener.open(frame_at(number, footer.frames.len()), &sealed).unwrap();
             events.extend(codec::decompress(&opened, frame.raw_len as usize).unwrap());
             assert!(notes.is_empty(), "notes come last");
             notes = stream_note::read(&opened).unwrap();
@@ -559,13 +571,13 @@ mod tests {
                 objects.push(shared(90, stream, &[Batch { end: true, ..batch(99, 99) }], None));
             }
             let all_events = read(&merged(&objects)).1;
-            let mut by_run: Vec<Vec<Loaded>> = vec![Vec::new(); runs];
+            let mut by_run: Vec<Vec<Source>> = vec![Vec::new(); runs];
             for (place, number) in order.iter().filter(|number| **number < objects.len()).enumerate() {
                 by_run[place % runs].push(objects[*number].clone());
             }
             // One that the list of a dozen numbers does not reach.
             by_run[0].extend(objects.get(12).cloned());
-            let mut parts: Vec<Loaded> = by_run.iter().filter(|run| !run.is_empty()).map(|run| merged(run)).collect();
+            let mut parts: Vec<Source> = by_run.iter().filter(|run| !run.is_empty()).map(|run| merged(run)).collect();
             for _ in 0..merged_before.min(parts.len() - 1) {
                 let (one, other) = (parts.remove(0), parts.remove(0));
                 parts.push(merged(&[one, other]));
@@ -584,7 +596,7 @@ mod tests {
                 let of = note(stream, 1, &vec![1; state]);
                 shared(u64::from(stream), stream, &[batch(0, i64::from(stream))], Some(&of))
             };
-            let objects: Vec<Loaded> = (0..count).map(chunk).collect();
+            let objects: Vec<Source> = (0..count).map(chunk).collect();
             read(&merged(&objects)).0.iter().map(|note| note.stream).collect::<Vec<_>>()
         };
         assert_eq!(carried(70, 10), (6..70).rev().collect::<Vec<_>>());
@@ -596,9 +608,9 @@ mod tests {
         let (one, two) = (note(1, 1, b"one"), note(1, 3, b"two"));
         let first = shared(1, 1, &[batch(0, 5)], Some(&one));
         let mut damaged = shared(2, 1, &[batch(1, 6), Batch { seq: 2, at: None, end: false }], Some(&two));
-        let mut body = damaged.body.to_vec();
+        let mut body = damaged.body.unwrap().to_vec();
         *body.last_mut().unwrap() ^= 1;
-        damaged.body = body.into();
+        damaged.body = Some(body.into());
         let (notes, events) = read(&merged(&[first, damaged]));
         assert_eq!((notes, events.lines().count()), (vec![one], 2));
         let nothing = shared(1, 1, &[Batch { seq: 0, at: None, end: false }], Some(&two));

@@ -1,7 +1,7 @@
 //! The compactor's metrics.
 
 use service_kit::telemetry::Described::{self, Counter, Gauge, Histogram};
-use storage::session_keys;
+use storage::{objects, session_keys};
 
 pub(crate) const RUNS: &str = "compactor_runs_total";
 pub(crate) const RUN_BYTES: &str = "compactor_run_bytes_total";
@@ -22,8 +22,12 @@ pub(crate) const ALL: &[Described] = &[
     Counter(FINALS, "Sessions that became one object."),
     Counter(QUARANTINED, "Records and corrupt batches moved into quarantine objects. Alarm on any."),
     Counter(LOST, "Swaps that changed nothing, since somebody else was faster."),
-    Counter(FAILURES, "Runs that failed; they are tried again when their lease is over."),
+    Counter(
+        FAILURES,
+        "Looks at the index, and runs and sessions after several tries, that failed; they are tried again after a wait.",
+    ),
     Histogram(RUN_SECONDS, "From claiming a run until it was swapped."),
     Gauge(OLDEST, "C6: age of the oldest shared object that is still live."),
+    objects::REQUESTS_DESCRIBED,
     session_keys::CACHED_DESCRIBED,
 ];

@@ -10,9 +10,9 @@ use http::request::Parts;
 use schemas::control::WorkspaceState;
 use schemas::http::Scope;
 use schemas::plan::Plan;
-use schemas::{ErrorCode, WorkspaceId};
+use schemas::{ApiKeyId, ErrorCode, WorkspaceId};
 use service_kit::telemetry::chain;
-use storage::index::keys::hash_api_key;
+use storage::index::keys::{Caller as Found, hash_api_key};
 
 use crate::driver::State;
 use crate::reply::Refused;
@@ -22,6 +22,7 @@ const API_KEY_BYTES_MAX: usize = 256;
 
 /// The calling workspace.
 pub(crate) struct Caller {
+    pub(crate) key: ApiKeyId,
     pub(crate) workspace: WorkspaceId,
     pub(crate) origins: Vec<String>,
     pub(crate) plan: Plan,
@@ -64,6 +65,8 @@ rights! {
     Delete [Scope::Delete], NOT_CLOSED;
     /// Changing the workspace and its keys.
     Administer [Scope::Admin], NOT_CLOSED;
+    /// Seeing who read what: it names keys, as only their administration does.
+    Audit [Scope::Admin], NOT_CLOSED;
     /// Seeing the workspace: the one call that is left when it is closed.
     SeeWorkspace [Scope::Admin], &WorkspaceState::ALL;
 }
@@ -107,8 +110,8 @@ impl<R: Right> FromRequestParts<State> for By<R> {
                 WorkspaceState::Active | WorkspaceState::Suspended => ErrorCode::WorkspaceSuspended.into(),
             });
         }
-        let (workspace, origins, plan, scopes) = (found.workspace, found.origins, found.plan, found.scopes);
-        Ok(Self(Caller { workspace, origins, plan, scopes }, PhantomData))
+        let Found { key, workspace, origins, plan, scopes, .. } = found;
+        Ok(Self(Caller { key, workspace, origins, plan, scopes }, PhantomData))
     }
 }
 

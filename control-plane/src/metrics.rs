@@ -2,7 +2,7 @@
 
 use service_kit::telemetry::Described::{self, Counter, Gauge, Histogram};
 use storage::index::outbox;
-use storage::session_keys;
+use storage::{objects, session_keys};
 
 pub(crate) const REQUESTS: &str = "control_requests_total";
 pub(crate) const REQUEST_SECONDS: &str = "control_request_seconds";
@@ -22,5 +22,6 @@ pub(crate) const ALL: &[Described] = &[
     ),
     outbox::ROWS_DESCRIBED,
     outbox::FAILURES_DESCRIBED,
+    objects::REQUESTS_DESCRIBED,
     session_keys::CACHED_DESCRIBED,
 ];

@@ -35,12 +35,13 @@ impl From<IndexError> for Refused {
 
 impl From<ReadError> for Refused {
     fn from(error: ReadError) -> Self {
+        if error.is_damage() {
+            // What the index names is not there, or not what was put there.
+            tracing::error!(error = %chain(&error), code = ErrorCode::ObjectCorrupt.as_str(), "read session");
+            return ErrorCode::ObjectCorrupt.into();
+        }
         match error {
             ReadError::Deleted => ErrorCode::SessionDeleted.into(),
-            ReadError::Corrupt { .. } => {
-                tracing::error!(error = %chain(&error), "read session");
-                ErrorCode::ObjectCorrupt.into()
-            }
             ReadError::Key(KeyError::Shredded(_)) => ErrorCode::SessionDeleted.into(),
             ReadError::Key(KeyError::Missing(_) | KeyError::NotUnwrapped(_)) => {
                 tracing::error!(error = %chain(&error), "read session");
@@ -50,7 +51,9 @@ impl From<ReadError> for Refused {
                 tracing::warn!(error = %chain(&error), "read session");
                 ErrorCode::Unavailable.into()
             }
-            ReadError::Pool(_) | ReadError::HungUp => ErrorCode::Internal.into(),
+            ReadError::Corrupt(_) | ReadError::Lost(_) | ReadError::Pool(_) | ReadError::HungUp => {
+                ErrorCode::Internal.into()
+            }
         }
     }
 }

@@ -3,6 +3,7 @@
 mod account;
 mod links;
 mod operator;
+mod reads;
 mod sessions;
 
 use axum::Router;
@@ -19,6 +20,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use storage::index::links::{Before, ReferenceFilter};
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
 use crate::auth::Caller;
@@ -36,6 +38,7 @@ pub const CALLS: &[(&str, &str)] = &[
     ("get", "/v1/sessions/{id}"),
     ("delete", "/v1/sessions/{id}"),
     ("get", "/v1/sessions/{id}/events"),
+    ("get", "/v1/reads"),
     ("get", "/v1/deletions/{id}"),
     ("get", "/v1/workspace"),
     ("patch", "/v1/workspace"),
@@ -57,6 +60,7 @@ pub(crate) fn router() -> Router<State> {
         .route("/v1/sessions", get(sessions::list_sessions))
         .route("/v1/sessions/{id}", get(sessions::get_session).delete(sessions::delete_session))
         .route("/v1/sessions/{id}/events", get(sessions::get_events))
+        .route("/v1/reads", get(reads::list_reads))
         .route("/v1/deletions/{id}", get(sessions::get_deletion))
         .route("/v1/workspace", get(account::workspace).patch(account::change_workspace))
         .route("/v1/usage", get(account::usage))
@@ -140,6 +144,11 @@ fn cursor(at: OffsetDateTime, id: Uuid) -> String {
     bytes[..8].copy_from_slice(&micros.to_be_bytes());
     bytes[8..].copy_from_slice(id.as_bytes());
     URL_SAFE_NO_PAD.encode(bytes)
+}
+
+/// A time that is asked for.
+fn moment(text: Option<&str>, name: &'static str) -> Answer<Option<OffsetDateTime>> {
+    text.map(|text| field(OffsetDateTime::parse(text, &Rfc3339).ok(), name)).transpose()
 }
 
 /// A page of `limit` items out of up to one more, which says that there is a next page.

@@ -2,6 +2,7 @@
 
 use service_kit::telemetry::Described::{self, Counter, Gauge};
 use storage::index::outbox;
+use storage::objects;
 
 pub(crate) const EXPIRED: &str = "retention_expired_sessions_total";
 pub(crate) const SHREDDED: &str = "retention_shredded_sessions_total";
@@ -36,4 +37,5 @@ pub(crate) const ALL: &[Described] = &[
     Counter(FAILURES, "Passes that failed; what remains is done by the next."),
     outbox::ROWS_DESCRIBED,
     outbox::FAILURES_DESCRIBED,
+    objects::REQUESTS_DESCRIBED,
 ];

@@ -194,10 +194,31 @@ const FOOTER_LEVEL: i32 = 3;
 
 /// Compresses `raw` into one zstd frame with its content's size and checksum in it.
 pub fn compress(raw: &[u8], level: i32) -> Vec<u8> {
-    let mut compressor =
-        zstd::bulk::Compressor::new(level).expect("a compressor of a valid level fails only when memory cannot be had");
-    compressor.include_checksum(true).expect("the checksum flag is valid for every compressor");
-    compressor.compress(raw).expect("compression into a buffer of the bound's size cannot fail")
+    Compressor::new(level).compress(raw)
+}
+
+/// Compresses frames one after the other: the tables of a high level take long to be made.
+pub struct Compressor(zstd::bulk::Compressor<'static>);
+
+impl std::fmt::Debug for Compressor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Compressor").finish_non_exhaustive()
+    }
+}
+
+impl Compressor {
+    /// A compressor of this level of zstd.
+    pub fn new(level: i32) -> Self {
+        let mut compressor = zstd::bulk::Compressor::new(level)
+            .expect("a compressor of a valid level fails only when memory cannot be had");
+        compressor.include_checksum(true).expect("the checksum flag is valid for every compressor");
+        Self(compressor)
+    }
+
+    /// One zstd frame, with its content's size and checksum in it.
+    pub fn compress(&mut self, raw: &[u8]) -> Vec<u8> {
+        self.0.compress(raw).expect("compression into a buffer of the bound's size cannot fail")
+    }
 }
 
 /// Decompresses one or more zstd frames into at most `max` bytes. What is skippable, as notes are, adds nothing to them.
@@ -214,6 +235,15 @@ pub fn decompress(frame: &[u8], max: usize) -> Result<Vec<u8>, FormatError> {
         return Err(FormatError::Field("raw_len"));
     }
     Ok(raw)
+}
+
+/// The first zstd frame of these bytes, without what stands behind it. What holds nothing has no bytes.
+pub fn first_frame(bytes: &[u8]) -> Result<&[u8], FormatError> {
+    if bytes.is_empty() || stream_note::holds_only_notes(bytes) {
+        return Ok(&[]);
+    }
+    let len = zstd::zstd_safe::find_frame_compressed_size(bytes).map_err(|_| FormatError::Compression)?;
+    bytes.get(..len).ok_or(FormatError::Truncated)
 }
 
 /// Whether these bytes look like one frame that says it holds `raw_bytes`: the cheap half of a pair of checks, of which

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use time::OffsetDateTime;
+use uuid::Uuid;
 
 use crate::control::WorkspaceState;
 use crate::facts::BatchFacts;
@@ -369,6 +370,68 @@ pub struct KeyItem {
     /// When it was revoked; null while it counts.
     #[serde(with = "time::serde::rfc3339::option")]
     pub revoked_at: Option<OffsetDateTime>,
+}
+
+/// What of a session was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReadWhat {
+    /// What `GET /v1/sessions/{id}` tells.
+    Metadata,
+    /// Its events.
+    Events,
+    /// An archive of it.
+    Export,
+}
+
+impl ReadWhat {
+    /// Everything that can be read.
+    pub const ALL: [Self; 3] = [Self::Metadata, Self::Events, Self::Export];
+
+    /// The word in the index and in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Metadata => "metadata",
+            Self::Events => "events",
+            Self::Export => "export",
+        }
+    }
+
+    /// What this word means.
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|what| what.as_str() == word)
+    }
+}
+
+/// Who read a session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reader {
+    /// The API key that was shown.
+    pub key_id: ApiKeyId,
+    /// By which people know it; null when its row is gone.
+    pub key_name: Option<String>,
+    /// Its last characters; null when its row is gone.
+    pub key_ending: Option<String>,
+}
+
+/// An item of `GET /v1/reads`: a session was read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadItem {
+    /// The entry.
+    pub id: Uuid,
+    /// The session, which may have been deleted since.
+    pub session_id: SessionId,
+    /// When, by the database's clock.
+    #[serde(with = "time::serde::rfc3339")]
+    pub read_at: OffsetDateTime,
+    /// Who.
+    pub by: Reader,
+    /// What of it.
+    pub what: ReadWhat,
+    /// The least timestamp that was asked for, milliseconds; null when the beginning was.
+    pub from: Option<i64>,
+    /// The greatest timestamp that was asked for, milliseconds; null when the end was.
+    pub to: Option<i64>,
 }
 
 /// A workspace: `GET /v1/workspace`, and what an operator sees.

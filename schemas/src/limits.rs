@@ -99,6 +99,9 @@ pub const NAME_BYTES_MAX: usize = 100;
 pub const PAGE_ITEMS_MAX: u32 = 200;
 /// Items of one page of a list, unless the caller says otherwise.
 pub const PAGE_ITEMS_DEFAULT: u32 = 50;
+/// Rows of the index that are looked through for one page of sessions, at most. A page of which fewer fit ends there, and the next
+/// one goes on.
+pub const LIST_ROWS_MAX: usize = 5_000;
 /// Ranges of missing batches that a session's completeness lists.
 pub const MISSING_RANGES_MAX: usize = 1_024;
 
@@ -108,8 +111,8 @@ pub const FLUSH_BYTES: usize = 16 * MIB;
 pub const S3_PART_BYTES: u64 = 5 * MIB as u64;
 /// Parts of one upload that are under way at once.
 pub const S3_PARTS_AT_ONCE: usize = 4;
-/// Raw bytes of events in one frame of a session object.
-pub const FRAME_RAW_BYTES: usize = 256 * KIB;
+/// Raw bytes of events in one frame of a session object. Decisions/0013 has what other sizes cost.
+pub const FRAME_RAW_BYTES: usize = 512 * KIB;
 /// Raw bytes that a decoder of frames is ever asked for: a frame holds whole batches' events, and one event may be
 /// as large as a batch.
 pub const FRAME_RAW_BYTES_MAX: usize = DECODED_BYTES_MAX + FRAME_RAW_BYTES;
@@ -148,6 +151,7 @@ const _: () = {
     assert!(FACTS_BYTES_MAX < RECORD_OVERHEAD_BYTES_MAX / 2);
     assert!(FACTS_NUMBERS_BYTES_MAX + BATCH_URLS_MAX * (PAGE_URL_BYTES_MAX + 2) <= FACTS_BYTES_MAX);
     assert!(BATCH_URLS_MAX <= SESSION_URLS_MAX);
+    assert!(PAGE_ITEMS_MAX as usize + 1 < LIST_ROWS_MAX);
     assert!(2 * STREAM_STATE_BYTES_MAX < STREAM_NOTES_BYTES_MAX);
     assert!(FLUSH_BYTES > RECORD_PAYLOAD_BYTES_MAX);
     assert!(TOKEN_BYTES_MAX < SMALL_BODY_BYTES_MAX);

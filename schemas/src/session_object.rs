@@ -89,6 +89,15 @@ pub struct Footer {
 impl Footer {
     /// The footer's bytes, compressed.
     pub fn encode(&self) -> Vec<u8> {
+        codec::compress_footer(&self.raw())
+    }
+
+    /// The footer's bytes before they are compressed: more than [`limits::FOOTER_RAW_BYTES_MAX`] nobody reads.
+    pub fn raw_len(&self) -> usize {
+        self.raw().len()
+    }
+
+    fn raw(&self) -> Vec<u8> {
         let mut writer = Writer::new();
         writer.raw(self.object.as_bytes());
         writer.raw(self.key.workspace.as_bytes());
@@ -121,7 +130,7 @@ impl Footer {
         }
         writer.uint(self.duplicates);
         writer.uint(self.conflicts);
-        codec::compress_footer(&writer.into_bytes())
+        writer.into_bytes()
     }
 
     /// Reads a footer. Frames are checked to lie before `body_len`, segments to fill their frames exactly.

@@ -273,11 +273,13 @@ pub struct SessionFilter(Vec<u8>);
 
 const FILTER_BITS_PER_SESSION: usize = 10;
 const FILTER_PROBES: u64 = 5;
+/// Probes of few bits often fall together: one session in 16 bits would be taken for one in sixty others.
+const FILTER_BYTES_MIN: usize = 16;
 
 impl SessionFilter {
     /// The filter of these sessions.
     pub fn build<'a>(keys: impl ExactSizeIterator<Item = &'a SessionKey>) -> Self {
-        let mut bits = vec![0; (keys.len() * FILTER_BITS_PER_SESSION).div_ceil(8).max(1)];
+        let mut bits = vec![0; (keys.len() * FILTER_BITS_PER_SESSION).div_ceil(8).max(FILTER_BYTES_MIN)];
         for key in keys {
             for bit in Self::probes(key, bits.len()) {
                 bits[bit / 8] |= 1 << (bit % 8);

@@ -49,7 +49,17 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("devstack", &["schemas", "service-kit", "storage", "virtual-sdk"]),
         (
             "bench",
-            &["schemas", "engine", "masking", "sealing", "service-kit", "ingest-edge", "devstack", "virtual-sdk"],
+            &[
+                "schemas",
+                "engine",
+                "masking",
+                "sealing",
+                "service-kit",
+                "storage",
+                "ingest-edge",
+                "devstack",
+                "virtual-sdk",
+            ],
         ),
         ("system-tests", &["schemas"]),
     ])

@@ -8,23 +8,23 @@ use axum::extract::{Path, Query, State as Extract};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use engine::merge::Range;
-use futures::TryStreamExt as _;
+use futures::{StreamExt as _, TryStreamExt as _};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use masking::pages::origin_and_path;
 use schemas::codes::Refusal;
-use schemas::http::{DeletionAccepted, DeletionItem, Page, SessionItem, SessionState, StoredAs};
+use schemas::http::{DeletionAccepted, DeletionItem, Page, ReadWhat, SessionItem, SessionState, StoredAs};
 use schemas::{DeletionId, ErrorCode, SessionId, SessionKey};
 use serde::Deserialize;
 use service_kit::telemetry::chain;
-use storage::index::sessions::{Filter, SessionRow};
-use storage::reading::{Opened, ReadError, Session};
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
+use storage::index::listing::{Filter, Listed, Wanted};
+use storage::index::reads::Reading;
+use storage::index::sessions::SessionRow;
+use storage::reading::{Form, Opened, ReadError, Session};
 use tokio::sync::mpsc;
 use tokio_util::io::{ReaderStream, StreamReader};
 use url::Url;
 
-use super::{Answer, page, page_limit, parse_cursor, parse_id, query, reference_filter};
+use super::{Answer, cursor, moment, page_limit, parse_cursor, parse_id, query, reference_filter};
 use crate::auth::{By, Caller, Delete, Read};
 use crate::driver::State;
 use crate::metrics;
@@ -45,10 +45,6 @@ pub(super) struct SessionsQuery {
     url: Option<String>,
     cursor: Option<String>,
     limit: Option<u32>,
-}
-
-fn moment(text: Option<&str>, field: &'static str) -> Answer<Option<OffsetDateTime>> {
-    text.map(|text| OffsetDateTime::parse(text, &Rfc3339)).transpose().map_err(|_| Refused(Refusal::field(field)))
 }
 
 /// A page that is looked for, in the form in which pages are kept: as a browser writes it, without query and fragment.
@@ -75,11 +71,12 @@ pub(super) async fn list_sessions(
         min_duration_ms: asked.min_duration.map(|seconds| i64::from(seconds) * 1_000),
         url: asked.url.as_deref().map(page_prefix).transpose()?,
     };
-    let rows = state.index.sessions(caller.workspace, state.silence, &filter, before, limit + 1).await?;
+    let wanted = Wanted { workspace: caller.workspace, silence: state.silence, filter: &filter, before, limit };
+    let Listed { rows, next } = state.index.sessions(wanted).await?;
     let stored = rows.iter().map(|row| (row.link, row.reference.clone())).collect();
     let references = state.references.open(caller.workspace, stored).await?;
     let items = rows.iter().zip(references).map(|(row, reference)| listed(row, reference)).collect();
-    Ok(Json(page(items, limit, |item: &SessionItem| (item.started_at, item.id.0))))
+    Ok(Json(Page { items, next_cursor: next.map(|next| cursor(next.at, next.id)) }))
 }
 
 /// A session in a list: sums as of its last merge, and no look into its objects.
@@ -158,6 +155,23 @@ async fn open(state: &State, caller: &Caller, id: &str) -> Answer<Box<Session>> 
     }
 }
 
+/// Notes that what was opened is about to be read. What cannot be noted is not read.
+async fn note(
+    state: &State,
+    caller: &Caller,
+    session: &Session,
+    what: ReadWhat,
+    (from, to): (Option<i64>, Option<i64>),
+) -> Answer<()> {
+    let reading = Reading { by: caller.key, what, from, to };
+    if state.index.note_read(&session.snapshot.row.key, &reading).await? {
+        Ok(())
+    } else {
+        // It was opened a moment ago.
+        Err(ErrorCode::SessionDeleted.into())
+    }
+}
+
 pub(super) async fn get_session(
     Extract(state): Extract<State>,
     By(caller, _): By<Read>,
@@ -166,6 +180,7 @@ pub(super) async fn get_session(
     let session = open(&state, &caller, &id).await?;
     let row = &session.snapshot.row;
     let mut opened = state.references.open(caller.workspace, vec![(row.link, row.reference.clone())]).await?;
+    note(&state, &caller, &session, ReadWhat::Metadata, (None, None)).await?;
     Ok(Json(detailed(&session, opened.pop().unwrap_or_default())))
 }
 
@@ -212,6 +227,7 @@ pub(super) async fn get_events(
     let asked = query(asked)?;
     let range = Range { from: asked.from.unwrap_or(i64::MIN), to: asked.to.unwrap_or(i64::MAX) };
     let session = open(&state, &caller, &id).await?;
+    note(&state, &caller, &session, ReadWhat::Events, (asked.from, asked.to)).await?;
     let layout = if accepts(&headers, header::ACCEPT, "application/json") { Layout::Array } else { Layout::Lines };
     let compression = if accepts(&headers, header::ACCEPT_ENCODING, "zstd") {
         Compression::Zstd
@@ -220,32 +236,34 @@ pub(super) async fn get_events(
     } else {
         Compression::None
     };
-    let (give, mut given) = mpsc::channel::<std::io::Result<Bytes>>(PIECES_WAITING_MAX);
+    // Whoever takes lines and zstd is given frames of it, most of them as they are stored.
+    let form = match (layout, compression) {
+        (Layout::Lines, Compression::Zstd) => Form::Zstd,
+        _ => Form::Lines,
+    };
+    let (give, mut given) = mpsc::channel::<Result<Bytes, ReadError>>(PIECES_WAITING_MAX);
+    let opened = session;
+    let session = opened.snapshot.row.key.session;
     tokio::spawn(async move {
-        let outcome = match write_events(&state, &session, range, layout, &give).await {
-            Ok(()) => "whole",
-            Err(ReadError::Deleted) => "deleted",
-            Err(ReadError::HungUp) => "hung_up",
-            Err(error) => {
-                tracing::error!(error = %chain(&error), session = %session.snapshot.row.key.session, "read events");
-                // The answer's head is gone already: the reader sees a reset, never an end that looks whole.
-                "failed"
-            }
-        };
-        ::metrics::counter!(metrics::READS, "outcome" => outcome).increment(1);
-        if outcome != "whole" {
-            let _ = give.send(Err(std::io::Error::other("reading ended early"))).await;
+        if let Err(error) = write_events(&state, &opened, range, layout, form, &give).await {
+            let _ = give.send(Err(error)).await;
         }
     });
-    let pieces = futures::stream::poll_fn(move |context| given.poll_recv(context));
+    // What fails before anything was given is refused as it should be, not cut off.
+    let first = given.recv().await.transpose()?;
+    let rest = futures::stream::poll_fn(move |context| given.poll_recv(context));
+    // The answer's head is gone by then: the reader sees a reset, never an end that looks whole.
+    let rest = rest.map_err(move |error| {
+        tell_cut(session, &error);
+        std::io::Error::other("reading ended early")
+    });
+    let pieces = futures::stream::iter(first.map(Ok)).chain(rest);
     let body = match compression {
-        Compression::None => Body::from_stream(pieces),
-        Compression::Gzip => {
-            Body::from_stream(ReaderStream::new(GzipEncoder::new(StreamReader::new(pieces.into_stream()))))
+        Compression::Gzip => Body::from_stream(ReaderStream::new(GzipEncoder::new(StreamReader::new(pieces)))),
+        Compression::Zstd if form == Form::Lines => {
+            Body::from_stream(ReaderStream::new(ZstdEncoder::new(StreamReader::new(pieces))))
         }
-        Compression::Zstd => {
-            Body::from_stream(ReaderStream::new(ZstdEncoder::new(StreamReader::new(pieces.into_stream()))))
-        }
+        Compression::None | Compression::Zstd => Body::from_stream(pieces),
     };
     let mut response = Response::new(body);
     let content_type = if layout == Layout::Array { "application/json" } else { "application/x-ndjson" };
@@ -261,29 +279,51 @@ pub(super) async fn get_events(
     Ok(response.into_response())
 }
 
+/// Says why an answer was cut off that had begun.
+fn tell_cut(session: SessionId, error: &ReadError) {
+    match error {
+        ReadError::Deleted | ReadError::HungUp => {}
+        error if error.is_damage() => {
+            let code = ErrorCode::ObjectCorrupt.as_str();
+            tracing::error!(%session, code, error = %chain(error), "read events; the answer was cut off");
+        }
+        error => tracing::warn!(%session, error = %chain(error), "read events; the answer was cut off"),
+    }
+}
+
 async fn write_events(
     state: &State,
     session: &Session,
     range: Range,
     layout: Layout,
-    give: &mpsc::Sender<std::io::Result<Bytes>>,
+    form: Form,
+    give: &mpsc::Sender<Result<Bytes, ReadError>>,
 ) -> Result<(), ReadError> {
-    // A reader that hung up wants nothing more: nothing more is fetched for it.
     let mut is_first = true;
-    let pieces = |piece: Bytes| {
+    // A reader that hung up wants nothing more: nothing more is fetched for it.
+    let send = async |piece: Bytes| {
         ::metrics::counter!(metrics::READ_BYTES).increment(piece.len() as u64);
-        let piece = match layout {
+        give.send(Ok(piece)).await.map_err(|_| ReadError::HungUp)
+    };
+    let pieces = |piece: Bytes| {
+        send(match layout {
             Layout::Lines => piece,
             Layout::Array => as_elements(&piece, std::mem::take(&mut is_first)),
-        };
-        async move { give.send(Ok(piece)).await.map_err(|_| ReadError::HungUp) }
+        })
     };
-    state.reader.events(session, range, pieces).await?;
-    if layout == Layout::Array {
+    let mut read = state.reader.events(session, range, form, pieces).await;
+    if read.is_ok() && layout == Layout::Array {
         let end: &'static [u8] = if is_first { b"[]" } else { b"]" };
-        let _ = give.send(Ok(Bytes::from_static(end))).await;
+        read = send(Bytes::from_static(end)).await;
     }
-    Ok(())
+    let outcome = match &read {
+        Ok(()) => "whole",
+        Err(ReadError::Deleted) => "deleted",
+        Err(ReadError::HungUp) => "hung_up",
+        Err(_) => "failed",
+    };
+    ::metrics::counter!(metrics::READS, "outcome" => outcome).increment(1);
+    read
 }
 
 /// Lines as elements of an array: the newline before each but the first becomes a comma.

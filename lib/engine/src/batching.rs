@@ -27,6 +27,8 @@ use std::collections::{BTreeMap, VecDeque};
 use schemas::shared_object::QuarantineReason;
 use schemas::{SessionKey, StreamSeq};
 
+use crate::backoff;
+
 /// Bounds of one batcher. Times in milliseconds.
 #[derive(Debug, Clone, Copy)]
 pub struct Config {
@@ -780,7 +782,7 @@ impl Machine {
         let config = self.config;
         let Some(entry) = self.partitions.get_mut(&partition) else { return };
         let wait = backoff_ms(&config, entry.failures);
-        let spread = spread(config.spread_seed, partition, entry.failures) % (wait + 1);
+        let spread = backoff::spread(config.spread_seed, partition.unsigned_abs(), entry.failures) % (wait + 1);
         entry.failures = entry.failures.saturating_add(1);
         entry.state = State::Backoff { until_ms: now_ms + wait + spread };
     }
@@ -1164,15 +1166,7 @@ impl Partition {
 }
 
 fn backoff_ms(config: &Config, failures: u32) -> u64 {
-    config.retry_min_ms.saturating_mul(1 << failures.min(16)).min(config.retry_max_ms)
-}
-
-/// SplitMix64's finalizer (Steele, Lea, Flood, 2014) over what tells one wait from another.
-fn spread(seed: u64, partition: i32, failures: u32) -> u64 {
-    let mut z = seed ^ (u64::from(partition.unsigned_abs()) << 32) ^ u64::from(failures);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
+    backoff::wait_ms(config.retry_min_ms, config.retry_max_ms, failures)
 }
 
 #[cfg(test)]

@@ -5,6 +5,13 @@ use schemas::session_object::{Frame, Segment};
 
 use crate::merge::{Event, Plan};
 
+mod machine;
+
+pub use machine::{
+    Answer, Config, Effect, End, Found, Input, JobId, Machine, Merged, Name, Opened, Parts, SharedRow, Standing,
+    TaskId, Work,
+};
+
 /// Bounds of a run. Times in milliseconds.
 #[derive(Debug, Clone, Copy)]
 pub struct RunConfig {

@@ -8,11 +8,12 @@
 //! - [`events`]: what merging and reading want to know of a stored event;
 //! - [`batching`]: when a partition's records become an object, and what happens when that fails;
 //! - [`merge`]: the one order in which a session is read, wherever its batches lie;
-//! - [`compaction`]: which objects are merged, and where frames are cut;
+//! - [`compaction`]: which objects are merged, what happens when that fails, and where frames are cut;
 //! - [`retention`]: what a deletion has to do next;
 //! - [`invariants`]: what must always hold, by id.
 
 pub mod admission;
+mod backoff;
 pub mod batching;
 pub mod compaction;
 pub mod events;

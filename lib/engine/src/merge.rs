@@ -3,10 +3,12 @@
 //! [`Plan::build`] takes the footers of a session's objects and says which copy of each batch counts: what is merged
 //! already stays, else the first by (partition, offset). [`Merger`] then walks the plan: within a stream by (seq,
 //! position), and across streams by the running maximum of the timestamps, stream, seq, position (C1). It asks for
-//! batches when their turn comes, so a reader holds one batch per stream that is being read, and no more.
+//! batches when their turn comes, so a reader holds one batch per stream that is being read, and no more; where these are
+//! too many bytes, it lets go of those that are needed last, and asks for them again.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::sync::Arc;
 
 use schemas::BatchFacts;
 use schemas::facts::{Urls, active_between_ms};
@@ -113,6 +115,16 @@ pub struct SharedSource<'a> {
     pub chunk: &'a shared_object::Chunk,
 }
 
+/// The batches that were to be read are not all there any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("batch {seq} of stream {stream} is in no object any more")]
+pub struct Lost {
+    /// The stream.
+    pub stream: u32,
+    /// The batch.
+    pub seq: u32,
+}
+
 /// What a session consists of.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Plan {
@@ -181,6 +193,43 @@ impl Plan {
             plan.add(stream, batch);
         }
         plan.finish()
+    }
+
+    /// Batches with events in this range, by indices of stream and batch, in the order in which a [`Merger`] asks for them.
+    pub fn needs(&self, range: Range) -> Vec<(usize, usize)> {
+        let mut needs = Vec::new();
+        for (number, stream) in self.streams.iter().enumerate() {
+            let mut high = i64::MIN;
+            for (batch, facts) in stream.batches.iter().map(|batch| &batch.facts).enumerate() {
+                if range.touches(facts) {
+                    needs.push((high.max(facts.ts_min), number, batch));
+                }
+                if facts.events > 0 {
+                    high = high.max(facts.ts_max);
+                }
+            }
+        }
+        needs.sort_unstable();
+        needs.into_iter().map(|(_, stream, batch)| (stream, batch)).collect()
+    }
+
+    /// Keeps the batches of an earlier plan of the same session, wherever they lie by now: a reading goes on with what was there
+    /// when it began.
+    pub fn restrict(&mut self, to: &Self) -> Result<(), Lost> {
+        let mut streams = Vec::with_capacity(to.streams.len());
+        for wanted in &to.streams {
+            let place = self.streams.binary_search_by_key(&wanted.stream, |stream| stream.stream);
+            let mut found = place.map(|place| std::mem::take(&mut self.streams[place].batches)).unwrap_or_default();
+            let seqs: BTreeSet<u32> = wanted.batches.iter().map(|batch| batch.seq).collect();
+            found.retain(|batch| seqs.contains(&batch.seq));
+            let is_lost = |seq: &&u32| found.binary_search_by_key(*seq, |batch| batch.seq).is_err();
+            if let Some(seq) = seqs.iter().find(is_lost) {
+                return Err(Lost { stream: wanted.stream, seq: *seq });
+            }
+            streams.push(Stream { stream: wanted.stream, batches: found });
+        }
+        self.streams = streams;
+        Ok(())
     }
 
     /// What of the session is there.
@@ -371,13 +420,20 @@ pub struct Event {
 /// A stored batch does not hold what its facts say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("stored batch does not match its facts")]
-pub struct Mismatch;
+pub struct Mismatch {
+    /// Index of the stream in the plan.
+    pub stream: usize,
+    /// Index of the batch in the stream.
+    pub batch: usize,
+}
 
 #[derive(Debug, Default)]
 struct Cursor {
     /// The batch that is read, or that comes next.
     batch: usize,
     loaded: Option<Loaded>,
+    /// Where a batch is read on that had to make room.
+    put_back: Option<PutBack>,
     /// The running maximum of the timestamps so far.
     high: Option<i64>,
 }
@@ -396,6 +452,14 @@ struct Loaded {
     next: Option<Event>,
 }
 
+/// The first event of a batch that was not given yet.
+#[derive(Debug, Clone, Copy)]
+struct PutBack {
+    at: usize,
+    position: u32,
+    timestamp: i64,
+}
+
 /// Timestamps of the events that are wanted, both ends included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Range {
@@ -409,31 +473,54 @@ impl Range {
     /// All events.
     pub const ALL: Self = Self { from: i64::MIN, to: i64::MAX };
 
+    /// Whether an event of this time is wanted.
+    pub fn contains(&self, timestamp: i64) -> bool {
+        (self.from..=self.to).contains(&timestamp)
+    }
+
+    /// Whether something between these times may be wanted.
+    pub fn overlaps(&self, ts_min: i64, ts_max: i64) -> bool {
+        ts_min <= self.to && ts_max >= self.from
+    }
+
+    /// Whether everything between these times is wanted.
+    pub fn covers(&self, ts_min: i64, ts_max: i64) -> bool {
+        self.from <= ts_min && ts_max <= self.to
+    }
+
     fn touches(&self, facts: &BatchFacts) -> bool {
-        facts.events > 0 && facts.ts_min <= self.to && facts.ts_max >= self.from
+        facts.events > 0 && self.overlaps(facts.ts_min, facts.ts_max)
     }
 }
 
 /// Walks a plan in the order of reading.
 #[derive(Debug)]
-pub struct Merger<'p> {
-    plan: &'p Plan,
+pub struct Merger {
+    plan: Arc<Plan>,
     range: Range,
     cursors: Vec<Cursor>,
     /// Streams that are not through, by where they are in the order: a session may have many thousands of them.
     order: BinaryHeap<Reverse<(i64, usize)>>,
+    /// Bytes of the batches that are loaded.
+    held: usize,
+    held_max: usize,
 }
 
-impl<'p> Merger<'p> {
+impl Merger {
     /// The events of `range`. A batch without any of them is not asked for; it still counts for the order, so that a
-    /// part reads in the same order as the whole.
-    pub fn new(plan: &'p Plan, range: Range) -> Self {
+    /// part reads in the same order as the whole. No more than `held_max` bytes of batches are held, but always two.
+    pub fn new(plan: Arc<Plan>, range: Range, held_max: usize) -> Self {
         let cursors: Vec<Cursor> = plan.streams.iter().map(|_| Cursor::default()).collect();
-        let mut merger = Self { plan, range, cursors, order: BinaryHeap::new() };
-        for index in 0..plan.streams.len() {
+        let mut merger = Self { plan, range, cursors, order: BinaryHeap::new(), held: 0, held_max };
+        for index in 0..merger.cursors.len() {
             merger.order.extend(merger.bound(index).map(|bound| Reverse((bound, index))));
         }
         merger
+    }
+
+    /// Bytes of batches that are held.
+    pub fn held(&self) -> usize {
+        self.held
     }
 
     /// The next step: a wanted batch, an event, or the end. An event has to be used before the next call.
@@ -462,6 +549,7 @@ impl<'p> Merger<'p> {
         };
         let Some(event) = loaded.next.take() else {
             // The batch is through.
+            self.held -= loaded.payload.len();
             cursor.loaded = None;
             cursor.batch += 1;
             self.reorder(index);
@@ -470,8 +558,7 @@ impl<'p> Merger<'p> {
         loaded.advance(index, cursor.batch)?;
         cursor.rise(event.timestamp);
         self.reorder(index);
-        let wanted = (self.range.from..=self.range.to).contains(&event.timestamp);
-        Ok(wanted.then_some(Step::Event(event)))
+        Ok(self.range.contains(event.timestamp).then_some(Step::Event(event)))
     }
 
     /// Puts the first stream of the order, which is this one, where it is by now. No other stream has moved.
@@ -487,6 +574,7 @@ impl<'p> Merger<'p> {
         let next = match &cursor.loaded {
             Some(Loaded { next: Some(event), .. }) => Some(event.timestamp),
             Some(Loaded { next: None, .. }) => None,
+            None if cursor.put_back.is_some() => cursor.put_back.map(|put_back| put_back.timestamp),
             None => {
                 let facts = &batches.get(cursor.batch)?.facts;
                 (facts.events > 0).then_some(facts.ts_min)
@@ -501,15 +589,35 @@ impl<'p> Merger<'p> {
     /// Gives the events of the batch that [`Step::Need`] asked for.
     pub fn supply(&mut self, stream: usize, payload: Vec<u8>) -> Result<(), Mismatch> {
         let cursor = &mut self.cursors[stream];
-        let batch = &self.plan.streams[stream].batches[cursor.batch];
-        if payload.len() != batch.facts.raw_bytes as usize {
-            return Err(Mismatch);
+        let facts = &self.plan.streams[stream].batches[cursor.batch].facts;
+        if payload.len() != facts.raw_bytes as usize {
+            return Err(Mismatch { stream, batch: cursor.batch });
         }
-        let mut loaded = Loaded { payload, at: 0, position: 0, next: None };
+        let (at, position) = cursor.put_back.take().map_or((0, 0), |put_back| (put_back.at, put_back.position));
+        let mut loaded = Loaded { payload, at, position, next: None };
         loaded.advance(stream, cursor.batch)?;
+        self.held += loaded.payload.len();
         cursor.loaded = Some(loaded);
         self.reorder(stream);
+        self.make_room(stream);
         Ok(())
+    }
+
+    /// Lets go of batches while too much is held: of those that are needed last, and not of this one.
+    fn make_room(&mut self, but: usize) {
+        while self.held > self.held_max {
+            let others = self.cursors.iter().enumerate().filter(|(index, _)| *index != but);
+            let held = others.filter_map(|(index, cursor)| Some((cursor.loaded.as_ref()?.next?, index)));
+            let Some((next, _, last)) = held
+                .map(|(next, index)| (next, self.bound(index), index))
+                .max_by_key(|(_, bound, index)| (*bound, *index))
+            else {
+                return;
+            };
+            let cursor = &mut self.cursors[last];
+            self.held -= cursor.loaded.take().map_or(0, |loaded| loaded.payload.len());
+            cursor.put_back = Some(PutBack { at: next.start, position: next.position, timestamp: next.timestamp });
+        }
     }
 
     /// The bytes of an event that [`Merger::step`] just gave, with its newline.
@@ -521,13 +629,14 @@ impl<'p> Merger<'p> {
 
 impl Loaded {
     fn advance(&mut self, stream: usize, batch: usize) -> Result<(), Mismatch> {
-        let rest = &self.payload[self.at..];
+        let mismatch = Mismatch { stream, batch };
+        let rest = self.payload.get(self.at..).ok_or(mismatch)?;
         if rest.is_empty() {
             self.next = None;
             return Ok(());
         }
-        let len = rest.iter().position(|byte| *byte == b'\n').ok_or(Mismatch)? + 1;
-        let shallow = events::shallow(&rest[..len - 1]).ok_or(Mismatch)?;
+        let len = rest.iter().position(|byte| *byte == b'\n').ok_or(mismatch)? + 1;
+        let shallow = events::shallow(&rest[..len - 1]).ok_or(mismatch)?;
         self.next = Some(Event {
             stream,
             batch,

@@ -8,8 +8,10 @@ pub mod deletions;
 mod first_sight;
 pub mod keys;
 pub mod links;
+pub mod listing;
 pub mod outbox;
 pub mod quarantine;
+pub mod reads;
 pub mod runs;
 pub mod sessions;
 pub mod workspaces;
@@ -103,6 +105,20 @@ impl Index {
             .run(&self.pool)
             .await
             .map_err(|source| IndexError::Migrate { address: self.address.clone(), source })
+    }
+
+    /// Begins to read pages of lists, by one snapshot. Statistics that are old or missing must not have Postgres read a whole
+    /// table and sort it: the ways that do are closed, so that what is left goes along an index in the list's own order.
+    async fn begin_listing(&self) -> Result<sqlx::Transaction<'static, sqlx::Postgres>, IndexError> {
+        self.pool
+            .begin_with(
+                "begin isolation level repeatable read read only;
+                 set local enable_seqscan = off; set local enable_bitmapscan = off; set local enable_sort = off;
+                 set local enable_hashjoin = off; set local enable_mergejoin = off;
+                 set local max_parallel_workers_per_gather = 0; set local jit = off",
+            )
+            .await
+            .map_err(failed("begin listing"))
     }
 
     /// The pool, for tests that look at rows.

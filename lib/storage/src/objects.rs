@@ -1,14 +1,20 @@
 //! Objects in S3, by the keys of [`schemas::paths`].
 
+mod upload;
+
 use std::time::Duration;
 
 use aws_credential_types::Credentials;
+use aws_sdk_s3::config::interceptors::BeforeTransmitInterceptorContextRef;
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
-use aws_sdk_s3::config::{BehaviorVersion, Region, RequestChecksumCalculation, ResponseChecksumValidation};
-use aws_sdk_s3::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::config::{
+    BehaviorVersion, ConfigBag, Intercept, Region, RequestChecksumCalculation, ResponseChecksumValidation,
+    RuntimeComponents,
+};
+use aws_sdk_s3::error::{BoxError, DisplayErrorContext, ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::primitives::ByteStream;
-use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart, Delete, ObjectIdentifier};
+use aws_sdk_s3::types::{CompletedPart, Delete, ObjectIdentifier};
 use aws_smithy_http_client::tls;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -20,13 +26,21 @@ use schemas::object::ObjectKind;
 use schemas::paths::ObjectKey;
 use sealing::keyring::KeyVersion;
 use service_kit::config::s3::S3Config;
+use service_kit::telemetry::Described;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use crate::index::{FooterAt, Uploaded};
 
+pub use upload::{Put, Upload};
+
 /// Keys in one request to delete; S3's own bound.
 pub const DELETE_KEYS_MAX: usize = 1_000;
+
+const REQUESTS: &str = "s3_requests_total";
+/// Requests to S3, for the metrics of a service that sends any.
+pub const REQUESTS_DESCRIBED: Described =
+    Described::Counter(REQUESTS, "Requests sent to S3, repetitions among them, by operation: each is paid for.");
 
 /// Why S3 did not do what was asked.
 #[derive(Debug, Error)]
@@ -34,6 +48,9 @@ pub enum ObjectError {
     /// There is no such object.
     #[error("object is absent")]
     Absent,
+    /// The object ends before the range that was asked for: it was cut.
+    #[error("object is shorter than it was")]
+    Short,
     /// The bucket lies elsewhere than configured (P5). Trying again does not help.
     #[error("bucket {bucket} lies in {found}, not in {wanted}\n  hint: set S3_REGION or S3_BUCKET")]
     Region {
@@ -56,6 +73,13 @@ pub enum ObjectError {
     },
 }
 
+impl ObjectError {
+    /// Whether what lies in the bucket is at fault: it will be so for ever.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Absent | Self::Short)
+    }
+}
+
 /// The bucket.
 #[derive(Debug, Clone)]
 pub struct Objects {
@@ -76,6 +100,7 @@ impl Objects {
         let mut builder = aws_sdk_s3::Config::builder()
             .behavior_version(BehaviorVersion::latest())
             .http_client(http)
+            .interceptor(RequestCounter)
             .region(Region::new(config.region.clone()))
             .credentials_provider(Credentials::new(&config.access_key, &config.secret_key, None, None, "configuration"))
             .force_path_style(true)
@@ -149,35 +174,12 @@ impl Objects {
     }
 
     async fn put_in_parts(&self, key: &ObjectKey, body: Bytes) -> Result<u64, ObjectError> {
-        let begun = self
-            .client
-            .create_multipart_upload()
-            .bucket(&self.bucket)
-            .key(self.full_key(key))
-            .checksum_algorithm(ChecksumAlgorithm::Sha256)
-            .send()
-            .await
-            .map_err(|error| self.failed("begin upload in parts", error))?;
-        let no_id = || self.failed_text("begin upload in parts", "the answer names no upload".into());
-        let upload = begun.upload_id().ok_or_else(no_id)?;
-        match self.put_parts(key, upload, &body).await {
-            Ok(parts) => Ok(parts + 2),
-            Err(error) => {
-                // Its parts would lie there, and be paid for, until somebody looks. Where this fails too, that is how it is.
-                let given_up = self
-                    .client
-                    .abort_multipart_upload()
-                    .bucket(&self.bucket)
-                    .key(self.full_key(key))
-                    .upload_id(upload)
-                    .send()
-                    .await;
-                if let Err(error) = given_up {
-                    tracing::debug!(error = %self.failed("give up upload in parts", error), "parts stay");
-                }
-                Err(error)
-            }
+        let upload = self.begin_parts(key).await?;
+        let put = self.put_parts(key, &upload, &body).await;
+        if put.is_err() {
+            self.give_up_parts(key, &upload).await;
         }
+        put.map(|parts| parts + 2)
     }
 
     /// Gives the number of parts.
@@ -190,15 +192,7 @@ impl Objects {
             .try_collect()
             .await?;
         let count = parts.len() as u64;
-        self.client
-            .complete_multipart_upload()
-            .bucket(&self.bucket)
-            .key(self.full_key(key))
-            .upload_id(upload)
-            .multipart_upload(CompletedMultipartUpload::builder().set_parts(Some(parts)).build())
-            .send()
-            .await
-            .map_err(|error| self.failed("end upload in parts", error))?;
+        self.end_parts(key, upload, parts).await?;
         Ok(count)
     }
 
@@ -233,7 +227,7 @@ impl Objects {
         }
         let range = format!("bytes={at}-{}", at + len - 1);
         let body = self.get_with(key, Some(range)).await?;
-        if body.len() as u64 == len { Ok(body) } else { Err(self.short("get object's range")) }
+        if body.len() as u64 == len { Ok(body) } else { Err(ObjectError::Short) }
     }
 
     /// A whole object.
@@ -242,21 +236,29 @@ impl Objects {
     }
 
     async fn get_with(&self, key: &ObjectKey, range: Option<String>) -> Result<Bytes, ObjectError> {
+        let body = self.get_body(key, range).await?.collect().await;
+        body.map(|body| body.into_bytes()).map_err(|error| self.failed_text("read object", error.to_string()))
+    }
+
+    async fn get_body(&self, key: &ObjectKey, range: Option<String>) -> Result<ByteStream, ObjectError> {
         let answer =
             self.client.get_object().bucket(&self.bucket).key(self.full_key(key)).set_range(range).send().await;
-        let answer = match answer {
-            Ok(answer) => answer,
-            Err(SdkError::ServiceError(error)) if error.err().is_no_such_key() => return Err(ObjectError::Absent),
-            Err(error) => return Err(self.failed("get object", error)),
-        };
-        match answer.body.collect().await {
-            Ok(body) => Ok(body.into_bytes()),
-            Err(error) => Err(ObjectError::Failed {
-                what: "read object",
-                endpoint: self.endpoint.clone(),
-                reason: error.to_string(),
-            }),
+        match answer {
+            Ok(answer) => Ok(answer.body),
+            Err(SdkError::ServiceError(error)) if error.err().is_no_such_key() => Err(ObjectError::Absent),
+            Err(SdkError::ServiceError(error)) if error.err().code() == Some("InvalidRange") => Err(ObjectError::Short),
+            Err(error) => Err(self.failed("get object", error)),
         }
+    }
+
+    /// The hash of an object as it lies in the bucket, piece by piece: it may be larger than memory.
+    pub async fn hash(&self, key: &ObjectKey) -> Result<[u8; 32], ObjectError> {
+        let mut body = self.get_body(key, None).await?;
+        let mut hash = Sha256::new();
+        while let Some(piece) = body.next().await {
+            hash.update(&piece.map_err(|error| self.failed_text("read object", error.to_string()))?);
+        }
+        Ok(hash.finalize().into())
     }
 
     /// Deletes objects; gives those that S3 says it could not delete. An answer of 200 holds errors inside.
@@ -315,10 +317,6 @@ impl Objects {
         ObjectKey::parse(full.strip_prefix(&self.prefix)?)
     }
 
-    fn short(&self, what: &'static str) -> ObjectError {
-        self.failed_text(what, "the answer is shorter than the range".into())
-    }
-
     fn failed_text(&self, what: &'static str, reason: String) -> ObjectError {
         ObjectError::Failed { what, endpoint: self.endpoint.clone(), reason }
     }
@@ -333,6 +331,47 @@ impl Objects {
             None => DisplayErrorContext(&error).to_string(),
         };
         self.failed_text(what, reason)
+    }
+}
+
+/// Counts requests as they are sent: the client repeats some by itself, and a listing asks page by page.
+#[derive(Debug)]
+struct RequestCounter;
+
+impl Intercept for RequestCounter {
+    fn name(&self) -> &'static str {
+        "RequestCounter"
+    }
+
+    fn read_before_transmit(
+        &self,
+        context: &BeforeTransmitInterceptorContextRef<'_>,
+        _components: &RuntimeComponents,
+        _config: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let request = context.request();
+        let operation = operation(request.method(), request.uri());
+        ::metrics::counter!(REQUESTS, "operation" => operation).increment(1);
+        Ok(())
+    }
+}
+
+/// What a request asks for. S3 tells operations by their method and the names in the query.
+fn operation(method: &str, uri: &str) -> &'static str {
+    let query = uri.split_once('?').map_or("", |(_, query)| query);
+    let has = |name: &str| query.split('&').any(|pair| pair.split('=').next() == Some(name));
+    match method {
+        "GET" if has("list-type") => "list",
+        "GET" if has("location") => "location",
+        "GET" => "get",
+        "HEAD" => "head",
+        "PUT" if has("uploadId") => "part",
+        "PUT" => "put",
+        "POST" if has("uploads") => "begin",
+        "POST" if has("uploadId") => "complete",
+        "POST" if has("delete") => "delete",
+        "DELETE" if has("uploadId") => "abort",
+        _ => "other",
     }
 }
 
@@ -363,4 +402,30 @@ pub fn finish(
 /// The hash that stands in an object's row.
 pub fn sha256(body: &[u8]) -> [u8; 32] {
     Sha256::digest(body).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_told_apart_by_method_and_query() {
+        for (method, uri, expect) in [
+            ("GET", "http://s3/bucket/shared/0/id?x-id=GetObject", "get"),
+            ("GET", "http://s3/bucket?list-type=2&prefix=sessions%2F&continuation-token=x", "list"),
+            ("GET", "http://s3/bucket?location", "location"),
+            ("HEAD", "http://s3/bucket", "head"),
+            ("PUT", "http://s3/bucket/shared/0/id?x-id=PutObject", "put"),
+            ("PUT", "http://s3/bucket/shared/0/id?x-id=UploadPart&partNumber=1&uploadId=u", "part"),
+            ("POST", "http://s3/bucket/shared/0/id?uploads", "begin"),
+            ("POST", "http://s3/bucket/shared/0/id?uploadId=u", "complete"),
+            ("DELETE", "http://s3/bucket/shared/0/id?x-id=AbortMultipartUpload&uploadId=u", "abort"),
+            ("POST", "http://s3/bucket?delete", "delete"),
+            // A key that looks like a query is none.
+            ("GET", "http://s3/bucket/list-type=2", "get"),
+            ("PATCH", "http://s3/bucket", "other"),
+        ] {
+            assert_eq!(operation(method, uri), expect, "{method} {uri}");
+        }
+    }
 }

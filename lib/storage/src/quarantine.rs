@@ -10,6 +10,7 @@ use std::str::FromStr;
 
 use bytes::Bytes;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
+use schemas::SessionKey;
 use schemas::paths::ObjectKey;
 use schemas::shared_object::{self, QuarantineReason};
 use service_kit::pool::Pool;
@@ -106,6 +107,23 @@ pub struct Damaged {
     pub set_aside_at: OffsetDateTime,
 }
 
+/// Batches of one stream that could not be merged, kept as they were under the seal of their session. Nothing replays them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SetAsideChunk {
+    /// The quarantine object.
+    pub object: ObjectKey,
+    /// Whose they are.
+    pub session: SessionKey,
+    /// The stream.
+    pub stream: u32,
+    /// How many.
+    pub batches: usize,
+    /// Their bytes.
+    pub bytes: u64,
+    /// When they, or what came later beside them, were set aside.
+    pub set_aside_at: OffsetDateTime,
+}
+
 /// Which records by what became of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum State {
@@ -147,6 +165,8 @@ pub struct Page {
     pub entries: Vec<Entry>,
     /// Damaged objects; filters do not leave them out, `since` apart.
     pub damaged: Vec<Damaged>,
+    /// Chunks of sessions; filters do not leave them out, `since` apart.
+    pub chunks: Vec<SetAsideChunk>,
     /// Objects whose footer is corrupt, with why: what they hold cannot be told.
     pub corrupt: Vec<(ObjectKey, String)>,
     /// Objects that were looked into.
@@ -225,6 +245,7 @@ impl Quarantine {
             // What was moved meanwhile comes once more.
             all.entries.extend(page.entries.into_iter().filter(|entry| seen.insert(entry.id.clone())));
             all.damaged.extend(page.damaged);
+            all.chunks.extend(page.chunks);
             all.corrupt.extend(page.corrupt);
             all.objects += page.objects;
             all.next = page.next;
@@ -337,6 +358,17 @@ fn add_entries(found: &QuarantineObject, footer: &shared_object::Footer, page: &
         });
     }
     page.entries[begin..].sort_by_key(|entry| entry.id.offset);
+    // In a shared object they are what everybody reads.
+    if matches!(object, ObjectKey::Quarantine { .. }) {
+        page.chunks.extend(footer.chunks.iter().map(|chunk| SetAsideChunk {
+            object,
+            session: chunk.key,
+            stream: chunk.stream,
+            batches: chunk.batches.len(),
+            bytes: chunk.len(),
+            set_aside_at,
+        }));
+    }
 }
 
 #[cfg(test)]

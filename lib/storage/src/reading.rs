@@ -1,27 +1,45 @@
 //! Reading a session: its own objects, then the shared ones that may hold some of it, as one [`Plan`].
 //!
-//! Footers never change, so they are cached by object. Bytes are fetched when their turn comes; a reader holds one batch
-//! per stream that is being read, and a few pieces of objects. Opening and decompressing run on the pool. The session's key
-//! is asked for again with every piece: a reading that goes on for long ends once the key was destroyed (R2).
+//! Footers never change, so they are cached by object. Bytes are fetched in windows when their turn comes, see [`windows`], and
+//! opened, decompressed and merged on the pool, see [`walk`]; a session that is one object has nothing to be merged, see
+//! [`straight`]. The session's key is asked for again with every window: a reading that goes on for long ends once the key was
+//! destroyed (R2).
+//!
+//! A reading is of the batches that were there when it began. Objects beneath it are swapped for others, and gone after a grace:
+//! a reading that comes too late for one looks anew where its batches lie, and goes on behind the last event that it gave (C2).
 
-use std::collections::{BTreeMap, VecDeque};
+mod fetching;
+mod output;
+mod straight;
+pub mod walk;
+pub mod windows;
+
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use engine::merge::{Location, Merger, Mismatch, Plan, Range, SharedSource, Step};
+use engine::merge::{Batch, Location, Lost, Plan, Range, SharedSource};
 use futures::future::BoxFuture;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
-use schemas::codec::{self, FormatError};
+use schemas::codec;
+use schemas::limits::KIB;
 use schemas::paths::ObjectKey;
 use schemas::stream_note::StreamNote;
-use schemas::{ObjectId, SessionKey, limits, session_object, shared_object};
-use sealing::frames::{FrameAt, Opener};
-use sealing::objects::{self as sealed, OpenError, frame_at};
+use schemas::{ObjectId, SessionKey, session_object, shared_object};
+use sealing::Key;
+use sealing::objects::OpenError;
 use service_kit::pool::{Panicked, Pool};
 use thiserror::Error;
+
+pub use fetching::{FetchError, Fetching, Halt, Work};
+pub use output::Form;
+use output::Output;
+use straight::Straight;
+use walk::{Corrupt, Source, Turn, Walk};
+use windows::Windows;
 
 use crate::footers::{self, Footer, FooterError};
 use crate::index::sessions::{Found, Snapshot};
@@ -32,12 +50,10 @@ use crate::stream_notes::Search;
 
 /// Footers that are kept, as far as memory goes.
 const FOOTERS_CACHED_MAX: usize = 4_096;
-/// Pieces of objects that one reader keeps: a chunk or a frame is used by neighbouring batches.
-const PIECES_KEPT_MAX: usize = 8;
-/// Footers that are fetched at once where notes are looked for.
+/// Bytes that are given out at once.
+const PIECE_BYTES: usize = 64 * KIB;
+/// Footers that are fetched at once.
 const FOOTERS_AT_ONCE: usize = 8;
-/// Bytes of events that are given out at once.
-const OUTPUT_BYTES: usize = 64 * limits::KIB;
 
 /// Why a session cannot be read.
 #[derive(Debug, Error)]
@@ -54,13 +70,11 @@ pub enum ReadError {
         source: ObjectError,
     },
     /// An object is not what it should be.
-    #[error("object {key} is corrupt: {reason}")]
-    Corrupt {
-        /// Which object.
-        key: ObjectKey,
-        /// What is wrong.
-        reason: String,
-    },
+    #[error(transparent)]
+    Corrupt(#[from] Corrupt),
+    /// What was there when the reading began is nowhere any more.
+    #[error(transparent)]
+    Lost(#[from] Lost),
     /// The session's key, or the storage's, cannot be had.
     #[error(transparent)]
     Key(#[from] KeyError),
@@ -76,7 +90,35 @@ pub enum ReadError {
 }
 
 fn corrupt<E: Into<OpenError>>(key: ObjectKey) -> impl FnOnce(E) -> ReadError {
-    move |reason| ReadError::Corrupt { key, reason: reason.into().to_string() }
+    move |error| ReadError::Corrupt(Corrupt { key, source: error.into() })
+}
+
+impl ReadError {
+    /// Whether what lies in the bucket is at fault: it will be so for ever.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Corrupt(_) | Self::Lost(_) => true,
+            Self::Object { source, .. } => source.is_damage(),
+            _ => false,
+        }
+    }
+
+    /// An object that the index named when it was asked is not there.
+    fn is_absent(&self) -> bool {
+        matches!(self, Self::Object { source: ObjectError::Absent, .. })
+    }
+}
+
+impl From<FetchError<Corrupt>> for ReadError {
+    fn from(error: FetchError<Corrupt>) -> Self {
+        match error {
+            FetchError::Object { key, source } => Self::Object { key, source },
+            FetchError::Key(KeyError::Shredded(_)) => Self::Deleted,
+            FetchError::Key(error) => error.into(),
+            FetchError::Pool(error) => error.into(),
+            FetchError::Work(error) => error.into(),
+        }
+    }
 }
 
 /// What a footer costs in memory: of thousands of batches it has more than a mebibyte.
@@ -128,22 +170,16 @@ pub enum Opened {
     Session(Box<Session>),
 }
 
-/// An opened session: a snapshot that stays readable for as long as condemned objects are kept.
+/// An opened session.
 #[derive(Debug)]
 pub struct Session {
     /// The row and the objects.
     pub snapshot: Snapshot,
     /// Which batches there are, and where.
-    pub plan: Plan,
+    pub plan: Arc<Plan>,
     /// Bytes of the session's frames in S3.
     pub bytes_stored: u64,
-    sources: Vec<Source>,
-}
-
-#[derive(Debug)]
-struct Source {
-    key: ObjectKey,
-    footer: Footer,
+    sources: Arc<[Source]>,
 }
 
 impl Session {
@@ -176,12 +212,20 @@ impl Reader {
             Err(KeyError::Shredded(_)) => return Ok(Opened::Deleted),
             other => drop(other?),
         }
-        let mut sources = Vec::new();
-        for object in snapshot.own.iter().chain(&snapshot.shared) {
-            sources.push(Source { key: object.key, footer: self.footer(object).await? });
-        }
+        let sources = self.sources(&snapshot).await?;
         let (plan, bytes_stored) = plan(key, &sources);
-        Ok(Opened::Session(Box::new(Session { snapshot, plan, bytes_stored, sources })))
+        Ok(Opened::Session(Box::new(Session { snapshot, plan: Arc::new(plan), bytes_stored, sources: sources.into() })))
+    }
+
+    async fn sources(&self, snapshot: &Snapshot) -> Result<Vec<Source>, ReadError> {
+        // Boxed, since the compiler does not see that closures which borrow give futures that can be sent.
+        let mut sources: Vec<BoxFuture<'_, Result<Source, ReadError>>> = Vec::new();
+        for object in snapshot.own.iter().chain(&snapshot.shared) {
+            sources.push(Box::pin(async move {
+                Ok(Source { key: object.key, footer: self.footer(object).await?, body: None })
+            }));
+        }
+        stream::iter(sources).buffered(FOOTERS_AT_ONCE).try_collect().await
     }
 
     /// The newest notes of these streams of a session, as far as it is found in a few tries where they lie; none when the session
@@ -245,54 +289,94 @@ impl Reader {
         Ok(footer)
     }
 
-    /// Writes a session's events in order, a newline after each, through `give` in pieces of about 64 KiB. Asks each
-    /// second whether the session still may be read.
+    /// Writes a session's events in order through `give`, in pieces. Asks each second whether the session still may be read.
     pub async fn events<Fut>(
         &self,
         session: &Session,
         range: Range,
+        form: Form,
         mut give: impl FnMut(Bytes) -> Fut,
     ) -> Result<(), ReadError>
     where
         Fut: Future<Output = Result<(), ReadError>>,
     {
-        let mut merger = Merger::new(&session.plan, range);
-        let mut loader = Loader { reader: self, session, pieces: VecDeque::new() };
-        let mut out = Vec::with_capacity(OUTPUT_BYTES * 2);
+        let mut given = 0;
+        let mut reading =
+            self.write(&session.sources, &session.plan, session, range, form, &mut given, &mut give).await;
+        // Each time another object was swapped and gone beneath; what is gone and still named is no swap.
+        while let Err(error) = &reading
+            && error.is_absent()
+        {
+            let (sources, plan) = self.find_again(session, error).await?;
+            reading = self.write(&sources, &plan, session, range, form, &mut given, &mut give).await;
+        }
+        reading
+    }
+
+    /// Where the batches of a session lie by now of which an object is gone.
+    async fn find_again(&self, session: &Session, gone: &ReadError) -> Result<(Arc<[Source]>, Arc<Plan>), ReadError> {
+        let key = &session.snapshot.row.key;
+        let snapshot = match self.index.find_session(key, Duration::ZERO).await? {
+            Found::Never | Found::Deleted => return Err(ReadError::Deleted),
+            Found::Live(snapshot) => snapshot,
+        };
+        if let ReadError::Object { key, .. } = gone
+            && snapshot.own.iter().chain(&snapshot.shared).any(|object| object.key == *key)
+        {
+            return Err(ReadError::Object { key: *key, source: ObjectError::Absent });
+        }
+        let sources = self.sources(&snapshot).await?;
+        let (mut plan, _) = plan(key, &sources);
+        plan.restrict(&session.plan)?;
+        Ok((sources.into(), Arc::new(plan)))
+    }
+
+    /// Writes all events behind the first `given`, and counts those that it gave.
+    #[expect(clippy::too_many_arguments, reason = "they are one reading, and of different lives")]
+    async fn write<Fut>(
+        &self,
+        sources: &Arc<[Source]>,
+        plan: &Arc<Plan>,
+        session: &Session,
+        range: Range,
+        form: Form,
+        given: &mut u64,
+        give: &mut impl FnMut(Bytes) -> Fut,
+    ) -> Result<(), ReadError>
+    where
+        Fut: Future<Output = Result<(), ReadError>>,
+    {
+        let key = session.snapshot.row.key;
+        let course = Course::new(sources, plan, range, *given);
+        let mut reading = Some(Reading { course, out: Output::new(form) });
+        let mut fetching = Fetching::new(self.objects.clone(), self.keys.clone(), self.pool.clone(), key);
         let mut checked = tokio::time::Instant::now();
         loop {
-            match merger.step().map_err(|mismatch| loader.mismatch(mismatch))? {
-                Step::Need { stream, batch } => {
-                    self.check_live(session, &mut checked).await?;
-                    let planned = &session.plan.streams[stream].batches[batch];
-                    let payload = loader.load(&planned.location, planned.facts.raw_bytes).await?;
-                    merger.supply(stream, payload).map_err(|mismatch| loader.mismatch(mismatch))?;
+            let halt = fetching.advance(&mut reading).await?;
+            // A slow reader can spend hours on one window.
+            self.check_live(&key, &mut checked).await?;
+            if let Some((mut bytes, events)) = reading.as_mut().map(|reading| reading.out.take()) {
+                // In small pieces, whatever a frame holds: so many of them wait for a slow reader.
+                while !bytes.is_empty() {
+                    give(bytes.split_to(piece_len(&bytes, form))).await?;
                 }
-                Step::Event(event) => {
-                    out.extend_from_slice(merger.bytes(&event));
-                    if out.len() >= OUTPUT_BYTES {
-                        // A slow reader can spend hours on one batch.
-                        self.check_live(session, &mut checked).await?;
-                        give(Bytes::from(std::mem::take(&mut out))).await?;
-                    }
+                *given += events;
+            }
+            if halt == Halt::Done {
+                // Not even nothing is no bytes in zstd.
+                if form == Form::Zstd && *given == 0 {
+                    give(codec::compress(&[], 1).into()).await?;
                 }
-                Step::Done => {
-                    if !out.is_empty() {
-                        give(Bytes::from(out)).await?;
-                    }
-                    return Ok(());
-                }
+                return Ok(());
             }
         }
     }
-}
 
-impl Reader {
     /// Ends a reading of a deleted session; asks each second.
-    async fn check_live(&self, session: &Session, checked: &mut tokio::time::Instant) -> Result<(), ReadError> {
+    async fn check_live(&self, key: &SessionKey, checked: &mut tokio::time::Instant) -> Result<(), ReadError> {
         if checked.elapsed() >= Duration::from_secs(1) {
             *checked = tokio::time::Instant::now();
-            if !self.index.is_live(&session.snapshot.row.key).await? {
+            if !self.index.is_live(key).await? {
                 return Err(ReadError::Deleted);
             }
         }
@@ -300,11 +384,97 @@ impl Reader {
     }
 }
 
+/// How much of these bytes is given out at once: of lines whole ones.
+fn piece_len(bytes: &[u8], form: Form) -> usize {
+    if bytes.len() <= PIECE_BYTES || form == Form::Zstd {
+        return bytes.len().min(PIECE_BYTES);
+    }
+    let is_end = |byte: &u8| *byte == b'\n';
+    let before = bytes[..PIECE_BYTES].iter().rposition(is_end);
+    let end = before.or_else(|| bytes.iter().position(is_end));
+    end.map_or(bytes.len(), |end| end + 1)
+}
+
+/// One reading at work.
+#[derive(Debug)]
+struct Reading {
+    course: Course,
+    out: Output,
+}
+
+/// How events are come by.
+#[derive(Debug)]
+enum Course {
+    /// They lie in order.
+    Straight(Box<Straight>),
+    /// They have to be merged; so many were given before.
+    Merge { walk: Box<Walk>, skip: u64 },
+}
+
+impl Course {
+    /// The events of `range` but the first `skip`.
+    fn new(sources: &Arc<[Source]>, plan: &Arc<Plan>, range: Range, skip: u64) -> Self {
+        let straight = only_object(sources, plan).and_then(|source| Straight::new(source, range, skip));
+        straight.map_or_else(
+            || {
+                let walk = Walk::new(Arc::clone(sources), Arc::clone(plan), range);
+                Self::Merge { walk: Box::new(walk), skip }
+            },
+            |straight| Self::Straight(Box::new(straight)),
+        )
+    }
+}
+
+/// The one session object that holds all batches of the plan and no others: its frames are what merging would give.
+fn only_object<'a>(sources: &'a [Source], plan: &Plan) -> Option<&'a Source> {
+    let mut batches = plan.streams.iter().flat_map(|stream| &stream.batches);
+    let Location::Session { object, .. } = batches.clone().next()?.location else { return None };
+    let is_in_it = |batch: &Batch| matches!(batch.location, Location::Session { object: of, .. } if of == object);
+    let source = sources.get(object)?;
+    let Footer::Session(footer) = &source.footer else { return None };
+    let in_footer: usize = footer.streams.iter().map(|stream| stream.batches.len()).sum();
+    (batches.clone().count() == in_footer && batches.all(is_in_it)).then_some(source)
+}
+
+impl Work for Reading {
+    type Error = Corrupt;
+
+    fn go(&mut self, key: &Key) -> Result<Halt, Corrupt> {
+        let (walk, skip) = match &mut self.course {
+            Course::Straight(straight) => return straight.go(key, &mut self.out),
+            Course::Merge { walk, skip } => (walk, skip),
+        };
+        while !self.out.is_full() {
+            match walk.turn(key)? {
+                Turn::Event(_) if *skip > 0 => *skip -= 1,
+                Turn::Event(event) => self.out.push_lines(walk.bytes(&event), 1),
+                Turn::Fetch(window) => return Ok(Halt::Fetch(window)),
+                Turn::Done => return Ok(Halt::Done),
+            }
+        }
+        Ok(Halt::Full)
+    }
+
+    fn windows(&mut self) -> &mut Windows {
+        match &mut self.course {
+            Course::Straight(straight) => straight.windows(),
+            Course::Merge { walk, .. } => walk.windows(),
+        }
+    }
+
+    fn source(&self, object: usize) -> Option<&Source> {
+        match &self.course {
+            Course::Straight(straight) => Some(straight.source()),
+            Course::Merge { walk, .. } => walk.sources().get(object),
+        }
+    }
+}
+
 /// What was found, or nothing where that would be so for ever: it must not hold up who looks for notes.
 fn missable<T>(session: &SessionKey, found: Result<T, ReadError>) -> Result<Option<T>, ReadError> {
     match found {
         Ok(found) => Ok(Some(found)),
-        Err(error @ (ReadError::Corrupt { .. } | ReadError::Object { source: ObjectError::Absent, .. })) => {
+        Err(error) if error.is_damage() => {
             tracing::warn!(session = %session.session, %error, "notes of streams cannot be read; what comes is masked more");
             Ok(None)
         }
@@ -333,127 +503,5 @@ fn plan(key: &SessionKey, sources: &[Source]) -> (Plan, u64) {
     (Plan::build(&merged, &shared), bytes_stored)
 }
 
-/// A piece of an object that was fetched: a chunk as it lies, or a frame opened and decompressed.
-struct Kept {
-    object: usize,
-    at: u64,
-    bytes: Bytes,
-}
-
-struct Loader<'a> {
-    reader: &'a Reader,
-    session: &'a Session,
-    pieces: VecDeque<Kept>,
-}
-
-impl Loader<'_> {
-    /// The events of one batch.
-    async fn load(&mut self, location: &Location, raw_bytes: u32) -> Result<Vec<u8>, ReadError> {
-        let mismatch = || self.mismatch(Mismatch);
-        match location {
-            Location::Shared { object, chunk, frame, at, .. } => {
-                let source = &self.session.sources[*object];
-                let Footer::Shared(footer) = &source.footer else { return Err(mismatch()) };
-                let (footer, key) = (Arc::clone(footer), source.key);
-                let chunk = footer.chunks.get(*chunk).ok_or_else(mismatch)?;
-                // The whole chunk: its neighbours are wanted next, and one request brings them all.
-                let bytes = self.fetch(*object, chunk.at, chunk.len()).await?;
-                let start = (at - chunk.at) as usize;
-                let place = frame_at(*frame, chunk.batches.len());
-                let len = chunk.batches.get(*frame).map_or(0, |batch| batch.len as usize);
-                let frame = bytes.slice(start..start + len);
-                let opener = sealed::chunk_opener(&self.key().await?, chunk);
-                self.open(key, opener, place, frame, raw_bytes).await
-            }
-            Location::Session { object, pieces } => {
-                let mut payload = Vec::with_capacity(raw_bytes as usize);
-                for piece in pieces {
-                    let raw = self.frame(*object, piece.frame).await?;
-                    // The footer's decoder checked that the pieces of a frame fill it.
-                    let bytes = raw.get(piece.at as usize..(piece.at + piece.len) as usize);
-                    payload.extend_from_slice(bytes.ok_or_else(|| self.mismatch(Mismatch))?);
-                }
-                Ok(payload)
-            }
-        }
-    }
-
-    async fn key(&self) -> Result<sealing::Key, ReadError> {
-        match self.reader.keys.key(&self.session.snapshot.row.key).await {
-            Err(KeyError::Shredded(_)) => Err(ReadError::Deleted),
-            other => Ok(other?),
-        }
-    }
-
-    /// Opens a sealed frame on the pool, and decompresses it.
-    async fn open(
-        &self,
-        key: ObjectKey,
-        opener: Opener,
-        place: FrameAt,
-        frame: Bytes,
-        raw_bytes: u32,
-    ) -> Result<Vec<u8>, ReadError> {
-        let opening = move || {
-            let opened = opener.open(place, &frame)?;
-            Ok::<_, OpenError>(codec::decompress(&opened, raw_bytes as usize)?)
-        };
-        self.reader.pool.run(opening).await?.map_err(corrupt(key))
-    }
-
-    /// A frame of a session object, opened; kept for the next batches.
-    async fn frame(&mut self, object: usize, number: usize) -> Result<Bytes, ReadError> {
-        let source = &self.session.sources[object];
-        let Footer::Session(footer) = &source.footer else { return Err(self.mismatch(Mismatch)) };
-        let (footer, key) = (Arc::clone(footer), source.key);
-        let frame = footer.frames.get(number).ok_or_else(|| self.mismatch(Mismatch))?;
-        if let Some(kept) = self.kept(object, frame.at) {
-            return Ok(kept);
-        }
-        let sealed = self.get(object, frame.at, u64::from(frame.len)).await?;
-        let opener = sealed::session_opener(&self.key().await?, &footer);
-        let place = frame_at(number, footer.frames.len());
-        let raw = Bytes::from(self.open(key, opener, place, sealed, frame.raw_len).await?);
-        if raw.len() != frame.raw_len as usize {
-            return Err(corrupt(key)(FormatError::Truncated));
-        }
-        self.keep(object, frame.at, raw.clone());
-        Ok(raw)
-    }
-
-    /// A range of an object as it lies; kept for the next batches.
-    async fn fetch(&mut self, object: usize, at: u64, len: u64) -> Result<Bytes, ReadError> {
-        if let Some(kept) = self.kept(object, at) {
-            return Ok(kept);
-        }
-        let bytes = self.get(object, at, len).await?;
-        self.keep(object, at, bytes.clone());
-        Ok(bytes)
-    }
-
-    async fn get(&self, object: usize, at: u64, len: u64) -> Result<Bytes, ReadError> {
-        let key = self.session.sources[object].key;
-        let fetched = self.reader.objects.get_range(&key, at, len).await;
-        fetched.map_err(|source| ReadError::Object { key, source })
-    }
-
-    fn kept(&self, object: usize, at: u64) -> Option<Bytes> {
-        let kept = self.pieces.iter().find(|kept| kept.object == object && kept.at == at);
-        kept.map(|kept| kept.bytes.clone())
-    }
-
-    fn keep(&mut self, object: usize, at: u64, bytes: Bytes) {
-        if self.pieces.len() == PIECES_KEPT_MAX {
-            self.pieces.pop_front();
-        }
-        self.pieces.push_back(Kept { object, at, bytes });
-    }
-
-    fn mismatch(&self, mismatch: Mismatch) -> ReadError {
-        // Which of the objects is meant is not known here; the first names the session, which is what helps.
-        match self.session.sources.first() {
-            Some(source) => ReadError::Corrupt { key: source.key, reason: mismatch.to_string() },
-            None => ReadError::Deleted,
-        }
-    }
-}
+#[cfg(test)]
+mod tests;

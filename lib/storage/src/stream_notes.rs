@@ -76,7 +76,12 @@ impl NotedFrame {
             (Footer::Session(footer), None) => session_opener(data_key, footer),
             (Footer::Shared(_) | Footer::Session(_), _) => return Err(FormatError::Field("kind").into()),
         };
-        let mut notes = stream_note::read(&opener.open(self.place, sealed)?)?;
+        Ok(self.notes(&opener.open(self.place, sealed)?)?)
+    }
+
+    /// Reads the notes that belong there behind the events of the opened frame.
+    pub(crate) fn notes(&self, opened: &[u8]) -> Result<Vec<StreamNote>, FormatError> {
+        let mut notes = stream_note::read(opened)?;
         notes.retain(|note| self.streams.contains_key(&note.stream));
         Ok(notes)
     }

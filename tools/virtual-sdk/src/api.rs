@@ -7,7 +7,7 @@ use reqwest::header::ACCEPT;
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use schemas::http::{
     DeletionAccepted, DeletionItem, KeyCreated, KeyItem, KeyRequest, LinkCreated, LinkItem, LinkRequest, OperatorLink,
-    OperatorPatch, Page, SessionItem, SessionState, Usage, WorkspaceCreated, WorkspaceItem, WorkspacePatch,
+    OperatorPatch, Page, ReadItem, SessionItem, SessionState, Usage, WorkspaceCreated, WorkspaceItem, WorkspacePatch,
     WorkspaceRequest,
 };
 use schemas::{ApiKeyId, DeletionId, LinkId, SessionId, WorkspaceId};
@@ -43,6 +43,29 @@ pub struct SessionQuery {
     /// Whether they still grow.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state: Option<SessionState>,
+    /// The page after this one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+    /// Items of a page.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+}
+
+/// What the entries of who read what are narrowed to.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct ReadsQuery {
+    /// Of this session.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session: Option<SessionId>,
+    /// By this API key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub by: Option<ApiKeyId>,
+    /// Read at or after this time, RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// Read before this time, RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
     /// The page after this one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
@@ -178,6 +201,27 @@ impl Api {
         };
         let response = call::expect(EVENTS, StatusCode::OK, answer).await?;
         Ok(EventStream { response, splitter, bytes: 0, ended: false })
+    }
+
+    /// A page of who read what, newest first.
+    pub async fn list_reads(&self, query: &ReadsQuery) -> Result<Page<ReadItem>, CallError> {
+        const CALL: &str = "list readings";
+        let request = self.call(Method::GET, "/v1/reads").query(query);
+        call::json(CALL, self.take(CALL, StatusCode::OK, request).await?).await
+    }
+
+    /// All entries of a query, page by page.
+    pub async fn all_reads(&self, query: &ReadsQuery) -> Result<Vec<ReadItem>, CallError> {
+        let mut query = query.clone();
+        let mut reads = Vec::new();
+        loop {
+            let page = self.list_reads(&query).await?;
+            reads.extend(page.items);
+            if page.next_cursor.is_none() {
+                return Ok(reads);
+            }
+            query.cursor = page.next_cursor;
+        }
     }
 
     /// Deletes a session.

@@ -17,7 +17,7 @@ mod split;
 pub mod verify;
 pub mod wait;
 
-pub use api::{Api, EventStream, EventsFormat, SessionQuery};
+pub use api::{Api, EventStream, EventsFormat, ReadsQuery, SessionQuery};
 pub use body::{Body, Encoding, Form};
 pub use call::{CallError, Refused};
 pub use ledger::{Comparison, Content, Ledger, SessionLedger};

@@ -86,16 +86,33 @@ impl Store {
         }
     }
 
-    fn walk(&self, plan: &Plan, range: Range, mut each: impl FnMut(&Event, &[u8])) {
-        let mut merger = Merger::new(plan, range);
+    fn walk(&self, plan: &Plan, range: Range, mut each: impl FnMut(&Event, &[u8])) -> Vec<(usize, usize)> {
+        self.walk_holding(plan, range, usize::MAX, &mut each)
+    }
+
+    /// Gives what was asked for, in order.
+    fn walk_holding(
+        &self,
+        plan: &Plan,
+        range: Range,
+        held_max: usize,
+        mut each: impl FnMut(&Event, &[u8]),
+    ) -> Vec<(usize, usize)> {
+        let mut merger = Merger::new(Arc::new(plan.clone()), range, held_max);
+        let mut asked = Vec::new();
         loop {
+            let held = |cursor: &Cursor| cursor.loaded.as_ref().map_or(0, |loaded| loaded.payload.len());
+            let held: Vec<usize> = merger.cursors.iter().map(held).filter(|bytes| *bytes > 0).collect();
+            assert!(held.iter().sum::<usize>() <= held_max || held.len() <= 2, "{held:?} of {held_max}");
+            assert_eq!(merger.held, held.iter().sum::<usize>());
             match merger.step().unwrap() {
                 Step::Need { stream, batch } => {
+                    asked.push((stream, batch));
                     let payload = self.load(&plan.streams[stream].batches[batch].location);
                     merger.supply(stream, payload).unwrap();
                 }
                 Step::Event(event) => each(&event, merger.bytes(&event)),
-                Step::Done => return,
+                Step::Done => return asked,
             }
         }
     }
@@ -111,7 +128,8 @@ impl Store {
         let plan = self.plan();
         let mut cutter = FrameCutter::new(frame_bytes);
         let mut frames = Vec::new();
-        self.walk(&plan, Range::ALL, |event, bytes| frames.extend(cutter.push(&plan, event, bytes)));
+        let each = |event: &Event, bytes: &[u8]| frames.extend(cutter.push(&plan, event, bytes));
+        self.walk(&plan, Range::ALL, each);
         frames.extend(cutter.finish());
         let mut footer = session_object::Footer {
             object: schemas::ObjectId(Uuid::nil()),
@@ -206,6 +224,7 @@ proptest! {
         copies in 1usize..3,
         compact_every in 1usize..12,
         frame_bytes in 1usize..200,
+        held_max in 0usize..2_000,
         (from, to) in (-10_000i64..10_000, -10_000i64..10_000),
     ) {
         let mut arrivals: Vec<(u32, usize)> = streams
@@ -227,6 +246,11 @@ proptest! {
         prop_assert_eq!(store.read(Range::ALL), expected(&streams, Range::ALL));
         let range = Range { from, to };
         prop_assert_eq!(store.read(range), expected(&streams, range));
+        let plan = store.plan();
+        prop_assert_eq!(store.walk(&plan, range, |_, _| ()), plan.needs(range));
+        let mut lines = Vec::new();
+        store.walk_holding(&plan, range, held_max, |_, bytes| lines.push(String::from_utf8(bytes.to_vec()).unwrap()));
+        prop_assert_eq!(lines, expected(&streams, range));
         let before = (store.read(Range::ALL), store.plan().totals());
         prop_assert_eq!(&before.1, &expected_totals(&streams));
         store.compact(frame_bytes);
@@ -286,10 +310,13 @@ fn a_batch_that_is_not_what_its_facts_say_is_refused() {
     let mut store = Store::default();
     store.put_shared(0, 0, 7, 0, false, &[1]);
     let plan = store.plan();
-    let mut merger = Merger::new(&plan, Range::ALL);
+    let mut merger = Merger::new(Arc::new(plan.clone()), Range::ALL, usize::MAX);
     assert_eq!(merger.step(), Ok(Step::Need { stream: 0, batch: 0 }));
-    assert_eq!(merger.supply(0, b"short\n".to_vec()), Err(Mismatch));
-    assert_eq!(merger.supply(0, vec![b'x'; plan.streams[0].batches[0].facts.raw_bytes as usize]), Err(Mismatch));
+    assert_eq!(merger.supply(0, b"short\n".to_vec()), Err(Mismatch { stream: 0, batch: 0 }));
+    assert_eq!(
+        merger.supply(0, vec![b'x'; plan.streams[0].batches[0].facts.raw_bytes as usize]),
+        Err(Mismatch { stream: 0, batch: 0 })
+    );
 }
 
 /// Goal: what a session's pages cost is bounded, and which are kept does not depend on how it was merged (C1). Method: two
@@ -329,6 +356,29 @@ fn c01_the_first_pages_of_a_session_are_kept_however_it_is_merged() {
         let kept = footer.streams.iter().flat_map(|stream| &stream.batches).map(|batch| batch.facts.urls.len());
         assert_eq!(kept.sum::<usize>(), SESSION_URLS_MAX);
     }
+}
+
+/// A reading goes on with the batches that were there when it began, and says when one is gone.
+#[test]
+fn c02_a_plan_is_restricted_to_what_was_there_before() {
+    let mut store = Store::default();
+    store.put_shared(0, 0, 7, 0, false, &[1]);
+    store.put_shared(0, 1, 7, 1, false, &[2]);
+    store.put_shared(0, 2, 8, 4, false, &[3]);
+    let before = store.plan();
+    let lines = store.read(Range::ALL);
+    store.put_shared(0, 3, 6, 0, false, &[1]);
+    store.put_shared(0, 4, 7, 2, false, &[3]);
+    store.compact(100);
+    let mut after = store.plan();
+    after.restrict(&before).unwrap();
+    assert!(matches!(after.streams[0].batches[0].location, Location::Session { .. }));
+    let mut again = Vec::new();
+    store.walk(&after, Range::ALL, |_, bytes| again.push(String::from_utf8(bytes.to_vec()).unwrap()));
+    assert_eq!(again, lines);
+    after.streams[1].batches.clear();
+    assert_eq!(after.restrict(&before), Err(Lost { stream: 8, seq: 4 }));
+    assert_eq!(Plan::default().restrict(&before), Err(Lost { stream: 7, seq: 0 }));
 }
 
 /// Cutting a stream elsewhere changes no sum, whether batches without interactions lie between or batches are missing.

@@ -39,6 +39,10 @@ pub(crate) struct Faults {
     pub(crate) answer_lost: u32,
     /// Answers that come twice.
     pub(crate) doubled: u32,
+    /// Sessions whose bytes in an object are damaged.
+    pub(crate) corrupt: u32,
+    /// Copies of a batch that have other bytes.
+    pub(crate) conflicting: u32,
     /// The longest time between two produced bursts.
     pub(crate) produce_ms: u64,
 }
@@ -71,6 +75,8 @@ impl Faults {
         faults.failing = chance(200);
         faults.answer_lost = chance(200);
         faults.doubled = chance(200);
+        faults.corrupt = chance(30);
+        faults.conflicting = chance(600);
         faults.produce_ms = rng.u64(8..60);
         faults
     }
@@ -146,4 +152,22 @@ happened! {
     pauses "pauses at the memory bound",
     clock_jumps "clocks that jumped",
     database_clock_jumps "jumps of the database's clock",
+    compactor_crashes "compactors that crashed",
+    compactor_shutdowns "compactors that were asked to stop",
+    claims "runs claimed",
+    claims_lost "claims that somebody else was faster with",
+    leases_lost "leases that ran out beneath their job",
+    runs "runs swapped for their results",
+    left_out "results left out since their session was deleted",
+    swaps_lost "swaps that changed nothing",
+    swaps_committed "swaps without an answer that had committed",
+    swaps_aborted "swaps without an answer that had not",
+    finals "sessions that became one object",
+    marked_final "sessions whose parts stayed as they were",
+    parts_added "parts that came after a session was final",
+    corrupt_moved "batches moved into quarantine since they could not be merged",
+    conflicting "batches sent again with other bytes",
+    readings "readings",
+    readings_over_swaps "readings with a swap beneath them",
+    readings_corrupt "readings that met damaged bytes",
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use engine::batching::{LogSpan, RecordKind};
+use schemas::{SessionKey, StreamSeq};
 
 /// What a record is, for the ledger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,7 +34,8 @@ impl Generation {
 #[derive(Debug, Default)]
 pub(crate) struct Log {
     partitions: BTreeMap<i32, Vec<Generation>>,
-    next_uid: u64,
+    /// All records, by uid less one.
+    by_uid: Vec<Record>,
 }
 
 /// What a reader finds at an offset.
@@ -67,13 +69,22 @@ impl Log {
     }
 
     pub(crate) fn append(&mut self, partition: i32, bytes: u64, kind: RecordKind) -> Record {
-        self.next_uid += 1;
-        let uid = self.next_uid;
+        let uid = self.by_uid.len() as u64 + 1;
         let lives = self.partitions.entry(partition).or_insert_with(|| vec![Generation::default()]);
         let now = lives.last_mut().expect("a partition has a life");
         let record = Record { uid, offset: now.next(), bytes, kind };
         now.records.push(record);
+        self.by_uid.push(record);
         record
+    }
+
+    /// The batch that a record holds.
+    pub(crate) fn batch(&self, uid: u64) -> Option<(SessionKey, StreamSeq, u64)> {
+        let record = self.by_uid.get((uid as usize).checked_sub(1)?)?;
+        match record.kind {
+            RecordKind::Batch { key, place, content } => Some((key, place, content)),
+            _ => None,
+        }
     }
 
     pub(crate) fn span(&self, partition: i32) -> LogSpan {

@@ -46,6 +46,38 @@ pub(crate) enum Mutant {
     FingerprintForgotten,
     /// What was read before counts as stored before.
     CopiesOfWhatWasRead,
+    /// A swap does not compare what it condemned.
+    SwapComparesNothing,
+    /// A run is condemned in a transaction of its own, before its results are live.
+    CondemnsBeforeResults,
+    /// A run is condemned in a transaction of its own, after its results are live.
+    CondemnsAfterResults,
+    /// A swap does not look whether a session was deleted since its object was staged.
+    SwapIgnoresDeletion,
+    /// Objects are staged for deleted sessions as for all others.
+    StagesDeleted,
+    /// A merged object whose upload failed, or reads back otherwise, counts as stored.
+    FailedMergeTakenAsStored,
+    /// Chunks that cannot be merged are dropped with their run.
+    UnreadableDropped,
+    /// A final swap does not look whether the session has other parts by now.
+    FinalIgnoresLateParts,
+    /// A session is finished while shared objects hold some of it.
+    FinishesWhileShared,
+    /// Condemned objects are removed without a grace.
+    CondemnedRemovedAtOnce,
+    /// A merge keeps the last copy of a batch.
+    MergeKeepsLastCopy,
+    /// Objects that are staged anew keep their names.
+    MergeNameReuse,
+    /// A run is chosen from what is behind a claimed object.
+    RunSkipsLeased,
+    /// The order of a session's parts is what the database's clock said.
+    PartsByClock,
+    /// A run is not merged because of its age.
+    RunsBySizeAlone,
+    /// A claim does not run out.
+    LeasesLastForEver,
 }
 
 /// All of them.
@@ -71,4 +103,20 @@ pub(crate) const ALL: &[Mutant] = &[
     Mutant::SilentGaps,
     Mutant::FingerprintForgotten,
     Mutant::CopiesOfWhatWasRead,
+    Mutant::SwapComparesNothing,
+    Mutant::CondemnsBeforeResults,
+    Mutant::CondemnsAfterResults,
+    Mutant::SwapIgnoresDeletion,
+    Mutant::StagesDeleted,
+    Mutant::FailedMergeTakenAsStored,
+    Mutant::UnreadableDropped,
+    Mutant::FinalIgnoresLateParts,
+    Mutant::FinishesWhileShared,
+    Mutant::CondemnedRemovedAtOnce,
+    Mutant::MergeKeepsLastCopy,
+    Mutant::MergeNameReuse,
+    Mutant::RunSkipsLeased,
+    Mutant::PartsByClock,
+    Mutant::RunsBySizeAlone,
+    Mutant::LeasesLastForEver,
 ];

@@ -1,9 +1,13 @@
 //! The models of the index, the bucket and the key store, with what must hold at each of their steps.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 use engine::batching::{Flush, LastRecord};
+use engine::compaction::JobId;
 use schemas::SessionKey;
+use schemas::session_object::Footer;
+use schemas::shared_object::Chunk;
 
 use crate::mutants::Mutant;
 
@@ -30,6 +34,27 @@ pub(crate) struct Entry {
     pub(crate) stored: Stored,
 }
 
+/// The bytes of an object.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Content {
+    pub(crate) entries: Vec<Entry>,
+    /// Chunks of a shared object, and the records in their frames.
+    pub(crate) chunks: Vec<Chunk>,
+    pub(crate) uids: Vec<Vec<u64>>,
+    /// The footer of a session object, whose entries are its batches in order.
+    pub(crate) footer: Option<Footer>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ObjectKind {
+    Shared,
+    Session(SessionKey),
+    Quarantine,
+}
+
+/// A job of a compactor's process.
+pub(crate) type Owner = ((usize, u64), JobId);
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ObjectState {
     Staged,
@@ -39,14 +64,31 @@ pub(crate) enum ObjectState {
 
 #[derive(Debug, Clone)]
 pub(crate) struct ObjectRow {
+    pub(crate) kind: ObjectKind,
     pub(crate) partition: i32,
+    /// The first offset that a shared object covers.
+    pub(crate) first: u64,
+    pub(crate) bytes: u64,
     pub(crate) state: ObjectState,
     pub(crate) staged_ms: u64,
     pub(crate) condemned_ms: u64,
+    /// By the database's clock, and by the world's.
+    pub(crate) live_ms: u64,
+    pub(crate) live_world_ms: u64,
+    /// When it became live, in steps of the index.
+    pub(crate) live_step: u64,
+    /// Whose run it is in, and until when.
+    pub(crate) lease: Option<(Owner, u64)>,
     /// What its row says of its bytes: the hash of the real one.
-    pub(crate) content: Vec<Entry>,
+    pub(crate) content: Rc<Content>,
     /// When its staging was committed, in steps of the index.
     pub(crate) staged_step: u64,
+}
+
+impl ObjectRow {
+    pub(crate) fn is_live(&self, kind: ObjectKind) -> bool {
+        self.state == ObjectState::Live && self.kind == kind
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -61,6 +103,10 @@ pub(crate) struct SessionRow {
     /// The step of its tombstone.
     pub(crate) deleted_step: Option<u64>,
     pub(crate) partitions: BTreeSet<i32>,
+    pub(crate) end_seen: bool,
+    pub(crate) is_final: bool,
+    /// By the database's clock.
+    pub(crate) activity_ms: u64,
 }
 
 /// What publishing wants.
@@ -68,7 +114,7 @@ pub(crate) struct SessionRow {
 pub(crate) struct Publishing {
     pub(crate) flush: Flush,
     pub(crate) attempt: u32,
-    pub(crate) object: Option<(ObjectNumber, Vec<Entry>)>,
+    pub(crate) object: Option<(ObjectNumber, Rc<Content>)>,
     pub(crate) gaps: Vec<(u64, u64)>,
     pub(crate) activity: Vec<SessionKey>,
 }
@@ -83,7 +129,9 @@ pub(crate) struct Index {
     pub(crate) locked: BTreeSet<i32>,
     /// And the objects that it makes live.
     pub(crate) locked_objects: BTreeSet<ObjectNumber>,
-    step: u64,
+    /// Rows of sessions that a swap has locked.
+    pub(crate) locked_sessions: BTreeSet<SessionKey>,
+    pub(crate) step: u64,
 }
 
 impl Index {
@@ -104,17 +152,7 @@ impl Index {
     ) -> Result<Vec<SessionKey>, Violation> {
         self.step += 1;
         if let Some(number) = object {
-            let row = ObjectRow {
-                partition,
-                state: ObjectState::Staged,
-                staged_ms: now_ms,
-                condemned_ms: 0,
-                content: Vec::new(),
-                staged_step: self.step,
-            };
-            if self.objects.insert(number, row).is_some() {
-                return Err(format!("B10: object {number} was staged twice"));
-            }
+            self.insert(number, ObjectKind::Shared, partition, now_ms)?;
         }
         for key in first_seen {
             self.sessions.entry(*key).or_default().partitions.insert(partition);
@@ -122,9 +160,49 @@ impl Index {
         Ok(self.deleted_among(sessions))
     }
 
+    /// B10, C4: a name is staged once.
+    pub(crate) fn insert(
+        &mut self,
+        number: ObjectNumber,
+        kind: ObjectKind,
+        partition: i32,
+        now_ms: u64,
+    ) -> Result<(), Violation> {
+        let row = ObjectRow {
+            kind,
+            partition,
+            first: 0,
+            bytes: 0,
+            state: ObjectState::Staged,
+            staged_ms: now_ms,
+            condemned_ms: 0,
+            live_ms: 0,
+            live_world_ms: 0,
+            live_step: 0,
+            lease: None,
+            content: Rc::default(),
+            staged_step: self.step,
+        };
+        match self.objects.insert(number, row) {
+            Some(_) => Err(format!("B10: object {number} was staged twice")),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn is_deleted(&self, key: &SessionKey) -> bool {
+        self.sessions.get(key).is_some_and(|row| row.deleted_step.is_some())
+    }
+
+    /// Live objects of a session alone, in the order in which they became live.
+    pub(crate) fn parts(&self, key: SessionKey) -> Vec<ObjectNumber> {
+        let own = self.objects.iter().filter(|(_, row)| row.is_live(ObjectKind::Session(key)));
+        let mut parts: Vec<(u64, ObjectNumber)> = own.map(|(number, row)| (row.live_ms, *number)).collect();
+        parts.sort_unstable();
+        parts.into_iter().map(|(_, number)| number).collect()
+    }
+
     pub(crate) fn deleted_among(&self, sessions: &[SessionKey]) -> Vec<SessionKey> {
-        let is_deleted = |key: &&SessionKey| self.sessions.get(key).is_some_and(|row| row.deleted_step.is_some());
-        sessions.iter().filter(is_deleted).copied().collect()
+        sessions.iter().filter(|key| self.is_deleted(key)).copied().collect()
     }
 
     /// A tombstone; of a session that was never seen as well.
@@ -151,7 +229,12 @@ impl Index {
     }
 
     /// The commit of a publishing whose swap fits.
-    pub(crate) fn publish(&mut self, publishing: &Publishing, bucket: &Bucket) -> Result<(), Violation> {
+    pub(crate) fn publish(
+        &mut self,
+        publishing: &Publishing,
+        bucket: &Bucket,
+        (now_ms, world_ms): (u64, u64),
+    ) -> Result<(), Violation> {
         let flush = &publishing.flush;
         let row = self.progress.entry(flush.partition).or_default();
         if flush.epoch != row.epoch {
@@ -166,33 +249,45 @@ impl Index {
         if !publishing.activity.iter().all(|key| flush.sessions.binary_search(key).is_ok()) {
             return Err("B12: activity of a session that the flush does not have".into());
         }
+        for key in &publishing.activity {
+            self.sessions.entry(*key).and_modify(|row| row.activity_ms = row.activity_ms.max(now_ms));
+        }
         if let Some((number, content)) = &publishing.object {
             if bucket.get(*number) != Some(content) {
                 return Err(format!("B3: object {number} became live without its bytes"));
             }
             let object = self.objects.get_mut(number).ok_or("B3: a live object without a row")?;
-            object.state = ObjectState::Live;
-            object.content.clone_from(content);
+            (object.first, object.bytes) = (flush.first, flush.records.iter().map(|record| record.bytes).sum());
+            self.turn_live(*number, content, (now_ms, world_ms));
         }
         Ok(())
+    }
+
+    pub(crate) fn turn_live(&mut self, number: ObjectNumber, content: &Rc<Content>, (now_ms, world_ms): (u64, u64)) {
+        self.step += 1;
+        if let Some(row) = self.objects.get_mut(&number) {
+            row.state = ObjectState::Live;
+            row.content = Rc::clone(content);
+            (row.live_ms, row.live_world_ms, row.live_step) = (now_ms, world_ms, self.step);
+        }
     }
 }
 
 /// S3.
 #[derive(Debug, Default)]
 pub(crate) struct Bucket {
-    objects: BTreeMap<ObjectNumber, Vec<Entry>>,
+    objects: BTreeMap<ObjectNumber, Rc<Content>>,
     /// Names by the attempt that used them.
     names: BTreeMap<ObjectNumber, u64>,
 }
 
 impl Bucket {
-    pub(crate) fn get(&self, number: ObjectNumber) -> Option<&Vec<Entry>> {
+    pub(crate) fn get(&self, number: ObjectNumber) -> Option<&Rc<Content>> {
         self.objects.get(&number)
     }
 
     /// B10: a name is put by one attempt only, which may arrive more than once.
-    pub(crate) fn put(&mut self, number: ObjectNumber, attempt: u64, content: Vec<Entry>) -> Result<(), Violation> {
+    pub(crate) fn put(&mut self, number: ObjectNumber, attempt: u64, content: Rc<Content>) -> Result<(), Violation> {
         if *self.names.entry(number).or_insert(attempt) != attempt {
             return Err(format!("B10: object {number} was put by two attempts"));
         }
@@ -221,6 +316,8 @@ pub(crate) struct KeyStore {
     rows: BTreeMap<SessionKey, KeyRow>,
     /// Sessions whose key does not open for now.
     pub(crate) closed: BTreeSet<SessionKey>,
+    /// And those that were such at some time.
+    pub(crate) were_closed: BTreeSet<SessionKey>,
 }
 
 impl KeyStore {

@@ -1,23 +1,31 @@
-//! One run: batchers, clients, an operator and a collector around the models, driven by a queue of events in virtual time.
+//! One run: batchers, compactors, clients, readers, an operator and a collector around the models, driven by a queue of events
+//! in virtual time.
 //! Every choice comes from the seed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 use engine::batching::{
     Config, Effect, Fate, Flush, FlushId, Input, Machine, Published, QuestionId, RecordKind, RecordMeta, Staged,
 };
+use engine::compaction;
 use fastrand::Rng;
 use schemas::shared_object::QuarantineReason;
 use schemas::{SessionId, SessionKey, StreamSeq, WorkspaceId};
 use uuid::Uuid;
 
 mod check;
+mod compactor;
 mod process;
+mod reader;
 
 use crate::faults::{Faults, Happened, Kind};
 use crate::log::{Fetched, Log, Record};
 use crate::mutants::Mutant;
-use crate::store::{Bucket, Entry, Index, KeyRow, KeyStore, ObjectNumber, ObjectState, Publishing, Stored, Violation};
+use crate::store::{
+    Bucket, Content, Entry, Index, KeyRow, KeyStore, ObjectKind, ObjectNumber, ObjectState, Publishing, Stored,
+    Violation,
+};
 
 /// Times in milliseconds.
 const SAFETY_MS: u64 = 5_000;
@@ -26,7 +34,13 @@ const LIVENESS_MS: u64 = 60_000;
 const SESSION_TIMEOUT_MS: u64 = 400;
 const LOCK_TIMEOUT_MS: u64 = 300;
 const STAGED_GRACE_MS: u64 = 1_500;
-const CONDEMNED_GRACE_MS: u64 = 300;
+const CONDEMNED_GRACE_MS: u64 = 500;
+/// A reading takes less: what it began with is there until its end (C3).
+const READING_MS_MAX: u64 = 400;
+/// Silence that ends a session.
+const SILENCE_MS: u64 = 700;
+/// Beyond the age at which a shared object is merged, it is drained within this in a healthy world (C6).
+const DRAINING_MS: u64 = 12_000;
 
 /// Each run draws its own bounds; these stay.
 const CONFIG: Config = Config {
@@ -43,7 +57,24 @@ const CONFIG: Config = Config {
 };
 const RECORD_BYTES_MAX: u64 = 400;
 
-/// A process: the number of a batcher, and how often it was started.
+/// Each run draws its own bounds; these stay.
+const COMPACTION: compaction::Config = compaction::Config {
+    runs: compaction::RunConfig { run_bytes_min: 2_000, run_age_ms: 400, run_bytes_max: 6_000, run_objects_max: 6 },
+    interval_ms: 100,
+    lease_ms: 600,
+    runs_at_once: 2,
+    finals_at_once: 3,
+    merges_at_once: 4,
+    bytes_max: 10_000,
+    footers_bytes_max: 20_000,
+    finals_per_look: 5,
+    retry_min_ms: 10,
+    retry_max_ms: 300,
+    // Another one in each process.
+    spread_seed: 0,
+};
+
+/// A process: the number of a batcher or compactor, and how often it was started.
 type Process = (usize, u64);
 
 #[derive(Debug)]
@@ -54,7 +85,7 @@ struct Work {
     held: Vec<Record>,
     object: Option<ObjectNumber>,
     staged: Staged,
-    content: Option<Vec<Entry>>,
+    content: Option<Rc<Content>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -121,7 +152,7 @@ enum Op {
     AskLog { partition: i32, question: QuestionId },
     Keys { flush: Flush, object: Option<ObjectNumber> },
     Stage { flush: Flush, object: Option<ObjectNumber>, aside: Vec<SessionKey>, shredded: Vec<SessionKey> },
-    Upload { flush: FlushId, object: ObjectNumber, attempt: u64, content: Vec<Entry> },
+    Upload { flush: FlushId, object: ObjectNumber, attempt: u64, content: Rc<Content> },
     Publish { publishing: Box<Publishing>, truth: Vec<Record>, staged: Staged, waited_ms: u64 },
     LookUp { flush: FlushId, attempt: u32, partition: i32, next: u64, waited_ms: u64 },
 }
@@ -162,6 +193,35 @@ enum Event {
     },
     /// The second step of the mutant that collects by age.
     RemoveObjects(Vec<ObjectNumber>),
+    /// A compactor's work reaches its server. `given_up`: the process was told that it failed.
+    Compact {
+        process: Process,
+        task: compaction::TaskId,
+        op: Box<compactor::Op>,
+        given_up: bool,
+        waited_ms: u64,
+    },
+    CompactorTick {
+        process: Process,
+        tick: u64,
+    },
+    CompactorGraceOver(Process),
+    CompactorAnswer {
+        process: Process,
+        task: compaction::TaskId,
+        answer: compaction::Answer,
+    },
+    /// A swap that was sent for commit ends one way or the other.
+    EndSwap {
+        swap: Box<compactor::Swap>,
+        commits: bool,
+    },
+    /// The second step of the mutants that swap in two transactions.
+    HalfSwap(Box<compactor::Swap>),
+    /// A reader opens a session.
+    Read,
+    /// And fetches the next of its objects.
+    ReadOn(Box<reader::Reading>),
     Produce,
     Rebalance,
     Revoke {
@@ -190,6 +250,7 @@ enum Event {
     Recreate,
     Collect,
     Delete,
+    Tombstone(SessionKey),
     Shred(SessionKey),
     CloseKey,
     OpenKey(SessionKey),
@@ -200,8 +261,10 @@ enum Event {
 /// The clients' ledger.
 #[derive(Debug, Default)]
 struct Ledger {
-    /// Acknowledged records of each batch, with the batch's content.
-    batches: BTreeMap<(SessionKey, StreamSeq), (u64, Vec<u64>)>,
+    /// Acknowledged records of each batch, with their contents.
+    batches: BTreeMap<(SessionKey, StreamSeq), Vec<(u64, u64)>>,
+    /// Batches that are the last of their stream.
+    ends: BTreeSet<(SessionKey, StreamSeq)>,
     /// Next seq by stream.
     next: BTreeMap<(SessionKey, u32), u32>,
     sessions: Vec<SessionKey>,
@@ -229,7 +292,16 @@ pub(crate) struct World {
     owner: BTreeMap<i32, Process>,
     revoking: BTreeSet<i32>,
     ledger: Ledger,
+    compactors: Vec<compactor::Node>,
+    compaction: compaction::Config,
+    /// What readers have to find.
+    visible: reader::Visible,
+    /// Sessions whose bytes in an object are damaged.
+    corrupt: BTreeSet<(ObjectNumber, SessionKey)>,
+    healed_ms: u64,
     database_skew_ms: u64,
+    /// The greatest that it was.
+    database_skew_max_ms: u64,
     next_object: ObjectNumber,
     next_attempt: u64,
     /// Offsets noted at Kafka, which nothing depends on.
@@ -291,6 +363,12 @@ impl World {
         };
         let mut log = Log::default();
         log.grow(partitions);
+        let compaction = compactor::config(&mut rng);
+        let mut of_nodes = compaction;
+        if mutant == Some(Mutant::RunsBySizeAlone) {
+            of_nodes.runs.run_age_ms = u64::MAX;
+        }
+        let compactors = rng.usize(1..=2);
         let mut world = Self {
             rng,
             mutant,
@@ -310,7 +388,13 @@ impl World {
             owner: BTreeMap::new(),
             revoking: BTreeSet::new(),
             ledger: Ledger::default(),
+            compactors: (nodes..nodes + compactors).map(|number| compactor::Node::new(of_nodes, number, 0)).collect(),
+            compaction,
+            visible: reader::Visible::default(),
+            corrupt: BTreeSet::new(),
+            healed_ms: 0,
             database_skew_ms: 0,
+            database_skew_max_ms: 0,
             next_object: 0,
             next_attempt: 0,
             noted: BTreeMap::new(),
@@ -326,8 +410,12 @@ impl World {
         for number in 0..nodes {
             world.after(1, Event::Fetch((number, 0)));
         }
+        for number in nodes..nodes + compactors {
+            world.after(1, Event::CompactorTick { process: (number, 0), tick: 0 });
+        }
         world.after(0, Event::Rebalance);
         world.after(1, Event::Produce);
+        world.after(100, Event::Read);
         world.after(200, Event::Collect);
         for (rate_ms, event) in world.faults.schedule() {
             let first = world.rng.u64(1..=rate_ms * 2);
@@ -370,14 +458,29 @@ impl World {
         }
     }
 
+    /// What time it is by the database's clock.
+    fn database_ms(&self) -> u64 {
+        self.now_ms + self.database_skew_ms
+    }
+
     fn is_current(&self, process: Process) -> bool {
-        let node = &self.nodes[process.0];
-        node.is_alive && node.incarnation == process.1
+        match self.nodes.get(process.0) {
+            Some(node) => node.is_alive && node.incarnation == process.1,
+            None => self.compactor(process).is_some(),
+        }
+    }
+
+    fn paused_until(&self, number: usize) -> Option<u64> {
+        let paused_until = match self.nodes.get(number) {
+            Some(node) => node.paused_until,
+            None => self.compactors[number - self.nodes.len()].paused_until,
+        };
+        paused_until.filter(|until| *until > self.now_ms)
     }
 
     /// A frozen process does nothing until it wakes up.
     fn put_off(&mut self, process: Process, event: &Event) -> bool {
-        let Some(until) = self.nodes[process.0].paused_until.filter(|until| *until > self.now_ms) else { return false };
+        let Some(until) = self.paused_until(process.0) else { return false };
         let wait = until - self.now_ms + self.rng.u64(0..20);
         self.after(wait, event.clone());
         true
@@ -388,6 +491,9 @@ impl World {
             Event::Tick { process, .. }
             | Event::Fetch(process)
             | Event::Answer { process, .. }
+            | Event::CompactorTick { process, .. }
+            | Event::CompactorAnswer { process, .. }
+            | Event::CompactorGraceOver(process)
             | Event::Revoke { process, .. }
             | Event::Assign { process, .. }
             | Event::TopicBack { process, .. }
@@ -430,6 +536,22 @@ impl World {
                     self.commit(&publishing, &truth, &staged)?;
                 }
             }
+            Event::Compact { process, task, op, given_up, waited_ms } => {
+                self.compact(process, task, op, given_up, waited_ms)?;
+            }
+            Event::CompactorTick { process, tick } => {
+                if self.compactor(process).is_some_and(|node| node.tick == tick) {
+                    self.compactor_input(process, compaction::Input::Tick)?;
+                }
+            }
+            Event::CompactorAnswer { process, task, answer } => {
+                self.compactor_input(process, compaction::Input::Answer { task, answer })?;
+            }
+            Event::CompactorGraceOver(process) => self.compactor_input(process, compaction::Input::GraceOver)?,
+            Event::EndSwap { swap, commits } => self.end_swap(&swap, commits)?,
+            Event::HalfSwap(swap) => self.half_swap(&swap)?,
+            Event::Read => self.read()?,
+            Event::ReadOn(reading) => self.read_on(reading)?,
             Event::InsertUnlocked { partition, sessions } => {
                 for key in sessions {
                     let row = self.index.sessions.entry(key).or_default();
@@ -442,10 +564,9 @@ impl World {
             Event::MakeLive { process, publishing } => {
                 if self.is_current(process)
                     && let Some((number, content)) = &publishing.object
-                    && let Some(row) = self.index.objects.get_mut(number)
                 {
-                    row.state = ObjectState::Live;
-                    row.content.clone_from(content);
+                    let times = (self.database_ms(), self.now_ms);
+                    self.index.turn_live(*number, content, times);
                 }
             }
             Event::RemoveObjects(numbers) => {
@@ -495,17 +616,27 @@ impl World {
                 self.again(self.faults.shutdown_ms, Event::Shutdown);
             }
             Event::ClockJump => {
-                let number = self.rng.usize(0..self.nodes.len());
-                self.nodes[number].skew_ms += self.rng.u64(100..4_000_000);
+                let number = self.rng.usize(0..self.nodes.len() + self.compactors.len());
+                let jump_ms = self.rng.u64(100..4_000_000);
                 self.happened.clock_jumps += 1;
-                let process = (number, self.nodes[number].incarnation);
-                if self.is_current(process) && self.nodes[number].paused_until.is_none() {
-                    self.input(process, Input::Tick)?;
+                if let Some(node) = self.nodes.get_mut(number) {
+                    node.skew_ms += jump_ms;
+                    let process = (number, node.incarnation);
+                    if self.is_current(process) && self.nodes[number].paused_until.is_none() {
+                        self.input(process, Input::Tick)?;
+                    }
+                } else {
+                    self.jump_compactor(number, jump_ms)?;
                 }
                 self.again(self.faults.clock_ms, Event::ClockJump);
             }
             Event::DatabaseClockJump => {
-                self.database_skew_ms += self.rng.u64(100..10_000);
+                // Forward, and back again.
+                let jump_ms = self.rng.u64(100..10_000);
+                let is_forward = self.rng.bool();
+                let jumped = if is_forward { self.database_skew_ms + jump_ms } else { self.database_skew_ms / 2 };
+                self.database_skew_ms = jumped;
+                self.database_skew_max_ms = self.database_skew_max_ms.max(jumped);
                 self.happened.database_clock_jumps += 1;
                 self.again(self.faults.database_clock_ms, Event::DatabaseClockJump);
             }
@@ -527,17 +658,27 @@ impl World {
             Event::Delete => {
                 if !self.ledger.sessions.is_empty() {
                     let key = self.ledger.sessions[self.rng.usize(0..self.ledger.sessions.len())];
-                    self.index.delete(key);
-                    self.happened.deletions += 1;
-                    let wait = self.rng.u64(1..400);
-                    self.after(wait, Event::Shred(key));
+                    self.after(0, Event::Tombstone(key));
                 }
                 self.again(self.faults.delete_ms, Event::Delete);
             }
-            Event::Shred(key) => self.keys.shred(key),
+            Event::Tombstone(key) if self.index.locked_sessions.contains(&key) => {
+                self.after(5, Event::Tombstone(key));
+            }
+            Event::Tombstone(key) => {
+                self.index.delete(key);
+                self.happened.deletions += 1;
+                let wait = self.rng.u64(1..400);
+                self.after(wait, Event::Shred(key));
+            }
+            Event::Shred(key) => {
+                self.keys.shred(key);
+                self.condemn_own(key);
+            }
             Event::CloseKey => {
                 if let Some(key) = self.ledger.sessions.last().copied() {
                     self.keys.closed.insert(key);
+                    self.keys.were_closed.insert(key);
                     let wait = self.rng.u64(50..2_000);
                     self.after(wait, Event::OpenKey(key));
                 }
@@ -664,8 +805,8 @@ impl World {
     // Processes come and go.
 
     fn crash(&mut self) {
-        let number = self.rng.usize(0..self.nodes.len());
-        let node = &mut self.nodes[number];
+        let number = self.rng.usize(0..self.nodes.len() + self.compactors.len());
+        let Some(node) = self.nodes.get_mut(number) else { return self.crash_compactor(number) };
         if !node.is_alive {
             return;
         }
@@ -678,6 +819,9 @@ impl World {
     }
 
     fn restart(&mut self, number: usize) {
+        if number >= self.nodes.len() {
+            return self.restart_compactor(number);
+        }
         if self.nodes[number].is_alive {
             return;
         }
@@ -690,9 +834,9 @@ impl World {
     }
 
     fn pause(&mut self) {
-        let number = self.rng.usize(0..self.nodes.len());
+        let number = self.rng.usize(0..self.nodes.len() + self.compactors.len());
         let ms = self.rng.u64(10..1_500);
-        let node = &mut self.nodes[number];
+        let Some(node) = self.nodes.get_mut(number) else { return self.pause_compactor(number, ms) };
         if !node.is_alive || node.paused_until.is_some_and(|until| until > self.now_ms) {
             return;
         }
@@ -708,8 +852,8 @@ impl World {
     }
 
     fn shut_down(&mut self) -> Result<(), Violation> {
-        let number = self.rng.usize(0..self.nodes.len());
-        let node = &mut self.nodes[number];
+        let number = self.rng.usize(0..self.nodes.len() + self.compactors.len());
+        let Some(node) = self.nodes.get_mut(number) else { return self.shut_down_compactor(number) };
         if !node.is_alive || node.is_stopping || node.paused_until.is_some_and(|until| until > self.now_ms) {
             return Ok(());
         }
@@ -784,15 +928,23 @@ impl World {
         let place = StreamSeq::new(stream, *seq).expect("a small stream");
         *seq += 1;
         let content = self.rng.u64(..);
+        if self.rng.u32(0..100) < 4 {
+            self.ledger.ends.insert((key, place));
+        }
         self.append_batch(key, place, content, bytes);
     }
 
-    /// A client that did not hear the answer sends the same bytes again.
+    /// A client that did not hear the answer sends the same bytes again; a broken one sends others.
     fn retry_batch(&mut self, bytes: u64) {
         let latest = self.ledger.batches.iter().rev().nth(self.rng.usize(0..12));
-        if let Some(((key, place), (content, _))) = latest {
-            let (key, place, content) = (*key, *place, *content);
+        if let Some(((key, place), sent)) = latest {
+            let (key, place) = (*key, *place);
+            let mut content = sent.first().map_or(0, |(_, content)| *content);
             self.happened.retries += 1;
+            if self.rng.u32(0..1_000) < self.faults.conflicting {
+                self.happened.conflicting += 1;
+                content = self.rng.u64(..);
+            }
             self.append_batch(key, place, content, bytes);
         }
     }
@@ -800,8 +952,7 @@ impl World {
     fn append_batch(&mut self, key: SessionKey, place: StreamSeq, content: u64, bytes: u64) {
         let partition = self.partition_of(key);
         let record = self.log.append(partition, bytes, RecordKind::Batch { key, place, content });
-        let batch = self.ledger.batches.entry((key, place)).or_insert_with(|| (content, Vec::new()));
-        batch.1.push(record.uid);
+        self.ledger.batches.entry((key, place)).or_default().push((record.uid, content));
     }
 
     /// Retention runs past what is published.
@@ -854,7 +1005,7 @@ impl World {
 
     fn collect(&mut self) -> Result<(), Violation> {
         self.after(200, Event::Collect);
-        let now_ms = self.now_ms + self.database_skew_ms;
+        let now_ms = self.database_ms();
         let is_old = |row: &crate::store::ObjectRow| {
             row.state == ObjectState::Staged && row.staged_ms + STAGED_GRACE_MS <= now_ms
         };
@@ -865,6 +1016,7 @@ impl World {
             self.after(wait, Event::RemoveObjects(old));
         }
         let by_age_alone = self.mutant == Some(Mutant::CollectorByAgeAlone);
+        let without_grace = self.mutant == Some(Mutant::CondemnedRemovedAtOnce);
         let mut deleted = Vec::new();
         for (number, row) in &mut self.index.objects {
             if self.index.locked_objects.contains(number) {
@@ -873,7 +1025,9 @@ impl World {
                 row.state = ObjectState::Condemned;
                 row.condemned_ms = now_ms;
                 self.happened.condemned += 1;
-            } else if row.state == ObjectState::Condemned && row.condemned_ms + CONDEMNED_GRACE_MS <= now_ms {
+            } else if row.state == ObjectState::Condemned
+                && (row.condemned_ms + CONDEMNED_GRACE_MS <= now_ms || without_grace)
+            {
                 deleted.push(*number);
             }
         }
@@ -881,7 +1035,8 @@ impl World {
             // Again and again: an upload that was given up can still land.
             self.bucket.delete(number);
         }
-        self.check_live_objects()
+        self.check_live_objects()?;
+        self.check_draining()
     }
 
     /// B3.

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::{Index, IndexError, LiveObject, failed, live_object, object_columns, signed, unsigned};
 use crate::quarantine::RecordId;
 
-/// A live object that holds unreadable records, or may hold some.
+/// A live object that holds unreadable records or chunks, or may hold some.
 #[derive(Debug, Clone)]
 pub struct QuarantineObject {
     /// The object.
@@ -41,7 +41,7 @@ macro_rules! select_objects {
             "select ",
             object_columns!(),
             ", object.topic, coalesce(set_aside_at, live_at) as set_aside_at from object
-             where kind <> 1 and state = 1 and (quarantined is null or quarantined > 0)"
+             where kind <> 1 and state = 1 and (kind = 2 or quarantined is null or quarantined > 0)"
         )
     };
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use engine::compaction::Standing;
 use schemas::limits::SESSION_URLS_MAX;
 use schemas::shared_object::SessionFilter;
 use schemas::{ObjectId, SessionKey};
@@ -45,13 +46,17 @@ pub struct SessionResult {
     pub ended: bool,
 }
 
-/// A session that may be over.
-#[derive(Debug, Clone)]
-pub struct OpenSession {
-    /// The session.
-    pub key: SessionKey,
-    /// Partitions that its records came from.
-    pub partitions: Vec<i32>,
+/// How a swap went.
+#[derive(Debug)]
+pub enum SwapOutcome {
+    /// It committed.
+    Committed,
+    /// What was to be replaced is not what it was, or a staged row is gone: nothing was changed.
+    Lost,
+    /// It failed before the commit was sent.
+    Failed(IndexError),
+    /// The commit was sent and its answer is not known.
+    Unknown(IndexError),
 }
 
 impl Index {
@@ -113,6 +118,23 @@ impl Index {
         Ok(Some(objects))
     }
 
+    /// Has a claim last for `lease` from now on; `false` when the run is not this owner's any more.
+    pub async fn extend_lease(&self, run: &[ObjectId], owner: Uuid, lease: Duration) -> Result<bool, IndexError> {
+        let ids: Vec<Uuid> = run.iter().map(|id| id.0).collect();
+        let extended = sqlx::query(
+            "with mine as (select id from object where id = any($1) order by id for update)
+             update object set lease_until = now() + make_interval(secs => $3)
+             from mine where object.id = mine.id and object.state = 1 and object.lease_owner = $2",
+        )
+        .bind(&ids)
+        .bind(owner)
+        .bind(lease.as_secs_f64())
+        .execute(&self.pool)
+        .await
+        .map_err(failed("extend lease"))?;
+        Ok(extended.rows_affected() == ids.len() as u64)
+    }
+
     /// Gives a run back that could not be merged.
     pub async fn release_run(&self, run: &[ObjectId], owner: Uuid) -> Result<(), IndexError> {
         let ids: Vec<Uuid> = run.iter().map(|id| id.0).collect();
@@ -170,47 +192,85 @@ impl Index {
             .map_err(failed("stage quarantine object"))
     }
 
-    /// Swaps a run for its results, in one transaction (C2). `false` when the run is not this owner's any more: nothing
-    /// was changed. A quarantine object comes with the filter of the sessions that it holds frames of; without one it may
-    /// hold any. Sessions that were deleted meanwhile are left out; their staged objects are the collector's.
+    /// Swaps a run for its results, in one transaction (C2). A quarantine object comes with the filter of the sessions that
+    /// it holds frames of; without one it may hold any. Sessions that were deleted meanwhile are left out; their staged objects
+    /// are the collector's.
     pub async fn publish_run(
         &self,
         run: &[ObjectId],
         owner: Uuid,
         results: &[SessionResult],
         quarantine: Option<(&Uploaded, Option<&SessionFilter>)>,
-    ) -> Result<bool, IndexError> {
+    ) -> SwapOutcome {
+        self.swap(async |tx| swap_run(tx, run, owner, results, quarantine).await).await
+    }
+
+    async fn swap(&self, change: impl AsyncFnOnce(&mut PgConnection) -> Result<bool, IndexError>) -> SwapOutcome {
+        let mut tx = match self.pool.begin().await {
+            Ok(tx) => tx,
+            Err(error) => return SwapOutcome::Failed(failed("begin swap")(error)),
+        };
+        match change(&mut tx).await {
+            Ok(true) => {}
+            Ok(false) => return SwapOutcome::Lost,
+            Err(error) => return SwapOutcome::Failed(error),
+        }
+        match tx.commit().await {
+            Ok(()) => SwapOutcome::Committed,
+            // A refusal by the server is an answer; anything else leaves it open.
+            Err(error @ sqlx::Error::Database(_)) => SwapOutcome::Failed(failed("commit swap")(error)),
+            Err(error) => SwapOutcome::Unknown(failed("commit swap")(error)),
+        }
+    }
+
+    /// What came of the swap of a run whose answer was lost. Locks the run's rows: the transaction may still be on its way,
+    /// and this waits for its end. `results` are all objects that it would have made live.
+    pub async fn look_up_run(
+        &self,
+        run: &[ObjectId],
+        owner: Uuid,
+        results: &[ObjectId],
+    ) -> Result<Standing, IndexError> {
         let ids: Vec<Uuid> = run.iter().map(|id| id.0).collect();
-        let mut tx = self.pool.begin().await.map_err(failed("begin swap"))?;
-        if !publish_results(&mut tx, results, false).await? {
-            return Ok(false);
-        }
-        if let Some((object, filter)) = quarantine
-            && !make_live_from(&mut tx, object, filter.map(SessionFilter::as_bytes), &ids).await?
-        {
-            return Ok(false);
-        }
-        let condemned = sqlx::query(
-            "with mine as (select id from object where id = any($1) order by id for update)
-             update object set state = 2, condemned_at = now(), lease_owner = null, lease_until = null
-             from mine where object.id = mine.id and object.state = 1 and object.lease_owner = $2",
+        let mut tx = self.pool.begin().await.map_err(failed("begin look-up"))?;
+        let rows = sqlx::query(
+            "select state = 1 and lease_owner is not distinct from $2 as open from object where id = any($1)
+             order by id for update",
         )
         .bind(&ids)
         .bind(owner)
-        .execute(&mut *tx)
+        .fetch_all(&mut *tx)
         .await
-        .map_err(failed("condemn run"))?;
-        if condemned.rows_affected() != ids.len() as u64 {
-            return Ok(false);
-        }
-        tx.commit().await.map_err(failed("commit swap"))?;
-        Ok(true)
+        .map_err(failed("look up run"))?;
+        let is_open = rows.len() == ids.len() && rows.iter().all(|row| row.get("open"));
+        let standing = standing(&mut tx, results, is_open).await?;
+        tx.rollback().await.map_err(failed("end look-up"))?;
+        Ok(standing)
+    }
+
+    /// The same for the swap of a session's parts, under the session's lock.
+    pub async fn look_up_final(
+        &self,
+        key: &SessionKey,
+        result: ObjectId,
+        parts: &[ObjectId],
+    ) -> Result<Standing, IndexError> {
+        let mut tx = self.pool.begin().await.map_err(failed("begin look-up"))?;
+        lock_live_sessions(&mut tx, &[*key]).await?;
+        let live: i64 = sqlx::query_scalar("select count(*) from object where id = any($1) and state = 1")
+            .bind(parts.iter().map(|id| id.0).collect::<Vec<_>>())
+            .fetch_one(&mut *tx)
+            .await
+            .map_err(failed("look up parts"))?;
+        let standing = standing(&mut tx, &[result], live == parts.len() as i64).await?;
+        tx.rollback().await.map_err(failed("end look-up"))?;
+        Ok(standing)
     }
 
     /// Sessions that are over, by end mark or silence, and not yet one object. Oldest activity first.
-    pub async fn sessions_over(&self, silence: Duration, limit: i64) -> Result<Vec<OpenSession>, IndexError> {
+    pub async fn sessions_over(&self, silence: Duration, limit: i64) -> Result<Vec<SessionKey>, IndexError> {
         let rows = sqlx::query(
-            "select workspace_id, id as session_id, partitions from session
+            "select workspace_id, id as session_id from session
              where state = 0 and not final
                  and (end_seen or last_activity_at < now() - make_interval(secs => $1))
                  and exists (select from object o
@@ -223,7 +283,7 @@ impl Index {
         .fetch_all(&self.pool)
         .await
         .map_err(failed("list sessions that are over"))?;
-        Ok(rows.iter().map(|row| OpenSession { key: session_key(row), partitions: row.get("partitions") }).collect())
+        Ok(rows.iter().map(session_key).collect())
     }
 
     /// Live objects of one session, in the order in which they were made.
@@ -241,25 +301,10 @@ impl Index {
         rows.iter().map(live_object).collect()
     }
 
-    /// Replaces a session's parts by one object, in one transaction. `false` when something else happened to the session
-    /// meanwhile: nothing was changed.
-    pub async fn publish_final(&self, result: &SessionResult) -> Result<bool, IndexError> {
-        let mut tx = self.pool.begin().await.map_err(failed("begin final swap"))?;
-        // Under the session's lock: a part that a run added meanwhile would be left beside the one object.
-        lock_live_sessions(&mut tx, &[result.key]).await?;
-        let live =
-            sqlx::query("select id from object where kind = 1 and state = 1 and workspace_id = $1 and session_id = $2")
-                .bind(result.key.workspace.0)
-                .bind(result.key.session.0)
-                .fetch_all(&mut *tx)
-                .await
-                .map_err(failed("list session's parts"))?;
-        let all_replaced = live.iter().all(|row| result.replaces.contains(&ObjectId(row.get("id"))));
-        if !all_replaced || !publish_results(&mut tx, std::slice::from_ref(result), true).await? {
-            return Ok(false);
-        }
-        tx.commit().await.map_err(failed("commit final swap"))?;
-        Ok(true)
+    /// Replaces a session's parts by one object, in one transaction. It is lost when something else happened to the session
+    /// meanwhile.
+    pub async fn publish_final(&self, result: &SessionResult) -> SwapOutcome {
+        self.swap(async |tx| swap_parts(tx, result).await).await
     }
 
     /// Marks a session as final whose live objects are these, and stay as they are. `false` when they are others by now.
@@ -294,6 +339,67 @@ async fn lock_live_sessions(tx: &mut PgConnection, keys: &[SessionKey]) -> Resul
     Ok(rows.iter().filter(|row| row.get::<i16, _>("state") == 0).map(session_key).collect())
 }
 
+/// Whether everything was as it had to be.
+async fn swap_run(
+    tx: &mut PgConnection,
+    run: &[ObjectId],
+    owner: Uuid,
+    results: &[SessionResult],
+    quarantine: Option<(&Uploaded, Option<&SessionFilter>)>,
+) -> Result<bool, IndexError> {
+    let ids: Vec<Uuid> = run.iter().map(|id| id.0).collect();
+    if !publish_results(tx, results, false).await? {
+        return Ok(false);
+    }
+    if let Some((object, filter)) = quarantine
+        && !make_live_from(tx, object, filter.map(SessionFilter::as_bytes), &ids).await?
+    {
+        return Ok(false);
+    }
+    let condemned = sqlx::query(
+        "with mine as (select id from object where id = any($1) order by id for update)
+         update object set state = 2, condemned_at = now(), lease_owner = null, lease_until = null
+         from mine where object.id = mine.id and object.state = 1 and object.lease_owner = $2",
+    )
+    .bind(&ids)
+    .bind(owner)
+    .execute(&mut *tx)
+    .await
+    .map_err(failed("condemn run"))?;
+    Ok(condemned.rows_affected() == ids.len() as u64)
+}
+
+async fn swap_parts(tx: &mut PgConnection, result: &SessionResult) -> Result<bool, IndexError> {
+    // Under the session's lock: a part that a run added meanwhile would be left beside the one object.
+    if lock_live_sessions(tx, &[result.key]).await?.is_empty() {
+        return Ok(false);
+    }
+    let live =
+        sqlx::query("select id from object where kind = 1 and state = 1 and workspace_id = $1 and session_id = $2")
+            .bind(result.key.workspace.0)
+            .bind(result.key.session.0)
+            .fetch_all(&mut *tx)
+            .await
+            .map_err(failed("list session's parts"))?;
+    let all_replaced = live.iter().all(|row| result.replaces.contains(&ObjectId(row.get("id"))));
+    Ok(all_replaced && publish_results(tx, std::slice::from_ref(result), true).await?)
+}
+
+/// What came of a swap, once it has ended: an object that was ever live was made so by it.
+async fn standing(tx: &mut PgConnection, results: &[ObjectId], is_open: bool) -> Result<Standing, IndexError> {
+    let made_live: bool =
+        sqlx::query_scalar("select exists (select from object where id = any($1) and live_at is not null)")
+            .bind(results.iter().map(|id| id.0).collect::<Vec<_>>())
+            .fetch_one(&mut *tx)
+            .await
+            .map_err(failed("look up results"))?;
+    Ok(match (made_live, is_open) {
+        (true, _) => Standing::Committed,
+        (false, true) => Standing::Open,
+        (false, false) => Standing::Lost,
+    })
+}
+
 async fn publish_results(tx: &mut PgConnection, results: &[SessionResult], is_final: bool) -> Result<bool, IndexError> {
     let keys: Vec<SessionKey> = results.iter().map(|result| result.key).collect();
     let live = lock_live_sessions(tx, &keys).await?;
@@ -313,7 +419,28 @@ async fn publish_results(tx: &mut PgConnection, results: &[SessionResult], is_fi
         }
         update_session(tx, result, is_final).await?;
     }
+    order_parts(tx, results).await?;
     Ok(true)
+}
+
+/// Parts are read in the order in which they became live: what was merged first stays what readers see (C1). The clock alone does
+/// not tell it, for it can go back, and a transaction that waited for the session's lock has the time at which it began.
+async fn order_parts(tx: &mut PgConnection, results: &[SessionResult]) -> Result<(), IndexError> {
+    sqlx::query(
+        "update object set live_at = before.at + interval '1 microsecond'
+         from (
+             select mine.id, max(other.live_at) as at
+             from object mine join object other using (workspace_id, session_id)
+             where mine.id = any($1) and mine.state = 1 and other.kind = 1 and other.state = 1 and other.id <> mine.id
+             group by mine.id
+         ) before
+         where object.id = before.id and object.live_at <= before.at",
+    )
+    .bind(results.iter().map(|result| result.object.id.0).collect::<Vec<_>>())
+    .execute(&mut *tx)
+    .await
+    .map(drop)
+    .map_err(failed("order parts"))
 }
 
 /// The sums in a session's row: added up while parts come, exact once they are one. Whether the end was seen is what the

@@ -9,7 +9,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row as _};
 use time::OffsetDateTime;
 
-use super::links::{Before, ReferenceFilter, StoredReference, stored_reference};
+use super::links::{StoredReference, stored_reference};
 use super::{Index, IndexError, LiveObject, failed, key_arrays, live_object, object_columns, unsigned};
 
 /// A live session's row.
@@ -81,38 +81,32 @@ pub struct Snapshot {
     pub shared: Vec<LiveObject>,
 }
 
-/// Which sessions are wanted.
-#[derive(Debug, Clone, Default)]
-pub struct Filter {
-    /// Of links with this reference.
-    pub reference: Option<ReferenceFilter>,
-    /// Started at or after.
-    pub from: Option<OffsetDateTime>,
-    /// Started before.
-    pub to: Option<OffsetDateTime>,
-    /// Growing or not.
-    pub state: Option<SessionState>,
-    /// With console errors, or without.
-    pub has_errors: Option<bool>,
-    /// At least this long, milliseconds.
-    pub min_duration_ms: Option<i64>,
-    /// With a page whose origin and path begin with this.
-    pub url: Option<String>,
+/// Whether a session is over; `$1` is the silence after which it is, in seconds. One that became one object was over, and is until
+/// what came later is merged.
+macro_rules! is_over {
+    () => {
+        "(s.end_seen or s.final or s.last_activity_at < now() - make_interval(secs => $1))"
+    };
 }
+pub(super) use is_over;
 
-/// The columns of a [`SessionRow`]; `$1` is the silence after which a session is over, in seconds.
-const COLUMNS: &str = "
+/// The columns of a [`SessionRow`]; `$1` as [`is_over`] has it.
+pub(super) const COLUMNS: &str = concat!(
+    "
     s.workspace_id, s.id, s.link_id, l.reference, l.reference_sealed,
-    (s.end_seen or s.last_activity_at < now() - make_interval(secs => $1)) as is_over,
+    ",
+    is_over!(),
+    " as is_over,
     s.started_at, s.last_activity_at, s.started_at + clairvio.retention(w.plan) as expires_at,
     s.notice_version, s.consented_at, s.receipt_id,
     s.events, s.counts, s.pages, s.errors, s.bytes_received, s.bytes_stored, s.ts_min, s.ts_max, s.partitions,
-    s.active_ms, s.clicks, s.keypresses, s.console, s.failed_requests, s.urls";
+    s.active_ms, s.clicks, s.keypresses, s.console, s.failed_requests, s.urls"
+);
 const TABLES: &str = "
     from session s join workspace w on w.id = s.workspace_id
     left join link l on l.workspace_id = s.workspace_id and l.id = s.link_id";
 
-fn session_row(row: &PgRow) -> Result<SessionRow, IndexError> {
+pub(super) fn session_row(row: &PgRow) -> Result<SessionRow, IndexError> {
     let not_ours = || IndexError::Row("session");
     let counts: Vec<i64> = row.get("counts");
     let counts: [i64; schemas::facts::KINDS] = counts.try_into().map_err(|_| not_ours())?;
@@ -156,48 +150,6 @@ fn session_row(row: &PgRow) -> Result<SessionRow, IndexError> {
 }
 
 impl Index {
-    /// A page of a workspace's live sessions, newest first.
-    pub async fn sessions(
-        &self,
-        workspace: WorkspaceId,
-        silence: Duration,
-        filter: &Filter,
-        before: Option<Before>,
-        limit: u32,
-    ) -> Result<Vec<SessionRow>, IndexError> {
-        let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
-            "select * from (select {COLUMNS} {TABLES}
-                 where s.workspace_id = $2 and s.state = 0
-                     and ($3::text is null or l.reference_hash = $13 or l.reference = $3)
-                     and ($4::timestamptz is null or s.started_at >= $4)
-                     and ($5::timestamptz is null or s.started_at < $5)
-                     and ($6::boolean is null or (s.errors > 0) = $6)
-                     and ($7::bigint is null or s.ts_max - s.ts_min >= $7)
-                     and ($12::text is null
-                         or exists (select from unnest(s.urls) as page (url) where starts_with(page.url, $12)))
-                     and ($9::timestamptz is null or (s.started_at, s.id) < ($9, $10))) found
-             where $8::boolean is null or is_over = $8
-             order by started_at desc, id desc limit $11"
-        )))
-        .bind(silence.as_secs_f64())
-        .bind(workspace.0)
-        .bind(filter.reference.as_ref().map(|reference| reference.clear.as_str()))
-        .bind(filter.from)
-        .bind(filter.to)
-        .bind(filter.has_errors)
-        .bind(filter.min_duration_ms)
-        .bind(filter.state.map(|state| state == SessionState::Ended))
-        .bind(before.map(|before| before.at))
-        .bind(before.map(|before| before.id))
-        .bind(i64::from(limit))
-        .bind(&filter.url)
-        .bind(filter.reference.as_ref().and_then(|reference| reference.hash).map(Vec::from))
-        .fetch_all(&self.pool)
-        .await
-        .map_err(failed("list sessions"))?;
-        rows.iter().map(session_row).collect()
-    }
-
     /// A session and where its bytes are, all by one snapshot: a run that is swapped meanwhile is seen either before or
     /// after (C2).
     pub async fn find_session(&self, key: &SessionKey, silence: Duration) -> Result<Found, IndexError> {
@@ -258,12 +210,14 @@ impl Index {
         Ok(row.is_some_and(|row| row.get::<i16, _>("state") == 0))
     }
 
-    /// Whether a shared object, staged or live, may hold some of this session.
-    pub async fn may_be_shared(&self, key: &SessionKey, partitions: &[i32]) -> Result<bool, IndexError> {
+    /// Whether a shared object, staged or live, of the partitions that the session's row names may hold some of it.
+    pub async fn may_be_shared(&self, key: &SessionKey) -> Result<bool, IndexError> {
         let rows = sqlx::query(
-            "select sessions_filter from object where kind = 0 and state in (0, 1) and partition = any($1)",
+            "select o.sessions_filter from session s join object o on o.partition = any(s.partitions)
+             where s.workspace_id = $1 and s.id = $2 and o.kind = 0 and o.state in (0, 1)",
         )
-        .bind(partitions)
+        .bind(key.workspace.0)
+        .bind(key.session.0)
         .fetch_all(&self.pool)
         .await
         .map_err(failed("find shared objects"))?;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::Write;
+use std::sync::Arc;
 
 use engine::merge::{Location, Merger, Mismatch, Plan, Range, SharedSource, Step};
 use schemas::SessionKey;
@@ -38,9 +39,9 @@ pub fn write_events(
     key: &Key,
     out: &mut impl Write,
 ) -> Result<u64, EventsError> {
-    let plan = plan(content, session);
+    let plan = Arc::new(plan(content, session));
     let mut source = Source { body, content, key, openers: BTreeMap::new(), frames: VecDeque::new() };
-    let mut merger = Merger::new(&plan, Range::ALL);
+    let mut merger = Merger::new(Arc::clone(&plan), Range::ALL, usize::MAX);
     let mut events = 0;
     loop {
         match merger.step()? {

@@ -150,7 +150,7 @@ fn session_parts() -> (Vec<u8>, session_object::Footer) {
     let chunks = shared.chunks.iter().enumerate().filter(|(_, chunk)| chunk.key == session(1));
     let source = |(number, chunk)| SharedSource { object: 0, partition: 3, number, chunk };
     let plan = Plan::build(&[], &chunks.map(source).collect::<Vec<_>>());
-    let mut merger = Merger::new(&plan, Range::ALL);
+    let mut merger = Merger::new(std::sync::Arc::new(plan.clone()), Range::ALL, usize::MAX);
     let mut cutter = FrameCutter::new(90);
     let mut cuts: Vec<Cut> = Vec::new();
     loop {

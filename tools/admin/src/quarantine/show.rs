@@ -72,9 +72,20 @@ pub(super) fn list(found: &Page) -> Value {
             "set_aside_at": moment(damaged.set_aside_at),
         })
     });
+    let chunks = found.chunks.iter().map(|chunk| {
+        json!({
+            "object": chunk.object.to_string(),
+            "session": chunk.session.session.to_string(),
+            "stream": chunk.stream,
+            "batches": chunk.batches,
+            "bytes": chunk.bytes,
+            "set_aside_at": moment(chunk.set_aside_at),
+        })
+    });
     let corrupt = found.corrupt.iter().map(|(object, why)| json!({ "object": object.to_string(), "why": why }));
     json!({
         "items": found.entries.iter().map(item).collect::<Vec<_>>(),
+        "chunks": chunks.collect::<Vec<_>>(),
         "damaged": damaged.collect::<Vec<_>>(),
         "corrupt": corrupt.collect::<Vec<_>>(),
     })
@@ -101,6 +112,15 @@ pub(super) fn render_list(found: &Page, state: State) -> String {
         0 => "no record\n".to_owned(),
         records => format!("{}\n", counted(records, "record", "records")),
     });
+    for chunk in &found.chunks {
+        out.push_str(&format!(
+            "chunk: {} of session {}, stream {}, in {}: it could not be merged when its run was; nothing replays it\n",
+            counted(chunk.batches as u64, "batch", "batches"),
+            chunk.session.session,
+            chunk.stream,
+            chunk.object
+        ));
+    }
     for damaged in &found.damaged {
         let (from, to) = (damaged.at, damaged.at + u64::from(damaged.len));
         out.push_str(&format!(

@@ -181,7 +181,7 @@ impl World {
         let Some(work) = self.nodes[process.0].works.get_mut(&id) else { return };
         let Some(object) = work.object else { return };
         let layout = if stores_deleted { Staged { refused: Vec::new(), ..staged } } else { staged };
-        let content: Vec<Entry> = work
+        let entries: Vec<Entry> = work
             .flush
             .records
             .iter()
@@ -200,7 +200,16 @@ impl World {
                 Some(Entry { uid: held.uid, offset: held.offset, session, stored })
             })
             .collect();
-        work.content = Some(content.clone());
+        let sessions: BTreeSet<SessionKey> = entries.iter().filter_map(|entry| entry.session).collect();
+        let content = Rc::new(self.shared_content(entries));
+        for key in sessions {
+            if self.chance(self.faults.corrupt) {
+                self.corrupt.insert((object, key));
+            }
+        }
+        if let Some(work) = self.nodes[process.0].works.get_mut(&id) {
+            work.content = Some(Rc::clone(&content));
+        }
         self.next_attempt += 1;
         let op = Op::Upload { flush: id, object, attempt: self.next_attempt, content };
         if self.mutant == Some(Mutant::PublishBeforeUpload) {
@@ -222,7 +231,10 @@ impl World {
     /// An answer on its way; now and then it comes twice.
     pub(super) fn answer(&mut self, process: Process, input: Input) {
         let wait = self.latency();
-        if self.chance(self.faults.doubled) {
+        // An epoch is asked for without a number: given twice, it may be taken for the answer to the next assignment's question, whose
+        // swap is then lost, as it must be.
+        let is_numbered = !matches!(input, Input::EpochTaken { .. });
+        if self.chance(self.faults.doubled) && is_numbered {
             self.happened.doubled += 1;
             let later = wait + self.rng.u64(1..400);
             self.after(later, Event::Answer { process, input: input.clone() });
@@ -361,7 +373,7 @@ impl World {
             }
             _ => &flush.first_seen,
         };
-        let now_ms = self.now_ms + self.database_skew_ms;
+        let now_ms = self.database_ms();
         // A name that the mutant keeps has its row already.
         let object =
             object.filter(|number| self.mutant != Some(Mutant::NameReuse) || !self.index.objects.contains_key(number));
