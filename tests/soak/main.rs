@@ -16,6 +16,9 @@ mod harness;
 mod load;
 #[path = "../system/proxy/mod.rs"]
 mod proxy;
+#[expect(dead_code, reason = "tests need more of it than rounds do")]
+#[path = "../system/readings.rs"]
+mod readings;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};

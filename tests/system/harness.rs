@@ -298,6 +298,25 @@ impl<'s> System<'s> {
         Ok((id, key))
     }
 
+    /// Ends a service that stays down until [`System::bring_back`]. It lets go of what it holds.
+    pub(crate) async fn take_down(&self, service: &str) -> Result<()> {
+        self.deployment.supervisor.set_restart(service, false)?;
+        self.deployment.supervisor.terminate(service).await
+    }
+
+    /// Starts a service that was taken down, and waits until it is ready.
+    pub(crate) async fn bring_back(&self, service: &str) -> Result<()> {
+        self.deployment.supervisor.set_restart(service, true)?;
+        self.deployment.supervisor.restart(service).await?;
+        self.deployment.supervisor.wait_ready(service, SOON).await
+    }
+
+    /// Where the bytes of an object lie on disk.
+    pub(crate) fn file_of(&self, key: &ObjectKey) -> PathBuf {
+        let bucket = self.stack.home().join("s3").join("data").join(&self.stack.parts().s3.bucket);
+        bucket.join(format!("{}{key}", self.deployment.prefix))
+    }
+
     /// The footer of an object whose bytes these are, as its trailer says where it is; `None` when its session's key was
     /// destroyed.
     pub(crate) async fn footer(&self, key: ObjectKey, body: &Bytes) -> Result<Option<Footer>> {

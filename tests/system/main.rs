@@ -6,16 +6,20 @@
 //!
 //! A failed test keeps its logs and says where.
 
+mod audit;
 mod bad_input;
 mod batching;
 mod check;
+mod compaction;
 mod consent;
 mod control;
+mod corruption;
 mod crashes;
 mod deletion;
 mod faults;
 mod first_sight;
 mod harness;
+mod listing;
 mod load;
 mod masking;
 mod notes;
@@ -25,10 +29,12 @@ mod plane;
 mod proxy;
 mod quarantine;
 mod reading;
+mod readings;
 mod references;
 mod rotation;
 mod scanner;
 mod sealed;
+mod stalled;
 mod starting;
 mod tenancy;
 mod unsealed;

@@ -16,21 +16,19 @@ use virtual_sdk::{Seen, SessionQuery, until};
 use crate::harness::{SOON, System, run};
 use crate::load;
 
-/// The migrations of the release before.
-const MIGRATIONS_BEFORE: std::ops::RangeInclusive<i64> = 1..=6;
-
-/// A database of this test's own, as the release before left it.
-async fn database_of_the_release_before(system: &System<'_>) -> Result<String> {
+/// A database of this test's own, as the release left it that had so many migrations; gives its address.
+pub(crate) async fn database_of_release(system: &System<'_>, name: &str, migrations: usize) -> Result<String> {
     let url = system.deployment.endpoints().database_url;
     let (server, _) = url.rsplit_once('/').context("an address ends with its database")?;
     let mut connection = PgConnection::connect(&url).await?;
-    sqlx::query("create database release_before").execute(&mut connection).await?;
-    let url = format!("{server}/release_before");
+    sqlx::query(sqlx::AssertSqlSafe(format!("create database {name}"))).execute(&mut connection).await?;
+    let url = format!("{server}/{name}");
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../schemas/migrations");
     let mut migrator = sqlx::migrate::Migrator::new(folder).await?;
-    let before = migrator.migrations.iter().filter(|migration| MIGRATIONS_BEFORE.contains(&migration.version));
-    migrator.migrations = before.cloned().collect::<Vec<_>>().into();
-    ensure!(migrator.migrations.len() == 6, "{} migrations are from before", migrator.migrations.len());
+    let before: Vec<_> = migrator.migrations.iter().take(migrations).cloned().collect();
+    let newest = before.last().map(|migration| migration.version);
+    ensure!(newest == i64::try_from(migrations).ok(), "migration {newest:?} is the last of {migrations}");
+    migrator.migrations = before.into();
     migrator.run(&mut PgConnection::connect(&url).await?).await?;
     Ok(url)
 }
@@ -62,7 +60,7 @@ async fn in_clear(index: &Index) -> Result<i64> {
 fn references_of_the_release_before_are_sealed() -> Result<()> {
     const LINKS: usize = 1_200;
     run(DeploymentOptions::named("before"), &[], async |system| {
-        let url = database_of_the_release_before(system).await?;
+        let url = database_of_release(system, "release_before", 6).await?;
         let index = Index::new(&PostgresConfig { url, connections_max: 4 })?;
         let workspaces = [1, 2, 3].map(|n| WorkspaceId(Uuid::from_u128(n)));
         let mut links = Vec::new();

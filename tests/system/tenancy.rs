@@ -46,7 +46,9 @@ fn case(call: &Call) -> Result<Case> {
         ("post", "/v1/links") => {
             case(None, Some(json!({ "reference": "of-caller", "masking": { "text": "all" } })), 201)
         }
-        ("get", "/v1/links" | "/v1/sessions" | "/v1/keys" | "/v1/workspace" | "/v1/usage") => case(None, None, 200),
+        ("get", "/v1/links" | "/v1/sessions" | "/v1/reads" | "/v1/keys" | "/v1/workspace" | "/v1/usage") => {
+            case(None, None, 200)
+        }
         ("delete", "/v1/links/{id}") => case(Some(Link), None, 204),
         ("get", "/v1/sessions/{id}" | "/v1/sessions/{id}/events") => case(Some(Session), None, 200),
         // An unknown session gets a tombstone in the caller's own workspace.
@@ -150,7 +152,9 @@ fn a_workspace_never_sees_or_changes_anothers() -> Result<()> {
         let (_, b) = plane.workspace("b").await?;
         let calls = plane.spec.calls()?;
         let before = rows(system, system.workspace).await?;
-        for table in ["link", "session", "api_key", "deletion", "workspace", "session_key"] {
+        for table in
+            ["link", "session", "session_page", "session_read", "api_key", "deletion", "workspace", "session_key"]
+        {
             ensure!(before.iter().any(|row| row.contains(table)), "A has no rows in {table}: {before:?}");
         }
         for call in calls.iter().filter(|call| !call.is_operators) {

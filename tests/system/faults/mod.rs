@@ -4,6 +4,7 @@
 //! compares what is read with the ledger, before and after compaction. It gives what the comparison found: what was lost or
 //! doubled is counted by the caller, anything else that is wrong is an error.
 
+mod compactors;
 mod log;
 mod outages;
 mod partitions;
@@ -62,12 +63,14 @@ pub(crate) const ZOMBIES: Fault =
     Fault { name: "zombies", round: |stack, name| processes::are_frozen(stack, name).boxed_local() };
 pub(crate) const RIVALS: Fault =
     Fault { name: "rivals", round: |stack, name| processes::are_rivals(stack, name).boxed_local() };
+pub(crate) const COMPACTORS: Fault =
+    Fault { name: "compactors", round: |stack, name| compactors::are_killed_and_frozen(stack, name).boxed_local() };
 /// Its rounds have a stack of their own.
 pub(crate) const OUTAGES: Fault = Fault { name: "outages", round: |_, name| outages::of_parts(name).boxed_local() };
 
 /// All of them, for those who run them again and again.
 #[cfg(not(test))]
-pub(crate) static ALL: [Fault; 12] = [
+pub(crate) static ALL: [Fault; 13] = [
     S3_UPLOADS,
     S3_REFUSES,
     COMMITS,
@@ -79,6 +82,7 @@ pub(crate) static ALL: [Fault; 12] = [
     KILL_NINE,
     ZOMBIES,
     RIVALS,
+    COMPACTORS,
     OUTAGES,
 ];
 
