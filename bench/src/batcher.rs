@@ -8,7 +8,7 @@
 
 mod counts;
 mod drain;
-mod fill;
+pub(crate) mod fill;
 mod report;
 
 use std::hint::black_box;
@@ -19,6 +19,7 @@ use anyhow::Context;
 use clap::Args;
 use devstack::{Deployment, DeploymentOptions, Stack};
 use serde::Serialize;
+use virtual_sdk::Ledger;
 
 pub use report::Report;
 
@@ -30,6 +31,12 @@ const FLUSH_AGE_MS: u64 = 10_000;
 const FLUSH_BYTES: u64 = 16 << 20;
 const BATCHERS: [usize; 2] = [1, 2];
 const REFERENCE_LEVEL: i32 = 1;
+/// How the programs were built.
+pub(crate) const PROFILE: &str = if cfg!(debug_assertions) {
+    "dev: opt-level 1, with 3 for engine, schemas, sealing and all dependencies"
+} else {
+    "without debug assertions"
+};
 
 /// What a run is asked to do.
 #[derive(Debug, Clone, Args, Serialize)]
@@ -110,7 +117,7 @@ async fn round(
         FLUSH_BYTES,
     );
     let deployment = Deployment::start(stack, &deployment).await?;
-    let filled = source.fill(&deployment.endpoints(), plan).await?;
+    let filled = source.fill(&deployment.endpoints(), plan, &Ledger::default()).await?;
     let drain = drain::run(&deployment, &filled).await?;
     deployment.stop().await?;
     // After it, not beside it: on few cores each would slow the other down.

@@ -9,17 +9,22 @@
 //! it held up.
 
 pub mod batcher;
+pub mod compactor;
 mod figures;
 mod freshness;
+mod hour;
 mod load;
 mod machine;
 pub mod masking;
 mod material;
 mod options;
 mod progress;
+pub mod reading;
 mod report;
 pub mod seal;
+pub mod sizes;
 mod spread;
+mod stored;
 pub mod tokens;
 mod verify;
 

@@ -52,6 +52,16 @@ pub(crate) fn thread_cpu_seconds() -> Option<f64> {
     parse_cpu_seconds(&std::fs::read_to_string("/proc/thread-self/stat").ok()?)
 }
 
+/// The most memory that a process had at any time, in bytes.
+pub(crate) fn peak_bytes(pid: u32) -> Option<u64> {
+    parse_peak_bytes(&std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?)
+}
+
+fn parse_peak_bytes(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? * 1024)
+}
+
 fn cpu_seconds(pid: u32) -> Option<f64> {
     parse_cpu_seconds(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
@@ -76,5 +86,12 @@ mod tests {
         assert_eq!(parse_cpu_seconds("7 (a) S 1"), None);
         assert!(cpu_seconds(std::process::id()).is_some());
         assert!(thread_cpu_seconds().is_some());
+    }
+
+    #[test]
+    fn the_peak_of_memory_is_not_what_there_is_now() {
+        assert_eq!(parse_peak_bytes("VmPeak:\t 9 kB\nVmHWM:\t  250 kB\nVmRSS:\t 7 kB\n"), Some(256_000));
+        assert_eq!(parse_peak_bytes("VmRSS:\t 7 kB\n"), None);
+        assert!(peak_bytes(std::process::id()).is_some());
     }
 }

@@ -43,6 +43,18 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
     },
+    /// What the compactor costs: CPU beside plain zstd over the same bytes, requests to S3, memory in its two large cases.
+    ///
+    /// Starts a private stack, fills logs through the real edges, and lets one compactor merge them. Exits with 1 when anything that
+    /// was acknowledged is not read back, a session is not in one object, or memory is beyond 256 MiB.
+    #[command(after_help = COMPACTOR_EXAMPLES)]
+    Compactor {
+        #[command(flatten)]
+        options: bench::compactor::Options,
+        /// Where the report goes, as JSON. [default: standard output]
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
     /// What checking consent costs: tokens verified per second, a million ended sessions in memory, the spread of a withdrawal.
     ///
     /// Starts a private stack with several edges. Exits with 1 when memory or spread are beyond the design's bounds.
@@ -61,6 +73,16 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
     },
+    /// How soon a session of an hour is there: first and last byte, and requests to S3, while it runs and after compaction.
+    ///
+    /// Starts a private stack. Exits with 1 when a reading gives anything but what was acknowledged.
+    Reading {
+        #[command(flatten)]
+        options: bench::reading::Options,
+        /// Where the report goes, as JSON. [default: standard output]
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
     /// What sealing costs beside the bare cipher, on one core, and the bytes that it adds.
     Seal {
         #[command(flatten)]
@@ -69,7 +91,22 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
     },
+    /// What session objects take by zstd level and size of frames, beside gzip and whole-session zstd, in bytes, MB/s and money.
+    ///
+    /// Sizes are the same on every run. Half a minute on one core.
+    Sizes {
+        #[command(flatten)]
+        options: bench::sizes::Options,
+        /// Where the report goes, as JSON. [default: standard output]
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
 }
+
+const COMPACTOR_EXAMPLES: &str = "\
+Examples:
+  bench compactor --megabytes 60 --giant-megabytes 60       a look, in a minute or two
+  bench compactor --megabytes 400 --giant-megabytes 1000    the two cases that the design bounds";
 
 const BATCHER_EXAMPLES: &str = "\
 Examples:
@@ -103,6 +140,11 @@ async fn run(command: Command) -> anyhow::Result<Verdict> {
             write(&report, out.as_deref())?;
             Ok(report.verdict)
         }
+        Command::Compactor { options, out } => {
+            let report = until_interrupted(compactor_in_private(&options)).await?;
+            write(&report, out.as_deref())?;
+            Ok(report.verdict)
+        }
         Command::Tokens { options, out } => {
             let report = until_interrupted(tokens_in_private(&options)).await?;
             write(&report, out.as_deref())?;
@@ -112,8 +154,17 @@ async fn run(command: Command) -> anyhow::Result<Verdict> {
             write(&bench::masking::run(&options)?, out.as_deref())?;
             Ok(Verdict::Held)
         }
+        Command::Reading { options, out } => {
+            let report = until_interrupted(reading_in_private(&options)).await?;
+            write(&report, out.as_deref())?;
+            Ok(report.verdict)
+        }
         Command::Seal { options, out } => {
             write(&bench::seal::run(&options)?, out.as_deref())?;
+            Ok(Verdict::Held)
+        }
+        Command::Sizes { options, out } => {
+            write(&bench::sizes::run(&options)?, out.as_deref())?;
             Ok(Verdict::Held)
         }
     }
@@ -141,6 +192,20 @@ async fn run_in_private(options: &Options) -> anyhow::Result<Report> {
 async fn batcher_in_private(options: &bench::batcher::Options) -> anyhow::Result<bench::batcher::Report> {
     let private = PrivateStack::start("bench").await?;
     let report = bench::batcher::run(private.stack(), options).await;
+    private.stop().await?;
+    report
+}
+
+async fn reading_in_private(options: &bench::reading::Options) -> anyhow::Result<bench::reading::Report> {
+    let private = PrivateStack::start("bench").await?;
+    let report = bench::reading::run(private.stack(), options).await;
+    private.stop().await?;
+    report
+}
+
+async fn compactor_in_private(options: &bench::compactor::Options) -> anyhow::Result<bench::compactor::Report> {
+    let private = PrivateStack::start("bench").await?;
+    let report = bench::compactor::run(private.stack(), options).await;
     private.stop().await?;
     report
 }

@@ -1,6 +1,7 @@
 //! What the log is filled with: the recordings one after the other, again and again, cut into sessions of equal size.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 use devstack::Endpoints;
@@ -9,7 +10,7 @@ use schemas::http::LinkRequest;
 use serde::Serialize;
 use tokio::time::{Duration, Instant};
 use virtual_sdk::sdk::random_attempt;
-use virtual_sdk::{Api, Body, Encoding, Form, Sdk, SdkOptions, recordings};
+use virtual_sdk::{Api, Body, Content, Encoding, Form, Ledger, Sdk, SdkOptions, recordings};
 
 use crate::progress::Line;
 
@@ -39,6 +40,8 @@ struct Prepared {
     /// Compressed as an SDK does, so that the generator compresses nothing while it sends.
     body: Body,
     events: u64,
+    /// What is demanded of whoever reads it.
+    content: Content,
 }
 
 /// The recordings' batches, in their order.
@@ -60,17 +63,19 @@ pub(crate) struct Filled {
 
 impl Source {
     pub(crate) fn load() -> anyhow::Result<Self> {
-        let recordings = recordings::load()?;
-        let all = recordings
-            .iter()
-            .enumerate()
-            .flat_map(|(place, recording)| recording.batches().iter().map(move |batch| (place, batch)));
-        let batches = all.map(|(place, batch)| {
+        let recordings: Vec<_> = recordings::load()?.into_iter().map(Arc::new).collect();
+        let all = recordings.iter().enumerate().flat_map(|(place, recording)| {
+            recording.batches().iter().zip(0..).map(move |(batch, number)| {
+                (place, batch, Content::Recorded { recording: Arc::clone(recording), batch: number })
+            })
+        });
+        let batches = all.map(|(place, batch, content)| {
             Ok(Prepared {
                 recorded: (place, batch.stream),
                 raw: Body::of_batch(batch, Form::Lines, Encoding::Identity)?.bytes.to_vec(),
                 body: Body::of_batch(batch, Form::Lines, Encoding::Zstd)?,
                 events: batch.events().len() as u64,
+                content,
             })
         });
         let batches: std::io::Result<Vec<Prepared>> = batches.collect();
@@ -87,8 +92,14 @@ impl Source {
         plan(&sizes, raw_bytes, sessions)
     }
 
-    /// Sends all of it through the edge; gives what was acknowledged. A batch that is given up is an error.
-    pub(crate) async fn fill(&self, endpoints: &Endpoints, sessions: &[Vec<Step>]) -> anyhow::Result<Filled> {
+    /// Sends all of it through the edge; gives what was acknowledged, and notes it in the ledger. A batch that is given up is an
+    /// error.
+    pub(crate) async fn fill(
+        &self,
+        endpoints: &Endpoints,
+        sessions: &[Vec<Step>],
+        ledger: &Ledger,
+    ) -> anyhow::Result<Filled> {
         let api = Api::new(&endpoints.api_url, &endpoints.api_key)?;
         let sdk = Sdk::new(&endpoints.edge_url, SdkOptions::default())?;
         let mut links = Vec::new();
@@ -106,7 +117,7 @@ impl Source {
         let sending = sessions
             .iter()
             .enumerate()
-            .map(|(number, steps)| self.send(&sdk, &links[number / SESSIONS_PER_LINK], steps));
+            .map(|(number, steps)| self.send(&sdk, &links[number / SESSIONS_PER_LINK], steps, ledger));
         let mut sent = stream::iter(sending).buffer_unordered(SENDERS);
         let (mut total, line, mut shown) = (Filled::default(), Line::new(), begun);
         while let Some(session) = sent.try_next().await? {
@@ -122,17 +133,18 @@ impl Source {
         Ok(total)
     }
 
-    async fn send(&self, sdk: &Sdk, link: &str, steps: &[Step]) -> anyhow::Result<Filled> {
+    async fn send(&self, sdk: &Sdk, link: &str, steps: &[Step], ledger: &Ledger) -> anyhow::Result<Filled> {
         let deadline = || Instant::now() + GIVE_UP_AFTER;
         let accepted = sdk.accept_until_answered(link, NOTICE_VERSION, &random_attempt(), deadline()).await?;
         let mut sent = Filled { sessions: 1, repetitions: accepted.failures.len() as u64, ..Filled::default() };
         let last_of_stream: BTreeMap<u32, u32> = steps.iter().map(|step| (step.stream, step.seq)).collect();
         for step in steps {
-            let Prepared { raw, body, events, .. } = &self.batches[step.source];
+            let Prepared { raw, body, events, content, .. } = &self.batches[step.source];
             let end = last_of_stream.get(&step.stream) == Some(&step.seq);
             let (stream, seq) = (step.stream, step.seq);
             let sending = sdk.send_until_acknowledged(&accepted.answer, stream, seq, end, body, deadline());
             let delivered = sending.await.with_context(|| format!("fill the log: stream {stream}, seq {seq}"))?;
+            ledger.acknowledge(accepted.answer.id, stream, seq, content.clone());
             sent.batches += 1;
             sent.events += events;
             sent.raw_bytes += raw.len() as u64;
@@ -143,7 +155,7 @@ impl Source {
 }
 
 impl Filled {
-    fn add(&mut self, other: Self) {
+    pub(crate) fn add(&mut self, other: Self) {
         self.sessions += other.sessions;
         self.batches += other.batches;
         self.events += other.events;

@@ -70,11 +70,7 @@ impl Report {
             parameters,
             flush_age_ms: FLUSH_AGE_MS,
             flush_bytes: FLUSH_BYTES,
-            profile: if cfg!(debug_assertions) {
-                "dev: opt-level 1, with 3 for engine, schemas, sealing and all dependencies"
-            } else {
-                "without debug assertions"
-            },
+            profile: super::PROFILE,
             columns: BATCHERS.iter().map(|batchers| Column::of(*batchers, &rounds)).collect(),
             rounds,
         }
