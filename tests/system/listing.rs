@@ -32,7 +32,7 @@ const BEGINNING: OffsetDateTime = datetime!(2026-01-01 00:00 UTC);
 const SILENCE: Duration = Duration::from_secs(1_800);
 /// A statement of a page may look at so many rows of tables and indexes: those that are looked through, each with its link or its
 /// session, and a few of the page itself.
-const ROWS_PER_STATEMENT_MAX: u64 = 2 * LIST_ROWS_MAX as u64 + 2_000;
+const ROWS_PER_STATEMENT_MAX: u64 = 3 * LIST_ROWS_MAX as u64;
 /// And touch so many buffers: some for each row, since a row may lie anywhere.
 const BUFFERS_PER_STATEMENT_MAX: u64 = 6 * LIST_ROWS_MAX as u64;
 
