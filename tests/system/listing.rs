@@ -247,7 +247,7 @@ fn asked() -> Vec<(&'static str, Filter, u128, u32)> {
         ("many links", Filter { reference: reference("all"), ..none() }, 2, 200),
         ("links of some days", Filter { reference: reference("some"), ..none() }, 1, 200),
         ("no link", Filter { reference: reference("none"), ..none() }, 1, 200),
-        ("few links, errors", Filter { reference: reference("few-5"), has_errors: Some(true), ..none() }, 1, 1),
+        ("no errors among few links", Filter { reference: reference("few-5"), has_errors: Some(true), ..none() }, 1, 1),
         ("many links, a rare page", Filter { reference: reference("all"), url: url("/rare"), ..none() }, 1, 5),
         (
             "many links, many pages, long, without errors",
