@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use devstack::DeploymentOptions;
-use schemas::http::{DeletionState, StoredAs};
+use schemas::http::StoredAs;
 use schemas::paths::ObjectKey;
-use schemas::{DeletionId, ErrorCode, ObjectId, SessionId, session_object, shared_object};
+use schemas::{ErrorCode, ObjectId, SessionId, session_object, shared_object};
 use service_kit::keys::TRANSPORT_FILE;
 use sqlx::Row as _;
 use storage::footers::Footer;
@@ -167,18 +167,6 @@ async fn wait_gone(system: &System<'_>, run: &[ObjectKey]) -> Result<()> {
     for key in system.objects.list("shared/").await?.iter().flatten() {
         ensure!(!run.contains(key), "{key} lies in the bucket and no row names it");
     }
-    Ok(())
-}
-
-async fn wait_erased(system: &System<'_>, deletion: DeletionId) -> Result<()> {
-    until("the deletion is erased", LATER, || async {
-        match system.api.deletion(deletion).await {
-            Ok(item) if item.state == DeletionState::Erased => Seen::Done(()),
-            Ok(item) => Seen::not_yet(format_args!("it is {:?}", item.state)),
-            Err(error) => Seen::not_yet(error),
-        }
-    })
-    .await?;
     Ok(())
 }
 
@@ -397,7 +385,7 @@ fn a_damaged_chunk_goes_into_quarantine_alone() -> Result<()> {
         let other = sessions.iter().find(|session| session.id != victim).context("there are others")?.id;
         let deletion = system.api.delete_session(other).await?.deletion_id;
         system.ledger.forget(other);
-        wait_erased(system, deletion).await?;
+        load::wait_erased(&system.api, deletion).await?;
         load::compare_all(system, SOON).await?;
         is_told(system, key)
     })

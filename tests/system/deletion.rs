@@ -5,35 +5,22 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, ensure};
 use devstack::DeploymentOptions;
-use schemas::http::DeletionState;
 use schemas::paths::session_prefix;
 use schemas::plan::Plan;
-use schemas::{DeletionId, SessionId, SessionKey, shared_object};
+use schemas::{SessionId, SessionKey, shared_object};
 use storage::footers::Footer;
 use storage::keystore::KeyRow;
 use virtual_sdk::sdk::random_attempt;
 use virtual_sdk::{Api, Encoding, EventsFormat, Form, Sdk, Seen, Session, SessionQuery, until};
 
 use crate::harness::{LATER, NOTICE_VERSION, SOON, System, link_of, make_control_topic, run};
-use crate::load::{self, small_batch};
+use crate::load::{self, small_batch, wait_erased};
 
 async fn is_deleted(api: &Api, session: SessionId) -> Result<()> {
     let events = api.events(session, EventsFormat::Lines).await.err().and_then(|error| error.status());
     ensure!(events == Some(410), "events of deleted session {session} were answered with {events:?}");
     let item = api.session(session).await.err().and_then(|error| error.status());
     ensure!(item == Some(410), "deleted session {session} was answered with {item:?}");
-    Ok(())
-}
-
-async fn wait_erased(api: &Api, deletion: DeletionId) -> Result<()> {
-    until("the deletion is erased", LATER, || async {
-        match api.deletion(deletion).await {
-            Ok(item) if item.state == DeletionState::Erased => Seen::Done(()),
-            Ok(item) => Seen::not_yet(format_args!("it is {:?}", item.state)),
-            Err(error) => Seen::not_yet(error),
-        }
-    })
-    .await?;
     Ok(())
 }
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use futures::future::try_join_all;
-use schemas::SessionId;
-use schemas::http::{LinkCreated, SessionItem, StoredAs};
+use schemas::http::{DeletionState, LinkCreated, SessionItem, StoredAs};
+use schemas::{DeletionId, SessionId};
 use serde_json::value::RawValue;
 use tokio::time::Instant;
 use virtual_sdk::ledger::mark;
@@ -275,6 +275,19 @@ pub(crate) async fn count_settled(system: &System<'_>) -> Result<Comparison> {
     }
     wait_compacted(system, LATER).await?;
     count_all(system, SOON).await
+}
+
+/// Waits until a deletion is erased.
+pub(crate) async fn wait_erased(api: &Api, deletion: DeletionId) -> Result<()> {
+    until("the deletion is erased", LATER, || async {
+        match api.deletion(deletion).await {
+            Ok(item) if item.state == DeletionState::Erased => Seen::Done(()),
+            Ok(item) => Seen::not_yet(format_args!("it is {:?}", item.state)),
+            Err(error) => Seen::not_yet(error),
+        }
+    })
+    .await?;
+    Ok(())
 }
 
 /// Waits until every session in the ledger is nothing but session objects, and gives them.

@@ -7,7 +7,6 @@ use std::process::{Command, Output};
 use anyhow::{Context, Result, ensure};
 use devstack::{DeploymentOptions, find_binary};
 use rdkafka::producer::{FutureProducer, FutureRecord};
-use schemas::http::DeletionState;
 use schemas::record::{Consent, Header};
 use schemas::{LinkId, ReceiptId, SessionId, SessionKey};
 use sealing::transport::{LogPlace, RecordSealer};
@@ -184,14 +183,7 @@ fn records_that_could_not_be_read_are_listed_and_replayed_exactly_once() -> Resu
         stays_deleted(system, deleted.id).await?;
         load::wait_compacted(system, LATER).await?;
         load::compare_all(system, SOON).await.context("once it is compacted")?;
-        until("the deletion is erased", LATER, || async {
-            match system.api.deletion(deletion).await {
-                Ok(item) if item.state == DeletionState::Erased => Seen::Done(()),
-                Ok(item) => Seen::not_yet(format_args!("it is {:?}", item.state)),
-                Err(error) => Seen::not_yet(error),
-            }
-        })
-        .await?;
+        load::wait_erased(&system.api, deletion).await?;
         stays_deleted(system, deleted.id).await?;
         let left: BTreeSet<String> = list(system, &edges, &[])?.into_keys().collect();
         ensure!(left == refused, "other records are left than those that were refused: {left:?}");
