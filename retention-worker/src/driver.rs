@@ -1,6 +1,6 @@
 //! The worker's loop.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use engine::retention::{Step, next_step};
@@ -23,6 +23,9 @@ use crate::{Config, metrics};
 /// Rows of one transaction, objects of one request.
 const BATCH: i64 = DELETE_KEYS_MAX as i64;
 
+/// How often entries of the read-access audit are looked for that are older than they have to be.
+const AUDIT_INTERVAL: Duration = Duration::from_secs(600);
+
 /// A worker that has not read `control` to its end for this long makes no deletion of a withdrawal: its part is down then.
 const HEARD_WITHIN: Duration = Duration::from_secs(15);
 
@@ -35,6 +38,8 @@ struct Worker {
     put_horizon: Duration,
     /// How far this round through the leaving sessions has come.
     led: Option<Leaving>,
+    /// When it was last looked for entries of the audit that are too old.
+    read_audit: Option<Instant>,
 }
 
 /// Deletes until the shutdown.
@@ -64,7 +69,7 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         .context("follow control entries")?;
     tokio::spawn(following.clone().report(health.part("control"), HEARD_WITHIN, shutdown.clone()));
     tokio::spawn(cleaner.run(index.clone(), publisher()?, following, shutdown.clone()));
-    let mut worker = Worker { config, index, keystore, objects, put_horizon, led: None };
+    let mut worker = Worker { config, index, keystore, objects, put_horizon, led: None, read_audit: None };
     passes::run(&shutdown, interval, &postgres, metrics::FAILURES, async || worker.pass().await).await;
     Ok(())
 }
@@ -90,8 +95,25 @@ impl Worker {
         self.delete(&removable).await?;
         let verifiable = self.index.verifiable(self.put_horizon, BATCH).await?;
         self.verify(&verifiable).await?;
+        let forgetting_goes_on = self.forget_reads().await?;
         let shredding_goes_on = shredded? == DELETE_KEYS_MAX;
-        Ok(shredding_goes_on || expired == BATCH as u64 || removable.len() == DELETE_KEYS_MAX || round_goes_on)
+        Ok(shredding_goes_on
+            || forgetting_goes_on
+            || expired == BATCH as u64
+            || removable.len() == DELETE_KEYS_MAX
+            || round_goes_on)
+    }
+
+    /// Removes entries of the audit that are too old, now and then; whether there may be more.
+    async fn forget_reads(&mut self) -> anyhow::Result<bool> {
+        if self.read_audit.is_some_and(|at| at.elapsed() < AUDIT_INTERVAL) {
+            return Ok(false);
+        }
+        let forgotten = self.index.forget_reads(BATCH).await?;
+        ::metrics::counter!(metrics::READS_FORGOTTEN).increment(forgotten);
+        let is_more = forgotten == BATCH as u64;
+        self.read_audit = (!is_more).then(Instant::now);
+        Ok(is_more)
     }
 
     /// Destroys keys of sessions that are new among the deleted, in one go; how many.

@@ -214,6 +214,7 @@ fn the_database_keeps_the_audit() -> Result<()> {
             "set local session_replication_role = replica; delete from session_read",
             "set local session_replication_role = replica; update session_read set what = 'metadata'",
             "set local clairvio.now = '2100-01-01'; delete from session_read",
+            "create temp table workspace (id uuid) on commit drop; delete from session_read",
         ] {
             let mut tx = pool.begin().await?;
             let answer = sqlx::raw_sql(statement).execute(&mut *tx).await;

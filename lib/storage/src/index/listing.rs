@@ -122,16 +122,16 @@ impl Wanted<'_> {
                      select * from session where workspace_id = $2 and link_id = wanted.link{bounds} offset 0
                  ) few where few.state = 0 order by few.started_at desc, few.id desc limit {LIST_ROWS_MAX}"
             ),
-            // Each session is looked up by its key: without the fence all might be gone through for a few.
+            // Each session is looked up by its key alone: without the fence all might be gone through for a few.
             Along::Pages => format!(
                 "select s.* from (
                      select distinct started_at, session_id from session_page
                      where workspace_id = $2 and url >= $8 and url <= $9{}
                      order by started_at desc, session_id desc limit {LIST_ROWS_MAX}
                  ) page cross join lateral (
-                     select * from session
-                     where workspace_id = $2 and id = page.session_id and started_at = page.started_at and state = 0 offset 0
-                 ) s order by page.started_at desc, page.session_id desc",
+                     select * from session where workspace_id = $2 and id = page.session_id offset 0
+                 ) s where s.started_at = page.started_at and s.state = 0
+                 order by page.started_at desc, page.session_id desc",
                 self.bounds("started_at", "session_id")
             ),
         }

@@ -40,6 +40,20 @@ pub struct ReadsFilter {
 }
 
 impl Index {
+    /// Removes entries that are older than they have to be kept, `limit` at most; gives how many.
+    pub async fn forget_reads(&self, limit: i64) -> Result<u64, IndexError> {
+        sqlx::query(
+            "delete from session_read where (workspace_id, read_at, id) in (
+                 select workspace_id, read_at, id from session_read where read_at < now() - interval '400 days' limit $1
+             )",
+        )
+        .bind(limit)
+        .execute(&self.pool)
+        .await
+        .map(|done| done.rows_affected())
+        .map_err(failed("forget readings"))
+    }
+
     /// Notes that a session is about to be read; `false` when it cannot be, for it is not live: then nothing is noted.
     pub async fn note_read(&self, key: &SessionKey, reading: &Reading) -> Result<bool, IndexError> {
         let noted = sqlx::query(
@@ -84,7 +98,7 @@ impl Index {
         let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
             "select r.*, k.name, k.ending from (
                  select * from session_read r where workspace_id = $1{wanted} order by read_at desc, id desc limit $8
-             ) r left join api_key k on k.id = r.api_key_id
+             ) r left join api_key k on k.id = r.api_key_id and k.workspace_id = r.workspace_id
              order by r.read_at desc, r.id desc"
         )))
         .persistent(false)
