@@ -24,6 +24,7 @@ use storage::reading::Reader;
 use storage::references::{ReferenceError, References};
 use storage::session_keys::SessionKeys;
 
+use crate::readings::Readings;
 use crate::{Config, metrics, routes};
 
 /// What handlers need.
@@ -32,6 +33,8 @@ pub(crate) struct State {
     pub(crate) index: Index,
     pub(crate) keys: SessionKeys,
     pub(crate) reader: Reader,
+    /// Readings of events under way.
+    pub(crate) readings: Readings,
     pub(crate) references: References,
     /// Keys of tokens, as their file has them by now.
     pub(crate) token_keys: Arc<Watched<ControlKeys>>,
@@ -40,9 +43,9 @@ pub(crate) struct State {
     pub(crate) operators: Arc<[[u8; 32]]>,
 }
 
-/// How often references in clear are looked for: an instance of an earlier release may still make links.
 /// Memory for the footers of objects that were read lately.
 const FOOTERS_BYTES_MAX: u64 = 128 * schemas::limits::MIB as u64;
+/// How often references in clear are looked for: an instance of an earlier release may still make links.
 const SEALING_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Serves until the shutdown. It brings the index's schema up to date first: it is the one service that does.
@@ -81,6 +84,7 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         index: stores.index,
         keys: session_keys,
         reader,
+        readings: Readings::new(config.readings_max),
         references,
         token_keys,
         silence: config.silence,

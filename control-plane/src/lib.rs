@@ -1,11 +1,14 @@
 //! The control plane: links, sessions, reading, deletions.
 //!
 //! `routes` has one handler per call of `schemas/openapi.yaml`; `auth` finds the caller's workspace, and no handler sees
-//! anything outside of it; operators see workspaces and links, and nothing that was recorded; `reply` makes answers and refusals.
+//! anything outside of it; operators see workspaces and links, and nothing that was recorded; `readings` bounds how many readings
+//! go on at once, and `pieces` brings what is read to who answers; `reply` makes answers and refusals.
 
 mod auth;
 mod driver;
 mod metrics;
+mod pieces;
+mod readings;
 mod reply;
 mod routes;
 
@@ -39,6 +42,8 @@ pub struct Config {
     pub keys_file: PathBuf,
     /// Silence that ends a session.
     pub silence: Duration,
+    /// Readings of events at once.
+    pub readings_max: usize,
     /// SHA-256 of the keys of operators.
     pub operators: Vec<[u8; 32]>,
 }
@@ -67,6 +72,13 @@ fn hashes(text: &str) -> Option<Vec<[u8; 32]>> {
     text.split(',').filter(|text| !text.trim().is_empty()).map(hash).collect()
 }
 
+const READINGS_MAX: Knob = Knob {
+    name: "CLAIRVIO_READINGS_MAX",
+    doc: "Readings of events at once; a quarter of them at most for one workspace. Each takes up to some 60 MiB while it goes on, most a few.",
+    unit: "readings",
+    default: Some("100"),
+    secret: false,
+};
 const KEYS_FILE: Knob = Knob {
     name: "CLAIRVIO_CONTROL_KEYS_FILE",
     doc: "The key that signs links, made by `clairvio keys make`.",
@@ -96,6 +108,7 @@ impl Config {
             s3: S3Config::load(env),
             keys_file: env.path(&KEYS_FILE),
             silence: ages::session_silence(env),
+            readings_max: env.number(&READINGS_MAX, 1) as usize,
             operators: env.parsed(&OPERATOR_KEY_HASHES, Vec::new(), hashes),
         }
     }

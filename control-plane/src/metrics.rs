@@ -7,6 +7,7 @@ use storage::{objects, session_keys};
 pub(crate) const REQUESTS: &str = "control_requests_total";
 pub(crate) const REQUEST_SECONDS: &str = "control_request_seconds";
 pub(crate) const READS: &str = "control_reads_total";
+pub(crate) const READINGS: &str = "control_readings";
 pub(crate) const READ_BYTES: &str = "control_read_bytes_total";
 
 pub(crate) const REFERENCES_IN_CLEAR: &str = "control_references_in_clear";
@@ -15,7 +16,8 @@ pub(crate) const ALL: &[Described] = &[
     Counter(REQUESTS, "Requests, by route and status."),
     Histogram(REQUEST_SECONDS, "Until the answer's head, by route."),
     Counter(READS, "Readings of events, by how they ended."),
-    Counter(READ_BYTES, "Bytes of events given to readers, before compression."),
+    Counter(READ_BYTES, "Bytes given to readers: of lines as zstd as they are sent, of all else before compression."),
+    Gauge(READINGS, "Readings of events under way."),
     Gauge(
         REFERENCES_IN_CLEAR,
         "Links of an earlier release whose workspace's key cannot be had, so that they lie in clear.",

@@ -173,6 +173,12 @@ pub struct Footer {
 }
 
 impl Footer {
+    /// The footer with the chunks of one session alone; `None` when it has none. What is not read any more is not in it.
+    pub fn of_session(&self, key: &SessionKey) -> Option<Self> {
+        let chunks: Vec<Chunk> = self.chunks.iter().filter(|chunk| chunk.key == *key).cloned().collect();
+        (!chunks.is_empty()).then(|| Self { chunks, quarantined: Vec::new(), ..*self })
+    }
+
     /// The footer's bytes, compressed.
     pub fn encode(&self) -> Vec<u8> {
         let mut writer = Writer::new();

@@ -33,15 +33,20 @@ const HELD_BYTES_MAX: u64 = 4 * MIB as u64;
 const STALLED: Duration = Duration::from_secs(4);
 /// For a deletion to be noticed by a reading that goes on: it asks each second.
 const NOTICED_WITHIN: Duration = Duration::from_secs(3);
+/// What a workspace may have at once: these, and one beside them.
+const READINGS: usize = READERS + READERS_DELETED + 1;
 const SERVED: &str = "control_read_bytes_total";
+const UNDER_WAY: &str = "control_readings";
 
 /// Goal: a reader that stalls holds no memory beyond a bound, no connection and no lock of the index, and nobody else up; a
 /// deletion still ends its reading, and otherwise it gets everything when it reads on. Method: 200 readings of sessions of 8 MiB
-/// are begun and left alone; memory, the index's transactions and locks, and other readings are watched meanwhile.
+/// are begun and left alone, as many as the workspace may have; memory, the index's transactions and locks, and other readings
+/// are watched meanwhile.
 #[test]
 fn stalled_readers_hold_little_and_nobody_up() -> Result<()> {
     let name = "stalled";
     let options = DeploymentOptions::named(name)
+        .with("control-plane", "CLAIRVIO_READINGS_MAX", 4 * READINGS as u64)
         .with("batcher", "CLAIRVIO_FLUSH_AGE_MS", 200)
         .with("compactor", "CLAIRVIO_RUN_AGE_MS", 500)
         .with("compactor", "CLAIRVIO_PASS_INTERVAL_MS", 200);
@@ -77,8 +82,22 @@ fn stalled_readers_hold_little_and_nobody_up() -> Result<()> {
         );
         ensure!(grown <= bound, "{READERS} stalled readers hold {} MiB, {} are allowed", grown >> 20, bound >> 20);
 
+        let last = stall(system, in_object).await?;
+        let under_way = metric(&system.admin_url("control-plane", 1)?, UNDER_WAY).await;
+        ensure!(under_way == READINGS as u64, "{under_way} of {READINGS} readings are under way");
+        let refused = stall(system, in_object).await.err().context("one reading too many was begun")?;
+        ensure!(refused.to_string().contains("rate_limited"), "one reading too many: {refused:#}");
+        drop(last);
+
         system.api.delete_session(deleted).await?;
         system.ledger.forget(deleted);
+        // Though they stall: nobody takes anything.
+        let admin = system.admin_url("control-plane", 1)?;
+        until("readings of the deleted session end", NOTICED_WITHIN, || async {
+            let under_way = metric(&admin, UNDER_WAY).await;
+            if under_way == READERS as u64 { Seen::Done(()) } else { Seen::not_yet(under_way) }
+        })
+        .await?;
         try_join_all(of_deleted.into_iter().map(ends_early)).await.context("readings of a deleted session")?;
 
         // Those that hang up in the middle leave nothing behind either.
@@ -114,9 +133,11 @@ async fn known(system: &System<'_>, session: SessionId) -> Result<Vec<Bytes>> {
     Ok(known)
 }
 
-/// Begins a reading and takes nothing of it: its socket's own buffer is all that fills.
+/// Begins a reading and takes nothing of it: its socket's own buffer is all that fills. A connection of its own: the buffer of one that
+/// was read from has grown, and may take all of the session.
 async fn stall(system: &System<'_>, session: SessionId) -> Result<EventStream> {
-    Ok(system.api.events(session, EventsFormat::Lines).await?)
+    let api = system.api_at(1, &system.deployment.endpoints().api_key)?;
+    Ok(api.events(session, EventsFormat::Lines).await?)
 }
 
 /// Waits until nothing is served any more, and then looks on for a while: others are served, no transaction that began before

@@ -7,12 +7,14 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State as Extract};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
-use engine::merge::Range;
+use engine::merge::{Range, Totals};
 use futures::{StreamExt as _, TryStreamExt as _};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use masking::pages::origin_and_path;
 use schemas::codes::Refusal;
-use schemas::http::{DeletionAccepted, DeletionItem, Page, ReadWhat, SessionItem, SessionState, StoredAs};
+use schemas::http::{
+    Completeness, DeletionAccepted, DeletionItem, Page, ReadWhat, SessionItem, SessionState, StoredAs,
+};
 use schemas::{DeletionId, ErrorCode, SessionId, SessionKey};
 use serde::Deserialize;
 use service_kit::telemetry::chain;
@@ -20,7 +22,7 @@ use storage::index::listing::{Filter, Listed, Wanted};
 use storage::index::reads::Reading;
 use storage::index::sessions::SessionRow;
 use storage::reading::{Form, Opened, ReadError, Session};
-use tokio::sync::mpsc;
+use storage::session_keys::KeyError;
 use tokio_util::io::{ReaderStream, StreamReader};
 use url::Url;
 
@@ -28,10 +30,8 @@ use super::{Answer, cursor, moment, page_limit, parse_cursor, parse_id, query, r
 use crate::auth::{By, Caller, Delete, Read};
 use crate::driver::State;
 use crate::metrics;
+use crate::pieces::{Giving, pieces};
 use crate::reply::Refused;
-
-/// Pieces of a reading that wait for a slow reader; with the merger's batches this bounds its memory.
-const PIECES_WAITING_MAX: usize = 4;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -113,10 +113,8 @@ fn duration_ms(span: Option<(i64, i64)>) -> u64 {
 }
 
 /// A session with all that its footers say: exact at this moment.
-fn detailed(session: &Session, reference: String) -> SessionItem {
-    let totals = session.plan.totals();
+fn detailed(session: &Session, (totals, completeness): (Totals, Completeness), reference: String) -> SessionItem {
     let snapshot = &session.snapshot;
-    let completeness = session.plan.completeness();
     let ended = snapshot.row.state == SessionState::Ended || completeness.ended;
     let in_shared = session.has_shared();
     SessionItem {
@@ -180,8 +178,9 @@ pub(super) async fn get_session(
     let session = open(&state, &caller, &id).await?;
     let row = &session.snapshot.row;
     let mut opened = state.references.open(caller.workspace, vec![(row.link, row.reference.clone())]).await?;
+    let sums = state.reader.sums(&session).await?;
     note(&state, &caller, &session, ReadWhat::Metadata, (None, None)).await?;
-    Ok(Json(detailed(&session, opened.pop().unwrap_or_default())))
+    Ok(Json(detailed(&session, sums, opened.pop().unwrap_or_default())))
 }
 
 #[derive(Deserialize)]
@@ -192,29 +191,63 @@ pub(super) struct EventsQuery {
 }
 
 /// How events are laid out in an answer.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 enum Layout {
     Lines,
     Array,
 }
 
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 enum Compression {
     None,
     Gzip,
     Zstd,
 }
 
-/// The first of the accepted values that we have; a value with `q=0` is not accepted.
-fn accepts(headers: &HeaderMap, name: header::HeaderName, value: &str) -> bool {
-    headers.get_all(name).iter().filter_map(|header| header.to_str().ok()).flat_map(|header| header.split(',')).any(
-        |item| {
-            let mut parts = item.split(';').map(str::trim);
-            let is_value = parts.next().is_some_and(|found| found.eq_ignore_ascii_case(value));
-            is_value
-                && !parts.any(|part| matches!(part.replace(' ', "").as_str(), "q=0" | "q=0.0" | "q=0.00" | "q=0.000"))
-        },
-    )
+/// How much a value is wanted by a header that accepts some, in thousandths (RFC 9110, 12.4.2); `None` where it says nothing of it.
+fn weight(headers: &HeaderMap, name: &header::HeaderName, value: &str) -> Option<u16> {
+    let items = headers.get_all(name).iter().filter_map(|header| header.to_str().ok());
+    let items = items.flat_map(|header| header.split(',')).filter_map(|item| {
+        let mut parts = item.split(';').map(str::trim);
+        let found = parts.next()?;
+        // What names it says more than what stands for anything.
+        let rank = match found {
+            "*" | "*/*" => 0,
+            _ if found.strip_suffix('*').is_some_and(|begin| value.starts_with(begin)) => 1,
+            _ if found.eq_ignore_ascii_case(value) => 2,
+            _ => return None,
+        };
+        let quality = parts.find_map(|part| {
+            let (name, quality) = part.split_once('=')?;
+            name.trim().eq_ignore_ascii_case("q").then(|| quality.trim().parse::<f32>().unwrap_or(1.0))
+        });
+        Some((rank, (quality.unwrap_or(1.0).clamp(0.0, 1.0) * 1000.0).round() as u16))
+    });
+    items.max_by_key(|(rank, _)| *rank).map(|(_, quality)| quality)
+}
+
+impl Layout {
+    /// The one that is wanted most, lines when both are as much.
+    fn wanted(headers: &HeaderMap) -> Self {
+        let weight = |value| weight(headers, &header::ACCEPT, value).unwrap_or(0);
+        if weight("application/json") > weight("application/x-ndjson") { Self::Array } else { Self::Lines }
+    }
+}
+
+impl Compression {
+    /// The one that is wanted most; of those that are as much the one that costs least.
+    fn wanted(headers: &HeaderMap) -> Self {
+        let weight = |value| weight(headers, &header::ACCEPT_ENCODING, value);
+        let (zstd, gzip) = (weight("zstd").unwrap_or(0), weight("gzip").unwrap_or(0));
+        // Whoever says nothing of it takes it, but wants what is named more.
+        let none = weight("identity").unwrap_or(1);
+        match zstd.max(gzip) {
+            0 => Self::None,
+            best if best < none => Self::None,
+            best if best == zstd => Self::Zstd,
+            _ => Self::Gzip,
+        }
+    }
 }
 
 pub(super) async fn get_events(
@@ -226,37 +259,30 @@ pub(super) async fn get_events(
 ) -> Answer<Response> {
     let asked = query(asked)?;
     let range = Range { from: asked.from.unwrap_or(i64::MIN), to: asked.to.unwrap_or(i64::MAX) };
+    let place = state.readings.begin(caller.workspace).ok_or(ErrorCode::RateLimited)?;
     let session = open(&state, &caller, &id).await?;
     note(&state, &caller, &session, ReadWhat::Events, (asked.from, asked.to)).await?;
-    let layout = if accepts(&headers, header::ACCEPT, "application/json") { Layout::Array } else { Layout::Lines };
-    let compression = if accepts(&headers, header::ACCEPT_ENCODING, "zstd") {
-        Compression::Zstd
-    } else if accepts(&headers, header::ACCEPT_ENCODING, "gzip") {
-        Compression::Gzip
-    } else {
-        Compression::None
-    };
+    let (layout, compression) = (Layout::wanted(&headers), Compression::wanted(&headers));
     // Whoever takes lines and zstd is given frames of it, most of them as they are stored.
     let form = match (layout, compression) {
         (Layout::Lines, Compression::Zstd) => Form::Zstd,
         _ => Form::Lines,
     };
-    let (give, mut given) = mpsc::channel::<Result<Bytes, ReadError>>(PIECES_WAITING_MAX);
-    let opened = session;
-    let session = opened.snapshot.row.key.session;
+    let (giving, mut given) = pieces();
     tokio::spawn(async move {
-        if let Err(error) = write_events(&state, &opened, range, layout, form, &give).await {
-            let _ = give.send(Err(error)).await;
+        let mut begun = false;
+        let read = write_events(&state, &session, range, (layout, form), &giving, &mut begun).await;
+        // Here, and not where it is taken: a reader that stalls or is gone takes nothing.
+        if let (true, Err(error)) = (begun, &read) {
+            tell_cut(session.snapshot.row.key.session, error);
         }
+        drop((session, place));
+        giving.end(read);
     });
     // What fails before anything was given is refused as it should be, not cut off.
-    let first = given.recv().await.transpose()?;
-    let rest = futures::stream::poll_fn(move |context| given.poll_recv(context));
+    let first = given.next().await.transpose()?;
     // The answer's head is gone by then: the reader sees a reset, never an end that looks whole.
-    let rest = rest.map_err(move |error| {
-        tell_cut(session, &error);
-        std::io::Error::other("reading ended early")
-    });
+    let rest = given.map_err(|_| std::io::Error::other("reading ended early"));
     let pieces = futures::stream::iter(first.map(Ok)).chain(rest);
     let body = match compression {
         Compression::Gzip => Body::from_stream(ReaderStream::new(GzipEncoder::new(StreamReader::new(pieces)))),
@@ -282,10 +308,13 @@ pub(super) async fn get_events(
 /// Says why an answer was cut off that had begun.
 fn tell_cut(session: SessionId, error: &ReadError) {
     match error {
-        ReadError::Deleted | ReadError::HungUp => {}
+        ReadError::Deleted | ReadError::HungUp | ReadError::Key(KeyError::Shredded(_)) => {}
         error if error.is_damage() => {
             let code = ErrorCode::ObjectCorrupt.as_str();
             tracing::error!(%session, code, error = %chain(error), "read events; the answer was cut off");
+        }
+        ReadError::Pool(_) | ReadError::Key(KeyError::Missing(_) | KeyError::NotUnwrapped(_)) => {
+            tracing::error!(%session, error = %chain(error), "read events; the answer was cut off");
         }
         error => tracing::warn!(%session, error = %chain(error), "read events; the answer was cut off"),
     }
@@ -295,26 +324,25 @@ async fn write_events(
     state: &State,
     session: &Session,
     range: Range,
-    layout: Layout,
-    form: Form,
-    give: &mpsc::Sender<Result<Bytes, ReadError>>,
+    (layout, form): (Layout, Form),
+    giving: &Giving,
+    begun: &mut bool,
 ) -> Result<(), ReadError> {
-    let mut is_first = true;
-    // A reader that hung up wants nothing more: nothing more is fetched for it.
+    let mut elements = Elements::default();
     let send = async |piece: Bytes| {
         ::metrics::counter!(metrics::READ_BYTES).increment(piece.len() as u64);
-        give.send(Ok(piece)).await.map_err(|_| ReadError::HungUp)
+        giving.give(piece).await
     };
     let pieces = |piece: Bytes| {
+        *begun = true;
         send(match layout {
             Layout::Lines => piece,
-            Layout::Array => as_elements(&piece, std::mem::take(&mut is_first)),
+            Layout::Array => elements.of(&piece),
         })
     };
     let mut read = state.reader.events(session, range, form, pieces).await;
     if read.is_ok() && layout == Layout::Array {
-        let end: &'static [u8] = if is_first { b"[]" } else { b"]" };
-        read = send(Bytes::from_static(end)).await;
+        read = send(elements.end()).await;
     }
     let outcome = match &read {
         Ok(()) => "whole",
@@ -326,17 +354,33 @@ async fn write_events(
     read
 }
 
-/// Lines as elements of an array: the newline before each but the first becomes a comma.
-fn as_elements(lines: &[u8], is_first: bool) -> Bytes {
-    let mut out = Vec::with_capacity(lines.len() + 1);
-    out.push(if is_first { b'[' } else { b',' });
-    out.extend_from_slice(lines.strip_suffix(b"\n").unwrap_or(lines));
-    for byte in &mut out {
-        if *byte == b'\n' {
-            *byte = b',';
+/// Lines as elements of an array, wherever they are cut: a newline becomes a comma once something follows it.
+#[derive(Debug, Default)]
+struct Elements {
+    has_begun: bool,
+    is_after_line: bool,
+}
+
+impl Elements {
+    fn of(&mut self, piece: &[u8]) -> Bytes {
+        let Some((last, before)) = piece.split_last() else { return Bytes::new() };
+        let mut out = Vec::with_capacity(piece.len() + 2);
+        if !std::mem::replace(&mut self.has_begun, true) {
+            out.push(b'[');
         }
+        if std::mem::replace(&mut self.is_after_line, *last == b'\n') {
+            out.push(b',');
+        }
+        out.extend(before.iter().map(|byte| if *byte == b'\n' { b',' } else { *byte }));
+        if !self.is_after_line {
+            out.push(*last);
+        }
+        out.into()
     }
-    out.into()
+
+    fn end(&self) -> Bytes {
+        Bytes::from_static(if self.has_begun { b"]" } else { b"[]" })
+    }
 }
 
 pub(super) async fn delete_session(
@@ -368,9 +412,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_become_elements_whatever_the_pieces() {
-        let whole = [as_elements(b"{}\n{\"a\":1}\n", true), as_elements(b"{}\n", false)].concat();
-        assert_eq!(whole, b"[{},{\"a\":1},{}");
+    fn lines_become_elements_wherever_they_are_cut() {
+        let lines = b"{}\n{\"a\":1}\n{}\n";
+        for bytes in 1..=lines.len() {
+            let mut elements = Elements::default();
+            let mut whole: Vec<u8> = lines.chunks(bytes).flat_map(|piece| elements.of(piece)).collect();
+            whole.extend(elements.end());
+            assert_eq!(whole, b"[{},{\"a\":1},{}]", "in pieces of {bytes}");
+        }
+        assert_eq!(Elements::default().end(), "[]");
     }
 
     #[test]
@@ -388,10 +438,42 @@ mod tests {
     }
 
     #[test]
-    fn accept_headers_are_read() {
-        let mut headers = HeaderMap::new();
-        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("gzip;q=0, ZSTD"));
-        assert!(accepts(&headers, header::ACCEPT_ENCODING, "zstd"));
-        assert!(!accepts(&headers, header::ACCEPT_ENCODING, "gzip"));
+    fn what_is_wanted_most_is_given() {
+        let headers = |name: header::HeaderName, value: &'static str| {
+            let mut headers = HeaderMap::new();
+            value.split('|').filter(|value| !value.is_empty()).for_each(|value| {
+                headers.append(name.clone(), HeaderValue::from_static(value));
+            });
+            headers
+        };
+        for (value, expect) in [
+            ("", Layout::Lines),
+            ("*/*", Layout::Lines),
+            ("application/json", Layout::Array),
+            ("Application/JSON; charset=utf-8", Layout::Array),
+            ("application/*", Layout::Lines),
+            ("application/json, */*;q=0.5", Layout::Array),
+            ("application/x-ndjson, application/json;q=0.1", Layout::Lines),
+            ("application/x-ndjson;Q=0.1|application/json; q = 0.2", Layout::Array),
+            ("application/json;q=0", Layout::Lines),
+            ("text/html", Layout::Lines),
+        ] {
+            assert_eq!(Layout::wanted(&headers(header::ACCEPT, value)), expect, "{value}");
+        }
+        for (value, expect) in [
+            ("", Compression::None),
+            ("identity", Compression::None),
+            ("gzip;q=0, ZSTD", Compression::Zstd),
+            ("gzip, zstd;q=0.1", Compression::Gzip),
+            ("gzip, deflate, br, zstd", Compression::Zstd),
+            ("gzip, deflate, br", Compression::Gzip),
+            ("zstd;q=0, *", Compression::Gzip),
+            ("gzip;q=0.5, identity", Compression::None),
+            ("gzip;q=0.5, identity;q=0", Compression::Gzip),
+            ("zstd;Q=0", Compression::None),
+            ("br", Compression::None),
+        ] {
+            assert_eq!(Compression::wanted(&headers(header::ACCEPT_ENCODING, value)), expect, "{value}");
+        }
     }
 }

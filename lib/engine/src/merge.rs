@@ -166,6 +166,12 @@ pub struct Totals {
     pub urls: Vec<String>,
 }
 
+/// Whether two copies of a batch are stored alike.
+fn is_same_content(one: &BatchFacts, other: &BatchFacts) -> bool {
+    let stored = |facts: &BatchFacts| (facts.stored_hash.unwrap_or(facts.content_hash), facts.events, facts.raw_bytes);
+    stored(one) == stored(other)
+}
+
 impl Plan {
     /// The plan of these sources. Sources of session objects are taken in the order given, older ones first.
     pub fn build(merged: &[SessionSource<'_>], shared: &[SharedSource<'_>]) -> Self {
@@ -214,16 +220,17 @@ impl Plan {
     }
 
     /// Keeps the batches of an earlier plan of the same session, wherever they lie by now: a reading goes on with what was there
-    /// when it began.
+    /// when it began. A batch of which another copy counts by now, with other content, is lost to it.
     pub fn restrict(&mut self, to: &Self) -> Result<(), Lost> {
         let mut streams = Vec::with_capacity(to.streams.len());
         for wanted in &to.streams {
             let place = self.streams.binary_search_by_key(&wanted.stream, |stream| stream.stream);
             let mut found = place.map(|place| std::mem::take(&mut self.streams[place].batches)).unwrap_or_default();
-            let seqs: BTreeSet<u32> = wanted.batches.iter().map(|batch| batch.seq).collect();
-            found.retain(|batch| seqs.contains(&batch.seq));
+            let before: BTreeMap<u32, &BatchFacts> =
+                wanted.batches.iter().map(|batch| (batch.seq, &batch.facts)).collect();
+            found.retain(|batch| before.get(&batch.seq).is_some_and(|facts| is_same_content(facts, &batch.facts)));
             let is_lost = |seq: &&u32| found.binary_search_by_key(*seq, |batch| batch.seq).is_err();
-            if let Some(seq) = seqs.iter().find(is_lost) {
+            if let Some(seq) = before.keys().find(is_lost) {
                 return Err(Lost { stream: wanted.stream, seq: *seq });
             }
             streams.push(Stream { stream: wanted.stream, batches: found });
@@ -444,9 +451,13 @@ impl Cursor {
     }
 }
 
+/// Events of a batch: all of them, or as many as there was room for.
 #[derive(Debug)]
 struct Loaded {
     payload: Vec<u8>,
+    /// Where in the batch the payload begins.
+    begins: usize,
+    /// Where in the payload the event behind the next one begins.
     at: usize,
     position: u32,
     next: Option<Event>,
@@ -455,8 +466,10 @@ struct Loaded {
 /// The first event of a batch that was not given yet.
 #[derive(Debug, Clone, Copy)]
 struct PutBack {
+    /// Where it begins in the batch.
     at: usize,
     position: u32,
+    /// Its timestamp, or one that is not greater.
     timestamp: i64,
 }
 
@@ -508,7 +521,11 @@ pub struct Merger {
 
 impl Merger {
     /// The events of `range`. A batch without any of them is not asked for; it still counts for the order, so that a
-    /// part reads in the same order as the whole. No more than `held_max` bytes of batches are held, but always two.
+    /// part reads in the same order as the whole.
+    ///
+    /// No more than `held_max` bytes of batches are held, but always one event. When the batches of streams that go on at once are
+    /// more, each stream keeps its share of them, and its batch is asked for again behind that: of k streams a batch of n bytes is
+    /// asked for about n × k / `held_max` times, however their events alternate.
     pub fn new(plan: Arc<Plan>, range: Range, held_max: usize) -> Self {
         let cursors: Vec<Cursor> = plan.streams.iter().map(|_| Cursor::default()).collect();
         let mut merger = Self { plan, range, cursors, order: BinaryHeap::new(), held: 0, held_max };
@@ -548,10 +565,15 @@ impl Merger {
             return Ok(None);
         };
         let Some(event) = loaded.next.take() else {
-            // The batch is through.
             self.held -= loaded.payload.len();
+            let (at, position) = (loaded.begins + loaded.at, loaded.position);
             cursor.loaded = None;
-            cursor.batch += 1;
+            let facts = &self.plan.streams[index].batches[cursor.batch].facts;
+            if at < facts.raw_bytes as usize {
+                cursor.put_back = Some(PutBack { at, position, timestamp: facts.ts_min });
+            } else {
+                cursor.batch += 1;
+            }
             self.reorder(index);
             return Ok(None);
         };
@@ -594,7 +616,7 @@ impl Merger {
             return Err(Mismatch { stream, batch: cursor.batch });
         }
         let (at, position) = cursor.put_back.take().map_or((0, 0), |put_back| (put_back.at, put_back.position));
-        let mut loaded = Loaded { payload, at, position, next: None };
+        let mut loaded = Loaded { payload, begins: 0, at, position, next: None };
         loaded.advance(stream, cursor.batch)?;
         self.held += loaded.payload.len();
         cursor.loaded = Some(loaded);
@@ -603,8 +625,16 @@ impl Merger {
         Ok(())
     }
 
-    /// Lets go of batches while too much is held: of those that are needed last, and not of this one.
+    /// Lets go of what is beyond each stream's share, once too much is held; then of events that are needed last, and not of this
+    /// stream's.
     fn make_room(&mut self, but: usize) {
+        if self.held > self.held_max {
+            let loaded = || self.cursors.iter().filter(|cursor| cursor.loaded.is_some()).count();
+            let share = self.held_max / loaded().max(1);
+            for loaded in self.cursors.iter_mut().filter_map(|cursor| cursor.loaded.as_mut()) {
+                self.held -= loaded.shorten(share);
+            }
+        }
         while self.held > self.held_max {
             let others = self.cursors.iter().enumerate().filter(|(index, _)| *index != but);
             let held = others.filter_map(|(index, cursor)| Some((cursor.loaded.as_ref()?.next?, index)));
@@ -615,8 +645,11 @@ impl Merger {
                 return;
             };
             let cursor = &mut self.cursors[last];
-            self.held -= cursor.loaded.take().map_or(0, |loaded| loaded.payload.len());
-            cursor.put_back = Some(PutBack { at: next.start, position: next.position, timestamp: next.timestamp });
+            if let Some(loaded) = cursor.loaded.take() {
+                self.held -= loaded.payload.len();
+                let at = loaded.begins + next.start;
+                cursor.put_back = Some(PutBack { at, position: next.position, timestamp: next.timestamp });
+            }
         }
     }
 
@@ -628,6 +661,20 @@ impl Merger {
 }
 
 impl Loaded {
+    /// Keeps whole events from the next one on, of `share` bytes at most, but that one always; gives how many bytes went.
+    fn shorten(&mut self, share: usize) -> usize {
+        let Some(next) = self.next.as_mut().filter(|_| self.payload.len() > share) else { return 0 };
+        let (start, end) = (next.start, next.end);
+        let within = &self.payload[..self.payload.len().min(start + share)];
+        let end = within.iter().rposition(|byte| *byte == b'\n').map_or(end, |last| end.max(last + 1));
+        let before = self.payload.len();
+        self.payload = self.payload[start..end].to_vec();
+        self.begins += start;
+        self.at -= start;
+        (next.start, next.end) = (0, next.end - start);
+        before - self.payload.len()
+    }
+
     fn advance(&mut self, stream: usize, batch: usize) -> Result<(), Mismatch> {
         let mismatch = Mismatch { stream, batch };
         let rest = self.payload.get(self.at..).ok_or(mismatch)?;

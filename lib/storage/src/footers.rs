@@ -11,6 +11,7 @@ use service_kit::pool::{Panicked, Pool};
 use thiserror::Error;
 
 use crate::index::LiveObject;
+use crate::objects::{ObjectError, Objects};
 use crate::session_keys::{KeyError, SessionKeys};
 
 /// A footer of either kind.
@@ -25,6 +26,9 @@ pub enum Footer {
 /// Why a footer cannot be opened.
 #[derive(Debug, Error)]
 pub enum FooterError {
+    /// The bucket did not give it.
+    #[error(transparent)]
+    Object(#[from] ObjectError),
     /// It is not what was put there.
     #[error(transparent)]
     Corrupt(#[from] OpenError),
@@ -34,6 +38,17 @@ pub enum FooterError {
     /// The pool.
     #[error(transparent)]
     Pool(#[from] Panicked),
+}
+
+/// Fetches the footer of an object, and opens it.
+pub async fn fetch(
+    objects: &Objects,
+    keys: &SessionKeys,
+    pool: &Pool,
+    object: &LiveObject,
+) -> Result<Footer, FooterError> {
+    let region = objects.get_range(&object.key, object.footer.at, u64::from(object.footer.len)).await?;
+    open(keys, pool, object, region).await
 }
 
 /// Opens the footer of an object, whose region these bytes are.

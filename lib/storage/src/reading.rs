@@ -7,6 +7,8 @@
 //!
 //! A reading is of the batches that were there when it began. Objects beneath it are swapped for others, and gone after a grace:
 //! a reading that comes too late for one looks anew where its batches lie, and goes on behind the last event that it gave (C2).
+//!
+//! While it goes on it is asked each second whether the session still may be read, also while its reader takes nothing.
 
 mod fetching;
 mod output;
@@ -19,12 +21,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use engine::merge::{Batch, Location, Lost, Plan, Range, SharedSource};
+use engine::merge::{Batch, Location, Lost, Plan, Range, SharedSource, Totals};
 use futures::future::BoxFuture;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use schemas::codec;
+use schemas::http::Completeness;
 use schemas::limits::KIB;
 use schemas::paths::ObjectKey;
 use schemas::stream_note::StreamNote;
@@ -33,6 +36,7 @@ use sealing::Key;
 use sealing::objects::OpenError;
 use service_kit::pool::{Panicked, Pool};
 use thiserror::Error;
+use tokio::time::{Instant, sleep_until};
 
 pub use fetching::{FetchError, Fetching, Halt, Work};
 pub use output::Form;
@@ -54,6 +58,10 @@ const FOOTERS_CACHED_MAX: usize = 4_096;
 const PIECE_BYTES: usize = 64 * KIB;
 /// Footers that are fetched at once.
 const FOOTERS_AT_ONCE: usize = 8;
+/// How often a reading asks whether its session still may be read.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// A reader that takes nothing for so long has hung up.
+const STALLED_MAX: Duration = Duration::from_secs(300);
 
 /// Why a session cannot be read.
 #[derive(Debug, Error)]
@@ -90,7 +98,7 @@ pub enum ReadError {
 }
 
 fn corrupt<E: Into<OpenError>>(key: ObjectKey) -> impl FnOnce(E) -> ReadError {
-    move |error| ReadError::Corrupt(Corrupt { key, source: error.into() })
+    move |error| ReadError::Corrupt(Corrupt { key, chunk: None, source: error.into() })
 }
 
 impl ReadError {
@@ -101,11 +109,6 @@ impl ReadError {
             Self::Object { source, .. } => source.is_damage(),
             _ => false,
         }
-    }
-
-    /// An object that the index named when it was asked is not there.
-    fn is_absent(&self) -> bool {
-        matches!(self, Self::Object { source: ObjectError::Absent, .. })
     }
 }
 
@@ -175,22 +178,34 @@ pub enum Opened {
 pub struct Session {
     /// The row and the objects.
     pub snapshot: Snapshot,
-    /// Which batches there are, and where.
-    pub plan: Arc<Plan>,
     /// Bytes of the session's frames in S3.
     pub bytes_stored: u64,
+    /// Which batches there are, and where.
+    plan: Arc<Plan>,
+    /// What holds some of it.
     sources: Arc<[Source]>,
 }
 
 impl Session {
     /// Whether some of it lies in shared objects.
     pub fn has_shared(&self) -> bool {
-        let key = &self.snapshot.row.key;
-        self.sources.iter().any(|source| match &source.footer {
-            Footer::Shared(footer) => footer.chunks.iter().any(|chunk| chunk.key == *key),
-            Footer::Session(_) => false,
-        })
+        self.sources.iter().any(|source| matches!(source.footer, Footer::Shared(_)))
     }
+}
+
+/// Where a session's bytes lie.
+struct Located {
+    snapshot: Snapshot,
+    sources: Arc<[Source]>,
+    plan: Arc<Plan>,
+    bytes_stored: u64,
+}
+
+/// What a session is, and where it lies if it can be read.
+enum Whereabouts {
+    Never,
+    Deleted,
+    Located(Box<Located>),
 }
 
 impl Reader {
@@ -202,30 +217,76 @@ impl Reader {
 
     /// Opens a session. `silence` is what ends one.
     pub async fn open(&self, key: &SessionKey, silence: Duration) -> Result<Opened, ReadError> {
-        let snapshot = match self.index.find_session(key, silence).await? {
-            Found::Never => return Ok(Opened::Never),
-            Found::Deleted => return Ok(Opened::Deleted),
-            Found::Live(snapshot) => *snapshot,
-        };
-        // Every session got its key before its row. What cannot be opened is said now, not in the middle of an answer.
-        match self.keys.key(key).await {
-            Err(KeyError::Shredded(_)) => return Ok(Opened::Deleted),
-            other => drop(other?),
-        }
-        let sources = self.sources(&snapshot).await?;
-        let (plan, bytes_stored) = plan(key, &sources);
-        Ok(Opened::Session(Box::new(Session { snapshot, plan: Arc::new(plan), bytes_stored, sources: sources.into() })))
+        Ok(match self.locate(key, silence, None).await? {
+            Whereabouts::Never => Opened::Never,
+            Whereabouts::Deleted => Opened::Deleted,
+            Whereabouts::Located(located) => {
+                let Located { snapshot, sources, plan, bytes_stored } = *located;
+                Opened::Session(Box::new(Session { snapshot, bytes_stored, plan, sources }))
+            }
+        })
     }
 
-    async fn sources(&self, snapshot: &Snapshot) -> Result<Vec<Source>, ReadError> {
+    /// Sums over a session's batches, and what of it is there.
+    pub async fn sums(&self, session: &Session) -> Result<(Totals, Completeness), ReadError> {
+        let plan = Arc::clone(&session.plan);
+        Ok(self.pool.run(move || (plan.totals(), plan.completeness())).await?)
+    }
+
+    /// Where a session lies, of which an object may be known to be gone. An object that is absent and not named any more was
+    /// swapped for others while we looked, or deleted.
+    async fn locate(
+        &self,
+        key: &SessionKey,
+        silence: Duration,
+        mut gone: Option<ObjectKey>,
+    ) -> Result<Whereabouts, ReadError> {
+        loop {
+            let snapshot = match self.index.find_session(key, silence).await? {
+                Found::Never => return Ok(Whereabouts::Never),
+                Found::Deleted => return Ok(Whereabouts::Deleted),
+                Found::Live(snapshot) => *snapshot,
+            };
+            if let Some(key) = gone
+                && snapshot.own.iter().chain(&snapshot.shared).any(|object| object.key == key)
+            {
+                return Err(ReadError::Object { key, source: ObjectError::Absent });
+            }
+            // Every session got its key before its row. What cannot be opened is said now, not in the middle of an answer.
+            match self.keys.key(key).await {
+                Err(KeyError::Shredded(_)) => return Ok(Whereabouts::Deleted),
+                other => drop(other?),
+            }
+            let sources: Arc<[Source]> = match self.sources(key, &snapshot).await {
+                Err(ReadError::Object { key, source: ObjectError::Absent }) => {
+                    gone = Some(key);
+                    continue;
+                }
+                sources => sources?.into(),
+            };
+            let (key, all) = (*key, Arc::clone(&sources));
+            let (plan, bytes_stored) = self.pool.run(move || plan(&key, &all)).await?;
+            let located = Located { snapshot, sources, plan: Arc::new(plan), bytes_stored };
+            return Ok(Whereabouts::Located(Box::new(located)));
+        }
+    }
+
+    /// The objects that hold some of a session. Of the footers of shared ones only what is the session's own: a reading may last for
+    /// hours, and they name thousands of others.
+    async fn sources(&self, key: &SessionKey, snapshot: &Snapshot) -> Result<Vec<Source>, ReadError> {
         // Boxed, since the compiler does not see that closures which borrow give futures that can be sent.
-        let mut sources: Vec<BoxFuture<'_, Result<Source, ReadError>>> = Vec::new();
+        let mut sources: Vec<BoxFuture<'_, Result<Option<Source>, ReadError>>> = Vec::new();
         for object in snapshot.own.iter().chain(&snapshot.shared) {
             sources.push(Box::pin(async move {
-                Ok(Source { key: object.key, footer: self.footer(object).await?, body: None })
+                let footer = match self.footer(object).await? {
+                    Footer::Shared(footer) => footer.of_session(key).map(|footer| Footer::Shared(Arc::new(footer))),
+                    footer @ Footer::Session(_) => Some(footer),
+                };
+                Ok(footer.map(|footer| Source { key: object.key, footer, body: None }))
             }));
         }
-        stream::iter(sources).buffered(FOOTERS_AT_ONCE).try_collect().await
+        let sources: Vec<Option<Source>> = stream::iter(sources).buffered(FOOTERS_AT_ONCE).try_collect().await?;
+        Ok(sources.into_iter().flatten().collect())
     }
 
     /// The newest notes of these streams of a session, as far as it is found in a few tries where they lie; none when the session
@@ -274,13 +335,9 @@ impl Reader {
         if let Some(footer) = self.footers.get(&key.id()) {
             return Ok(footer);
         }
-        let bytes = self
-            .objects
-            .get_range(&key, object.footer.at, u64::from(object.footer.len))
-            .await
-            .map_err(|source| ReadError::Object { key, source })?;
-        let footer = match footers::open(&self.keys, &self.pool, object, bytes).await {
+        let footer = match footers::fetch(&self.objects, &self.keys, &self.pool, object).await {
             Ok(footer) => footer,
+            Err(FooterError::Object(source)) => return Err(ReadError::Object { key, source }),
             Err(FooterError::Corrupt(error)) => return Err(corrupt(key)(error)),
             Err(FooterError::Key(error)) => return Err(error.into()),
             Err(FooterError::Pool(error)) => return Err(error.into()),
@@ -289,7 +346,8 @@ impl Reader {
         Ok(footer)
     }
 
-    /// Writes a session's events in order through `give`, in pieces. Asks each second whether the session still may be read.
+    /// Writes a session's events in order through `give`, in pieces of 64 KiB at most, which need not end where an event does. Asks
+    /// each second whether the session still may be read.
     pub async fn events<Fut>(
         &self,
         session: &Session,
@@ -304,31 +362,22 @@ impl Reader {
         let mut reading =
             self.write(&session.sources, &session.plan, session, range, form, &mut given, &mut give).await;
         // Each time another object was swapped and gone beneath; what is gone and still named is no swap.
-        while let Err(error) = &reading
-            && error.is_absent()
-        {
-            let (sources, plan) = self.find_again(session, error).await?;
+        while let Err(ReadError::Object { key, source: ObjectError::Absent }) = &reading {
+            let (sources, plan) = self.find_again(session, *key).await?;
             reading = self.write(&sources, &plan, session, range, form, &mut given, &mut give).await;
         }
         reading
     }
 
     /// Where the batches of a session lie by now of which an object is gone.
-    async fn find_again(&self, session: &Session, gone: &ReadError) -> Result<(Arc<[Source]>, Arc<Plan>), ReadError> {
+    async fn find_again(&self, session: &Session, gone: ObjectKey) -> Result<(Arc<[Source]>, Arc<Plan>), ReadError> {
         let key = &session.snapshot.row.key;
-        let snapshot = match self.index.find_session(key, Duration::ZERO).await? {
-            Found::Never | Found::Deleted => return Err(ReadError::Deleted),
-            Found::Live(snapshot) => snapshot,
+        let Whereabouts::Located(located) = self.locate(key, Duration::ZERO, Some(gone)).await? else {
+            return Err(ReadError::Deleted);
         };
-        if let ReadError::Object { key, .. } = gone
-            && snapshot.own.iter().chain(&snapshot.shared).any(|object| object.key == *key)
-        {
-            return Err(ReadError::Object { key: *key, source: ObjectError::Absent });
-        }
-        let sources = self.sources(&snapshot).await?;
-        let (mut plan, _) = plan(key, &sources);
-        plan.restrict(&session.plan)?;
-        Ok((sources.into(), Arc::new(plan)))
+        let (mut plan, before) = (Arc::unwrap_or_clone(located.plan), Arc::clone(&session.plan));
+        let plan = self.pool.run(move || plan.restrict(&before).map(|()| plan)).await??;
+        Ok((located.sources, Arc::new(plan)))
     }
 
     /// Writes all events behind the first `given`, and counts those that it gave.
@@ -347,18 +396,16 @@ impl Reader {
         Fut: Future<Output = Result<(), ReadError>>,
     {
         let key = session.snapshot.row.key;
-        let course = Course::new(sources, plan, range, *given);
+        let (sources, plan, skip) = (Arc::clone(sources), Arc::clone(plan), *given);
+        let course = self.pool.run(move || Course::new(&sources, &plan, range, skip)).await?;
         let mut reading = Some(Reading { course, out: Output::new(form) });
         let mut fetching = Fetching::new(self.objects.clone(), self.keys.clone(), self.pool.clone(), key);
-        let mut checked = tokio::time::Instant::now();
+        let mut checked = Instant::now();
         loop {
             let halt = fetching.advance(&mut reading).await?;
-            // A slow reader can spend hours on one window.
-            self.check_live(&key, &mut checked).await?;
-            if let Some((mut bytes, events)) = reading.as_mut().map(|reading| reading.out.take()) {
-                // In small pieces, whatever a frame holds: so many of them wait for a slow reader.
-                while !bytes.is_empty() {
-                    give(bytes.split_to(piece_len(&bytes, form))).await?;
+            if let Some((bytes, events)) = reading.as_mut().map(|reading| reading.out.take()) {
+                for piece in pieces(&bytes) {
+                    self.give_while_live(&key, &mut checked, give(piece)).await?;
                 }
                 *given += events;
             }
@@ -372,27 +419,37 @@ impl Reader {
         }
     }
 
-    /// Ends a reading of a deleted session; asks each second.
-    async fn check_live(&self, key: &SessionKey, checked: &mut tokio::time::Instant) -> Result<(), ReadError> {
-        if checked.elapsed() >= Duration::from_secs(1) {
-            *checked = tokio::time::Instant::now();
-            if !self.index.is_live(key).await? {
-                return Err(ReadError::Deleted);
+    /// Waits until a piece is taken. Ends the reading of a session that is deleted meanwhile, and one whose reader takes nothing.
+    async fn give_while_live(
+        &self,
+        key: &SessionKey,
+        checked: &mut Instant,
+        giving: impl Future<Output = Result<(), ReadError>>,
+    ) -> Result<(), ReadError> {
+        let begun = Instant::now();
+        tokio::pin!(giving);
+        loop {
+            tokio::select! {
+                // A slow reader can spend hours on what is at hand.
+                biased;
+                () = sleep_until(*checked + CHECK_INTERVAL) => {
+                    if !self.index.is_live(key).await? {
+                        return Err(ReadError::Deleted);
+                    }
+                    *checked = Instant::now();
+                    if begun.elapsed() > STALLED_MAX {
+                        return Err(ReadError::HungUp);
+                    }
+                }
+                given = &mut giving => return given,
             }
         }
-        Ok(())
     }
 }
 
-/// How much of these bytes is given out at once: of lines whole ones.
-fn piece_len(bytes: &[u8], form: Form) -> usize {
-    if bytes.len() <= PIECE_BYTES || form == Form::Zstd {
-        return bytes.len().min(PIECE_BYTES);
-    }
-    let is_end = |byte: &u8| *byte == b'\n';
-    let before = bytes[..PIECE_BYTES].iter().rposition(is_end);
-    let end = before.or_else(|| bytes.iter().position(is_end));
-    end.map_or(bytes.len(), |end| end + 1)
+/// What is given out at once. Copies: pieces that wait for a slow reader must not keep all that they were cut from.
+fn pieces(bytes: &[u8]) -> impl Iterator<Item = Bytes> {
+    bytes.chunks(PIECE_BYTES).map(Bytes::copy_from_slice)
 }
 
 /// One reading at work.
@@ -483,7 +540,7 @@ fn missable<T>(session: &SessionKey, found: Result<T, ReadError>) -> Result<Opti
 }
 
 /// The plan of a session over these sources, and the bytes of its frames.
-fn plan(key: &SessionKey, sources: &[Source]) -> (Plan, u64) {
+pub(crate) fn plan(key: &SessionKey, sources: &[Source]) -> (Plan, u64) {
     let (mut merged, mut shared) = (Vec::new(), Vec::new());
     let mut bytes_stored = 0;
     for (object, source) in sources.iter().enumerate() {

@@ -242,7 +242,7 @@ async fn cat(subject: Subject, session: Option<SessionId>) -> anyhow::Result<()>
     let data_key = keys.key(&session).await?;
     let writing = move || {
         let mut out = BufWriter::new(std::io::stdout().lock());
-        inspect::write_events(&body, &content, &session, &data_key, &mut out).map(drop)
+        inspect::write_events(key, &body, &content, &session, &data_key, &mut out).map(drop)
     };
     written(pool()?.run(writing).await?)
 }

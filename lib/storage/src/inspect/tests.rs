@@ -629,7 +629,7 @@ fn clear_bytes_tell_what_an_object_is_without_any_key() {
 fn events_of(key: ObjectKey, body: &Bytes, opens: &Key, of: u128) -> (u64, String) {
     let content = open(&outline(key, body), body, opens).unwrap();
     let mut out = Vec::new();
-    let events = write_events(body, &content, &session(of), &Map::key(of), &mut out).unwrap();
+    let events = write_events(key, body, &content, &session(of), &Map::key(of), &mut out).unwrap();
     (events, String::from_utf8(out).unwrap())
 }
 
@@ -657,11 +657,11 @@ fn events_of_a_damaged_object_and_a_reader_that_hung_up_are_errors() {
     }
     let body = session_object();
     let content = open(&outline(session_key(), &body), &body, &Map::key(1)).unwrap();
-    let written = write_events(&body, &content, &session(1), &Map::key(1), &mut HungUp);
+    let written = write_events(session_key(), &body, &content, &session(1), &Map::key(1), &mut HungUp);
     assert!(matches!(written, Err(EventsError::Write(error)) if error.kind() == std::io::ErrorKind::BrokenPipe));
     let mut damaged = body.to_vec();
     damaged[10] ^= 1;
-    let written = write_events(&damaged, &content, &session(1), &Map::key(1), &mut Vec::new());
+    let written = write_events(session_key(), &damaged.into(), &content, &session(1), &Map::key(1), &mut Vec::new());
     assert!(matches!(written, Err(EventsError::Corrupt(_))));
 }
 

@@ -85,7 +85,7 @@ impl Fetching {
     }
 
     /// Lets work go on until there is something to take, or it is through. The key is asked for each time: what goes on for long
-    /// ends once it was destroyed (R2). When a fetch fails the work is still there.
+    /// ends once it was destroyed (R2). Once a fetch failed it is of no more use; the work is still there, for what it has to give.
     pub async fn advance<W: Work>(&mut self, work: &mut Option<W>) -> Result<Halt, FetchError<W::Error>> {
         loop {
             let key = self.keys.key(&self.session).await?;

@@ -53,7 +53,7 @@ impl Straight {
             match self.frame(key, out) {
                 Ok(None) => {}
                 Ok(Some(halt)) => return Ok(halt),
-                Err(source) => return Err(Corrupt { key: self.source.key, source }),
+                Err(source) => return Err(Corrupt { key: self.source.key, chunk: None, source }),
             }
         }
         Ok(Halt::Full)

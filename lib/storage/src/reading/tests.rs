@@ -259,20 +259,12 @@ fn c05_a_flipped_bit_in_a_frame_is_an_error_that_names_the_object_and_only_where
 }
 
 #[test]
-fn pieces_are_small_and_of_whole_lines() {
-    let line = |len: usize| [vec![b'x'; len - 1], b"\n".to_vec()].concat();
-    for lens in
-        [vec![1, 2], vec![PIECE_BYTES, 5], vec![PIECE_BYTES - 1, 5, 7], vec![3 * PIECE_BYTES, 5], vec![100; 2_000]]
-    {
-        let mut bytes = Bytes::from(lens.iter().flat_map(|len| line(*len)).collect::<Vec<_>>());
-        let longest = lens.iter().copied().max().unwrap();
-        while !bytes.is_empty() {
-            let zstd = piece_len(&bytes, Form::Zstd);
-            assert!(zstd > 0 && zstd <= PIECE_BYTES);
-            let len = piece_len(&bytes, Form::Lines);
-            assert!(len <= PIECE_BYTES.max(longest) && bytes[len - 1] == b'\n', "{len}");
-            drop(bytes.split_to(len));
-        }
+fn pieces_are_small_whatever_an_event_has_and_none_keeps_what_it_was_cut_from() {
+    for len in [0, 1, PIECE_BYTES - 1, PIECE_BYTES, PIECE_BYTES + 1, 3 * PIECE_BYTES + 5] {
+        let bytes: Vec<u8> = (0..len).map(|at| at as u8).collect();
+        let pieces: Vec<Bytes> = pieces(&bytes).collect();
+        assert!(pieces.iter().all(|piece| (1..=PIECE_BYTES).contains(&piece.len()) && piece.is_unique()));
+        assert_eq!(pieces.concat(), bytes);
     }
 }
 

@@ -48,6 +48,8 @@ pub struct Source {
 pub struct Corrupt {
     /// Which object.
     pub key: ObjectKey,
+    /// The chunk of a shared object: the numbers of both, as the plan has them.
+    pub chunk: Option<(usize, usize)>,
     /// What is wrong.
     pub source: OpenError,
 }
@@ -312,9 +314,11 @@ impl Walk {
     }
 
     fn corrupt_batch(&self, stream: usize, batch: usize, source: OpenError) -> Corrupt {
-        let (Location::Shared { object, .. } | Location::Session { object, .. }) =
-            &self.plan.streams[stream].batches[batch].location;
-        Corrupt { key: self.sources[*object].key, source }
+        let (object, chunk) = match &self.plan.streams[stream].batches[batch].location {
+            Location::Shared { object, chunk, .. } => (*object, Some((*object, *chunk))),
+            Location::Session { object, .. } => (*object, None),
+        };
+        Corrupt { key: self.sources[object].key, chunk, source }
     }
 
     /// An event of a batch that was supplied cannot be told from the next.
