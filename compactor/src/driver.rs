@@ -1,6 +1,7 @@
 //! The compactor's loop: hands the machine what happened, carries out what it wants.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,7 @@ use engine::compaction::{
     Answer, Candidate, Config as MachineConfig, Effect, End, Found, Input, JobId, Machine, Merged, Name, Opened, Parts,
     SharedRow, TaskId, Work,
 };
+use futures::FutureExt as _;
 use schemas::shared_object::SessionFilter;
 use schemas::{ObjectId, SessionKey};
 use service_kit::health::Part;
@@ -26,6 +28,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
+use crate::merge::{Lasting, Place};
 use crate::work::{Outcome, Run, Worker, parts_bytes};
 use crate::{Config, metrics};
 
@@ -59,11 +62,15 @@ struct Job {
     /// Marks the job's claim.
     owner: Uuid,
     begun: Instant,
-    partition: i32,
+    /// Nothing of a session that is over.
     run: Vec<ObjectId>,
     /// The claimed run, or the session's parts.
     objects: Arc<Vec<LiveObject>>,
     opened: Option<Arc<Run>>,
+    /// Sessions of the run that have parts already.
+    divided: BTreeSet<SessionKey>,
+    /// Chunks of sessions of the run that cannot be merged.
+    aside: BTreeMap<SessionKey, Vec<Place>>,
     ids: BTreeMap<Name, ObjectId>,
     results: BTreeMap<Name, SessionResult>,
     quarantine: Option<Arc<(Uploaded, Option<SessionFilter>)>>,
@@ -74,7 +81,8 @@ enum Product {
     Nothing,
     Objects(Vec<LiveObject>),
     Opened(Run),
-    Result(Name, Box<SessionResult>),
+    Divided(Vec<SessionKey>),
+    Merged { key: SessionKey, name: Name, result: Option<Box<SessionResult>>, aside: Vec<Place> },
     Quarantine(Uploaded, Option<SessionFilter>),
 }
 
@@ -95,8 +103,6 @@ struct Driver {
     tell: mpsc::UnboundedSender<Told>,
     tasks: JoinSet<()>,
     jobs: BTreeMap<JobId, Job>,
-    /// Partitions of the objects that the last look found.
-    partitions: BTreeMap<ObjectId, i32>,
     stopped: bool,
 }
 
@@ -129,7 +135,6 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         tell,
         tasks: JoinSet::new(),
         jobs: BTreeMap::new(),
-        partitions: BTreeMap::new(),
         stopped: false,
     };
     driver.work(&mut told, &shutdown).await;
@@ -206,15 +211,16 @@ impl Driver {
     /// What came of work is kept before the machine hears of it.
     fn told(&mut self, told: Told) {
         let Told { task, job, answer, product } = told;
-        if let Answer::Looked(found) = &answer {
-            self.partitions = found.shared.iter().map(|row| (row.candidate.id, row.partition)).collect();
-        }
         if let Some(job) = job.and_then(|job| self.jobs.get_mut(&job)) {
             match product {
                 Product::Nothing => {}
                 Product::Objects(objects) => job.objects = Arc::new(objects),
                 Product::Opened(run) => job.opened = Some(Arc::new(run)),
-                Product::Result(name, result) => drop(job.results.insert(name, *result)),
+                Product::Divided(sessions) => job.divided.extend(sessions),
+                Product::Merged { key, name, result, aside } => {
+                    job.results.extend(result.map(|result| (name, *result)));
+                    job.aside.insert(key, aside);
+                }
                 Product::Quarantine(row, filter) => job.quarantine = Some(Arc::new((row, filter))),
             }
         }
@@ -242,27 +248,27 @@ impl Driver {
         match work {
             Work::Look { sessions_max } => self.spawn(task, None, async move { outside.look(sessions_max).await }),
             Work::Claim { job: id, run } => {
-                let partition = run.first().and_then(|first| self.partitions.get(first)).copied().unwrap_or_default();
-                let owner = self.open_job(id, partition, run.clone());
+                let owner = self.open_job(id, run.clone());
                 self.spawn(task, Some(id), async move { outside.claim(&run, owner).await });
             }
             Work::FindParts { job: id, key } => {
-                self.open_job(id, 0, Vec::new());
+                self.open_job(id, Vec::new());
                 self.spawn(task, Some(id), async move { outside.find_parts(key).await });
             }
             work => self.begin_step(task, outside, work),
         }
     }
 
-    fn open_job(&mut self, id: JobId, partition: i32, run: Vec<ObjectId>) -> Uuid {
+    fn open_job(&mut self, id: JobId, run: Vec<ObjectId>) -> Uuid {
         let owner = Uuid::now_v7();
         let job = Job {
             owner,
             begun: Instant::now(),
-            partition,
             run,
             objects: Arc::default(),
             opened: None,
+            divided: BTreeSet::new(),
+            aside: BTreeMap::new(),
             ids: BTreeMap::new(),
             results: BTreeMap::new(),
             quarantine: None,
@@ -289,45 +295,66 @@ impl Driver {
             Work::Look { .. } => return,
         };
         let Some(job) = self.jobs.get_mut(&id) else { return };
-        let (owner, partition, run) = (job.owner, job.partition, job.run.clone());
+        let (owner, run) = (job.owner, job.run.clone());
+        let is_run = !run.is_empty();
+        let claimed: Vec<ObjectId> = job.objects.iter().map(|object| object.key.id()).collect();
         let (objects, opened) = (Arc::clone(&job.objects), job.opened.clone());
         let opened = move || opened.context("the run is not open");
         let mut ids = |name: Name| *job.ids.entry(name).or_insert_with(|| ObjectId(Uuid::now_v7()));
         match work {
             Work::Look { .. } | Work::Claim { .. } | Work::FindParts { .. } => {}
-            Work::Renew(_) => self.spawn(task, Some(id), async move { outside.renew(&run, owner).await }),
+            Work::Renew(_) => {
+                let staged: Vec<ObjectId> = job.ids.values().copied().collect();
+                self.spawn(task, Some(id), async move { outside.renew(&claimed, owner, &staged).await });
+            }
             Work::Release(_) => self.spawn(task, Some(id), async move {
-                outside.index.release_run(&run, owner).await?;
+                outside.index.release_run(if is_run { &run } else { &claimed }, owner).await?;
                 Ok((Answer::Done, Product::Nothing))
             }),
             Work::Open(_) => self.spawn(task, Some(id), async move { outside.open(&objects).await }),
             Work::Stage { objects: wanted, .. } => {
                 let wanted: Vec<_> = wanted.into_iter().map(|(key, name)| (key, ids(name))).collect();
-                let is_run = !run.is_empty();
-                self.spawn(task, Some(id), async move { outside.stage(wanted, is_run).await });
+                self.spawn(task, Some(id), async move {
+                    if is_run {
+                        outside.stage_run(wanted).await
+                    } else {
+                        outside.stage_final(wanted, &claimed, owner).await
+                    }
+                });
             }
             Work::Merge { key, name, .. } => {
                 let object = ids(name);
+                let lasting = if job.divided.contains(&key) { Lasting::UntilTheEnd } else { Lasting::Kept };
                 self.spawn(task, Some(id), async move {
-                    let outcome = outside.worker.merge(&*opened()?, key, object).await;
-                    outside.seen_bucket(outcome.map(|outcome| merged(name, outcome)))
+                    let outcome = outside.worker.merge(&*opened()?, key, object, lasting).await;
+                    outside.seen_bucket(outcome.map(|outcome| merged(key, name, outcome)))
                 });
             }
             Work::MergeParts { key, name, .. } => {
                 let object = ids(name);
-                self.spawn(task, Some(id), async move { outside.merge_parts(&objects, key, name, object).await });
+                self.spawn(task, Some(id), async move {
+                    let outcome = outside.worker.merge_parts(&objects, key, object).await;
+                    outside.seen_bucket(outcome.map(|outcome| merged(key, name, outcome)))
+                });
             }
             Work::Quarantine { name, sessions, .. } => {
                 let object = ids(name);
+                let chunks = sessions.iter().filter_map(|session| job.aside.get(session));
+                let chunks: Vec<Place> = chunks.flatten().copied().collect();
                 self.spawn(task, Some(id), async move {
-                    outside.quarantine(&*opened()?, partition, object, &sessions).await
+                    let partition = objects.first().and_then(|object| object.key.partition());
+                    let partition = partition.context("a run is of a partition")?;
+                    outside.quarantine(&*opened()?, partition, object, &chunks).await
                 });
             }
-            Work::Publish { results, .. } => {
-                let results: Vec<_> = results.iter().filter_map(|(_, name)| job.results.get(name).cloned()).collect();
-                let quarantine = job.quarantine.clone();
+            Work::Publish { results, quarantine, .. } => {
+                // What is missing would be lost with the run.
+                let results: Option<Vec<_>> = results.iter().map(|(_, name)| job.results.get(name).cloned()).collect();
+                let kept = job.quarantine.clone().filter(|_| quarantine.is_some());
                 self.spawn(task, Some(id), async move {
-                    let quarantine = quarantine.as_deref().map(|(row, filter)| (row, filter.as_ref()));
+                    let results = results.context("a session that was merged is not at hand")?;
+                    anyhow::ensure!(kept.is_some() == quarantine.is_some(), "what goes into quarantine is not at hand");
+                    let quarantine = kept.as_deref().map(|(row, filter)| (row, filter.as_ref()));
                     Ok(published(outside.index.publish_run(&run, owner, &results, quarantine).await))
                 });
             }
@@ -362,7 +389,9 @@ impl Driver {
     fn spawn(&mut self, task: TaskId, job: Option<JobId>, work: impl Future<Output = Done> + Send + 'static) {
         let tell = self.tell.clone();
         self.tasks.spawn(async move {
-            let (answer, product) = work.await.unwrap_or_else(|error| {
+            let done = AssertUnwindSafe(work).catch_unwind().await;
+            let done = done.unwrap_or_else(|_| Err(anyhow::anyhow!("work for the compactor panicked; this is a bug")));
+            let (answer, product) = done.unwrap_or_else(|error| {
                 tracing::warn!("{error:#}; trying again");
                 (Answer::Failed, Product::Nothing)
             });
@@ -372,12 +401,14 @@ impl Driver {
     }
 }
 
-fn merged(name: Name, outcome: Outcome) -> (Answer, Product) {
-    match outcome {
-        Outcome::Merged(result) => (Answer::Merged(Merged::Stored), Product::Result(name, result)),
-        Outcome::Unreadable => (Answer::Merged(Merged::Unreadable), Product::Nothing),
-        Outcome::Deleted => (Answer::Merged(Merged::Deleted), Product::Nothing),
-    }
+fn merged(key: SessionKey, name: Name, outcome: Outcome) -> (Answer, Product) {
+    let (merged, result, aside) = match outcome {
+        Outcome::Merged(result, aside) if aside.is_empty() => (Merged::Stored, Some(result), aside),
+        Outcome::Merged(result, aside) => (Merged::Partly, Some(result), aside),
+        Outcome::Unreadable(aside) => (Merged::Unreadable, None, aside),
+        Outcome::Deleted => (Merged::Deleted, None, Vec::new()),
+    };
+    (Answer::Merged(merged), Product::Merged { key, name, result, aside })
 }
 
 fn published(outcome: SwapOutcome) -> (Answer, Product) {
@@ -430,32 +461,48 @@ impl Outside {
         })
     }
 
-    async fn renew(&self, run: &[ObjectId], owner: Uuid) -> Done {
-        Ok((Answer::Claimed(self.index.extend_lease(run, owner, self.lease).await?), Product::Nothing))
+    async fn renew(&self, claimed: &[ObjectId], owner: Uuid, staged: &[ObjectId]) -> Done {
+        Ok((Answer::Claimed(self.index.extend_lease(claimed, owner, self.lease, staged).await?), Product::Nothing))
     }
 
     async fn open(&self, objects: &[LiveObject]) -> Done {
         let run = self.seen_bucket(self.worker.open_run(objects).await)?;
-        let opened = Opened { sessions: run.sessions(), has_unreadable: run.has_unreadable() };
+        let opened = Opened {
+            sessions: run.sessions(&self.worker.objects),
+            has_unreadable: run.has_unreadable(),
+            footers_bytes: run.footers_bytes(objects),
+        };
         Ok((Answer::Opened(opened), Product::Opened(run)))
     }
 
-    async fn stage(&self, mut wanted: Vec<(SessionKey, ObjectId)>, is_run: bool) -> Done {
-        if is_run {
-            let keys: Vec<SessionKey> = wanted.iter().map(|(key, _)| *key).collect();
-            let mut deleted = self.index.deleted_among(&keys).await?;
-            deleted.sort_unstable();
-            self.worker.keys.forget(&deleted);
-            wanted.retain(|(key, _)| deleted.binary_search(key).is_err());
-            let keys: Vec<SessionKey> = wanted.iter().map(|(key, _)| *key).collect();
-            self.worker.check_keys(&keys).await?;
-        }
-        Ok((Answer::Staged(self.index.stage_session_objects(&wanted).await?), Product::Nothing))
+    async fn stage_run(&self, mut wanted: Vec<(SessionKey, ObjectId)>) -> Done {
+        let keys: Vec<SessionKey> = wanted.iter().map(|(key, _)| *key).collect();
+        let mut deleted = self.index.deleted_among(&keys).await?;
+        deleted.sort_unstable();
+        self.worker.keys.forget(&deleted);
+        wanted.retain(|(key, _)| deleted.binary_search(key).is_err());
+        let keys: Vec<SessionKey> = wanted.iter().map(|(key, _)| *key).collect();
+        self.worker.check_keys(&keys).await?;
+        self.stage(&wanted).await
     }
 
-    async fn quarantine(&self, run: &Run, partition: i32, id: ObjectId, sessions: &[SessionKey]) -> Done {
+    /// Of a session that is over: another compactor that found it so too does not merge it as well.
+    async fn stage_final(&self, wanted: Vec<(SessionKey, ObjectId)>, parts: &[ObjectId], owner: Uuid) -> Done {
+        match self.index.claim_run(parts, owner, self.lease).await? {
+            Some(_) => self.stage(&wanted).await,
+            None => Ok((Answer::Staged(Vec::new()), Product::Nothing)),
+        }
+    }
+
+    async fn stage(&self, wanted: &[(SessionKey, ObjectId)]) -> Done {
+        let staged = self.index.stage_session_objects(wanted).await?;
+        let divided = staged.iter().filter(|staged| staged.has_parts).map(|staged| staged.key).collect();
+        Ok((Answer::Staged(staged.iter().map(|staged| staged.key).collect()), Product::Divided(divided)))
+    }
+
+    async fn quarantine(&self, run: &Run, partition: i32, id: ObjectId, chunks: &[Place]) -> Done {
         self.index.stage_quarantine(id, &self.topic, partition).await?;
-        let (row, filter) = self.seen_bucket(self.worker.quarantine(run, partition, id, sessions).await)?;
+        let (row, filter) = self.seen_bucket(self.worker.quarantine(run, partition, id, chunks).await)?;
         Ok((Answer::Done, Product::Quarantine(row, filter)))
     }
 
@@ -464,16 +511,9 @@ impl Outside {
         let may_be_shared = self.index.may_be_shared(&key).await?;
         let objects = self.index.session_objects(&key).await?;
         let parts = objects.iter().map(|object| (object.key.id(), u64::from(object.footer.len))).collect();
-        let merge_bytes = parts_bytes(&objects);
+        let raw_bytes = self.index.bytes_received(&key).await?;
+        let merge_bytes = parts_bytes(&objects, raw_bytes, &self.worker.objects);
         Ok((Answer::Parts(Parts { may_be_shared, parts, merge_bytes }), Product::Objects(objects)))
-    }
-
-    async fn merge_parts(&self, objects: &[LiveObject], key: SessionKey, name: Name, id: ObjectId) -> Done {
-        let Some(parts) = self.seen_bucket(self.worker.open_parts(objects).await)? else {
-            return Ok(merged(name, Outcome::Unreadable));
-        };
-        let outcome = self.worker.merge_parts(&parts, key, id).await;
-        self.seen_bucket(outcome.map(|outcome| merged(name, outcome)))
     }
 
     /// Notes how the bucket is, by what came of its use.

@@ -8,7 +8,7 @@ use engine::merge::{Plan, Range, SharedSource};
 use schemas::codec::{Compressor, FormatError};
 use schemas::object::ObjectKind;
 use schemas::paths::ObjectKey;
-use schemas::session_object::Footer as SessionFooter;
+use schemas::session_object::{Footer as SessionFooter, Frame};
 use schemas::shared_object::{Chunk, Footer as SharedFooter, Quarantined, SessionFilter};
 use schemas::stream_note::{self, StreamNote};
 use schemas::{ObjectId, SessionKey, limits};
@@ -23,8 +23,9 @@ use storage::reading::{Halt, Work};
 use storage::stream_notes::NotedFrame;
 use thiserror::Error;
 
-/// zstd's level for session objects: written once, read for a year.
-const SESSION_ZSTD_LEVEL: i32 = 9;
+/// The level for what is merged once more when its session is over. Of the low levels it gives the fewest bytes here and takes the
+/// least time; `bench sizes` has the table.
+const PART_ZSTD_LEVEL: i32 = 1;
 /// Bytes of an object that are handed on at once.
 const OUTPUT_BYTES: usize = limits::MIB;
 
@@ -78,6 +79,24 @@ fn noted_frames(places: &[Place], sources: &[Source]) -> Vec<(usize, NotedFrame)
     in_chunks.chain(in_session_objects).collect()
 }
 
+/// How long an object lasts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lasting {
+    /// It may be the session's only one, and is not written again then.
+    Kept,
+    /// Its session has parts already, so all of them become one object at its end.
+    UntilTheEnd,
+}
+
+impl Lasting {
+    fn zstd_level(self) -> i32 {
+        match self {
+            Self::Kept => limits::SESSION_ZSTD_LEVEL,
+            Self::UntilTheEnd => PART_ZSTD_LEVEL,
+        }
+    }
+}
+
 /// Merges a session's batches into one object, sealed with the session's key.
 #[derive(Debug)]
 pub(crate) struct Merging {
@@ -95,9 +114,10 @@ impl Merging {
         data_key: &Key,
         sources: &Arc<[Source]>,
         places: &[Place],
+        lasting: Lasting,
     ) -> Result<Self, SealError> {
         let plan = Arc::new(plan_of(places, sources));
-        let writer = ObjectWriter::new(id, key, data_key, &plan)?;
+        let writer = ObjectWriter::new(id, key, data_key, &plan, lasting)?;
         let mut walk = Walk::new(Arc::clone(sources), plan, Range::ALL);
         walk.collect_notes(noted_frames(places, sources));
         Ok(Self { walk, cutter: FrameCutter::new(limits::FRAME_RAW_BYTES), writer, is_ended: false })
@@ -163,8 +183,9 @@ struct ObjectWriter {
     compressor: Compressor,
     /// None once the last frame was sealed.
     sealer: Option<Sealer>,
-    /// The latest frame, compressed. Whether it is the last is known when the next one comes, or none.
-    held_back: Option<(Cut, Vec<u8>)>,
+    /// The latest frame, compressed, and its entry but for its place. Whether it is the last is known when the next one comes, or
+    /// none.
+    held_back: Option<(Frame, Vec<u8>)>,
 }
 
 impl std::fmt::Debug for ObjectWriter {
@@ -174,7 +195,7 @@ impl std::fmt::Debug for ObjectWriter {
 }
 
 impl ObjectWriter {
-    fn new(id: ObjectId, key: SessionKey, data_key: &Key, plan: &Plan) -> Result<Self, SealError> {
+    fn new(id: ObjectId, key: SessionKey, data_key: &Key, plan: &Plan, lasting: Lasting) -> Result<Self, SealError> {
         let sealer = Sealer::new(data_key, ChunkContext { session: key, kind: ChunkKind::Session })?;
         let footer = SessionFooter {
             object: id,
@@ -190,7 +211,7 @@ impl ObjectWriter {
             taken: 0,
             footer,
             footer_at: FooterAt { at: 0, len: 0 },
-            compressor: Compressor::new(SESSION_ZSTD_LEVEL),
+            compressor: Compressor::new(lasting.zstd_level()),
             sealer: Some(sealer),
             held_back: None,
         })
@@ -208,25 +229,25 @@ impl ObjectWriter {
 
     fn frame(&mut self, cut: Cut) -> Result<(), SealError> {
         let compressed = self.compressor.compress(&cut.raw);
-        if let Some((before, frame)) = self.held_back.replace((cut, compressed))
+        if let Some((entry, frame)) = self.held_back.replace((cut.frame(0, 0), compressed))
             && let Some(sealer) = &mut self.sealer
         {
             let at = self.taken + self.body.len() as u64;
-            let len = sealer.seal(&frame, &mut self.body)?;
-            self.footer.frames.push(before.frame(at, len as u32));
+            let len = sealer.seal(&frame, &mut self.body)? as u32;
+            self.footer.frames.push(Frame { at, len, ..entry });
         }
         Ok(())
     }
 
     /// `notes` go behind the last frame's events. An object without events has no frame, and no place for them.
     fn finish(&mut self, data_key: &Key, notes: &[StreamNote]) -> Result<(), MergeError> {
-        if let Some((last, mut frame)) = self.held_back.take()
+        if let Some((entry, mut frame)) = self.held_back.take()
             && let Some(sealer) = self.sealer.take()
         {
             stream_note::append(&mut frame, notes);
             let at = self.at();
-            let len = sealer.seal_last(&frame, &mut self.body)?;
-            self.footer.frames.push(last.frame(at, len as u32));
+            let len = sealer.seal_last(&frame, &mut self.body)? as u32;
+            self.footer.frames.push(Frame { at, len, ..entry });
         }
         let raw_len = self.footer.raw_len();
         if raw_len > limits::FOOTER_RAW_BYTES_MAX {
@@ -263,16 +284,17 @@ impl Unreadable {
         for source in objects {
             let Footer::Shared(footer) = &source.footer else { continue };
             for record in &footer.quarantined {
-                // A piece that begins before the preamble's end is no record, see `wholly_corrupt`.
-                found.of_anybody |= record.at == 0;
+                // A piece that begins before the preamble's end is no record, see `wholly_corrupt`. One without a byte holds nothing
+                // of anybody.
+                found.of_anybody |= record.at == 0 && record.len > 0;
                 found.records.push((record.clone(), slice(source, record.at, u64::from(record.len))));
             }
         }
         found
     }
 
-    /// Adds the chunks of a session that could not be merged.
-    pub(crate) fn add_session(&mut self, places: &[Place], objects: &[Source]) {
+    /// Adds chunks that could not be merged.
+    pub(crate) fn add_chunks(&mut self, places: &[Place], objects: &[Source]) {
         for (object, number) in places {
             let Some(source @ Source { footer: Footer::Shared(footer), .. }) = objects.get(*object) else { continue };
             if let Some(chunk) = footer.chunks.get(*number) {
@@ -338,7 +360,8 @@ pub(crate) struct SetAside {
     pub(crate) quarantined: usize,
 }
 
-/// A shared object whose footer cannot be read: nobody knows what lies where in it, so all of it is one unreadable piece.
+/// A shared object whose footer cannot be read: nobody knows what lies where in it, so all of it is one unreadable piece. An empty
+/// one where the object is gone.
 /// `None` when it is of another version: a newer release may read it.
 pub(crate) fn wholly_corrupt(key: ObjectKey, body: Bytes) -> Option<Source> {
     // Only a version tells of a newer release: a beginning that is zeroed or cut off is damage like any other.
@@ -354,6 +377,11 @@ pub(crate) fn wholly_corrupt(key: ObjectKey, body: Bytes) -> Option<Source> {
         quarantined: vec![whole],
     };
     Some(Source { key, footer: Footer::Shared(Arc::new(footer)), body: Some(body) })
+}
+
+/// Whether a source is one of those.
+pub(crate) fn is_wholly_corrupt(source: &Source) -> bool {
+    matches!(&source.footer, Footer::Shared(footer) if footer.quarantined.iter().any(|record| record.is_damaged_object() && record.at == 0))
 }
 
 #[cfg(test)]
@@ -400,6 +428,9 @@ mod tests {
         assert_eq!(footer.quarantined.len(), 1);
         assert_eq!(object.slice(place.at as usize..place.at as usize + place.len as usize), body);
         assert!(wholly_corrupt(key, Bytes::from_static(b"CLVS\x02newer")).is_none());
+        let gone = Unreadable::records_of(&[wholly_corrupt(key, Bytes::new()).unwrap()]);
+        assert!(gone.filter().is_some_and(|filter| !filter.may_contain(&session())), "nothing is left of anybody");
+        assert_eq!(set_aside(&gone, key.id()).0.quarantined[0].len, 0, "it is listed all the same");
         for damaged in [b"".as_slice(), b"CLV", b"\0\0\0\0\0\0\0"] {
             assert!(
                 wholly_corrupt(key, Bytes::from_static(damaged)).is_some(),
@@ -435,7 +466,7 @@ mod tests {
         let footer = Footer::Shared(Arc::new(footer));
         let sources = [Source { key: shared_key(5), footer, body: Some(body.into()) }];
         let mut found = Unreadable::default();
-        found.add_session(&[(0, 0)], &sources);
+        found.add_chunks(&[(0, 0)], &sources);
         assert_eq!(found.len(), 2);
         assert!(found.filter().unwrap().may_contain(&key));
         let (footer, object) = set_aside(&found, ObjectId(Uuid::from_u128(8)));
@@ -506,7 +537,7 @@ mod tests {
         let shared = objects.iter().enumerate().filter(|(_, source)| matches!(source.footer, Footer::Shared(_)));
         let places: Vec<Place> = shared.map(|(object, _)| (object, 0)).collect();
         let id = ObjectId(Uuid::from_u128(9));
-        let mut merging = Merging::new(id, session(), &data_key(), &objects.into(), &places).unwrap();
+        let mut merging = Merging::new(id, session(), &data_key(), &objects.into(), &places, Lasting::Kept).unwrap();
         let mut body = Vec::new();
         while merging.go(&data_key()).unwrap() != Halt::Done {
             body.extend(merging.take());

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use schemas::limits::{MIB, S3_PART_BYTES};
+use schemas::limits::{DECODED_BYTES_MAX, MIB};
 use schemas::paths::ObjectKey;
 use schemas::shared_object::SessionFilter;
 use schemas::{ObjectId, SessionKey};
@@ -20,15 +21,13 @@ use storage::reading::walk::{HELD_BYTES_MAX, Source};
 use storage::reading::{FetchError, Fetching, Halt};
 use storage::session_keys::{DataKey, KeyError, SessionKeys};
 
-use crate::merge::{self, MergeError, Merging, Place, Unreadable};
+use crate::merge::{self, Lasting, MergeError, Merging, Place, Unreadable};
 use crate::metrics;
 
 /// Objects that are fetched at once.
 const TRANSFERS: usize = 8;
-/// Of a merge, however small: zstd's tables, and two frames before they are compressed.
+/// Of a merge, however small: zstd's tables, and a frame before it is compressed and after.
 const MERGE_BYTES_MIN: u64 = 3 * MIB as u64;
-/// Of an upload: what is gathered, and parts under way.
-const UPLOAD_BYTES_MAX: u64 = 4 * S3_PART_BYTES;
 /// How much larger a footer is in memory, plan included.
 const FOOTER_OPENED: u64 = 40;
 
@@ -48,8 +47,13 @@ pub(crate) struct Run {
 }
 
 impl Run {
+    /// Bytes that its footers take, about.
+    pub(crate) fn footers_bytes(&self, objects: &[LiveObject]) -> u64 {
+        objects.iter().map(|object| u64::from(object.footer.len)).sum::<u64>() * FOOTER_OPENED
+    }
+
     /// Its sessions, by id, with the bytes that merging each of them takes, about.
-    pub(crate) fn sessions(&self) -> Vec<(SessionKey, u64)> {
+    pub(crate) fn sessions(&self, uploads: &Objects) -> Vec<(SessionKey, u64)> {
         let chunk = |&(object, number): &Place| match &self.sources[object].footer {
             Footer::Shared(footer) => footer.chunks.get(number),
             Footer::Session(_) => None,
@@ -62,8 +66,10 @@ impl Run {
                 let of_stream = largest.entry(chunk.stream).or_default();
                 *of_stream = batches.max().unwrap_or_default().max(*of_stream);
             }
-            let loaded = largest.values().sum::<u64>().min(HELD_BYTES_MAX as u64);
-            MERGE_BYTES_MIN + loaded + stored.min(UPLOAD_BYTES_MAX)
+            // Batches that are held, the one that is taken in, and the event of it that is on its way into a frame.
+            let held = largest.values().sum::<u64>().min(HELD_BYTES_MAX as u64);
+            let taken_in = largest.values().max().copied().unwrap_or_default() * 2;
+            MERGE_BYTES_MIN + held + taken_in + uploads.upload_held(stored)
         };
         self.places.iter().map(|(key, places)| (*key, bytes(places))).collect()
     }
@@ -77,37 +83,59 @@ impl Run {
     }
 }
 
-/// The bytes that merging parts takes, about.
-pub(crate) fn parts_bytes(parts: &[LiveObject]) -> u64 {
+/// The bytes that merging parts takes, about, of so many bytes of events.
+pub(crate) fn parts_bytes(parts: &[LiveObject], raw_bytes: u64, uploads: &Objects) -> u64 {
     let stored: u64 = parts.iter().map(|part| part.bytes).sum();
     let footers: u64 = parts.iter().map(|part| u64::from(part.footer.len)).sum();
-    MERGE_BYTES_MIN + HELD_BYTES_MAX as u64 + stored.min(UPLOAD_BYTES_MAX) + footers * FOOTER_OPENED
-}
-
-/// The parts of a session; of their bytes only footers are in memory.
-#[derive(Debug)]
-pub(crate) struct Parts {
-    sources: Arc<[Source]>,
+    let held = raw_bytes.min(HELD_BYTES_MAX as u64);
+    // How large its batches are is known once the footers are open.
+    let taken_in = raw_bytes.min(DECODED_BYTES_MAX as u64) * 2;
+    MERGE_BYTES_MIN + held + taken_in + uploads.upload_held(stored) + footers * FOOTER_OPENED
 }
 
 /// What became of a session.
 #[derive(Debug)]
 pub(crate) enum Outcome {
-    /// It is one object, uploaded and seen in the bucket.
-    Merged(Box<SessionResult>),
-    /// What is stored of it is corrupt, or its key is missing.
-    Unreadable,
+    /// It is one object, uploaded and seen in the bucket, but for these chunks, which are corrupt.
+    Merged(Box<SessionResult>, Vec<Place>),
+    /// All that is stored of it is corrupt, or its key is missing: these chunks.
+    Unreadable(Vec<Place>),
     /// Its key was destroyed.
+    Deleted,
+}
+
+/// What came of one try to merge a session.
+enum Attempt {
+    Merged(Box<SessionResult>),
+    /// This chunk is corrupt, or something that is no chunk.
+    Corrupt(Option<Place>),
+    /// Its key does not open.
+    Closed,
     Deleted,
 }
 
 impl Worker {
     /// Fetches the objects of a run, each once, and reads their footers. One whose footer is corrupt is taken for one unreadable
-    /// piece, or it would hold up its partition for ever.
+    /// piece, and one that is gone for an empty one, or it would hold up its partition for ever. Where most of a run are such, it
+    /// is not the objects that are wrong: the run waits, and says so, for what it is swapped for nobody takes back.
     pub(crate) async fn open_run(&self, objects: &[LiveObject]) -> anyhow::Result<Run> {
         // Owned, since the compiler does not see that closures which borrow give futures that can be sent.
         let opening = stream::iter(objects.to_vec()).map(|object| self.open_whole(object)).buffered(TRANSFERS);
         let sources: Vec<Source> = opening.try_collect().await?;
+        let damaged: Vec<&Source> = sources.iter().filter(|source| merge::is_wholly_corrupt(source)).collect();
+        anyhow::ensure!(
+            damaged.len() * 2 <= sources.len(),
+            "{} of {} objects of a run are not in the bucket, or have no footer that opens\n  hint: are these the bucket and \
+             prefix that they were written to, and the keyring that they were written with?",
+            damaged.len(),
+            sources.len()
+        );
+        for source in damaged {
+            let is_gone = source.body.as_ref().is_none_or(Bytes::is_empty);
+            let what =
+                if is_gone { "is gone; without a byte it is listed" } else { "has a corrupt footer; it goes whole" };
+            tracing::error!(object = %source.key, "object {what} in quarantine");
+        }
         // Found once: to look through all chunks for each session would cost their product.
         let mut places: BTreeMap<SessionKey, Vec<Place>> = BTreeMap::new();
         for (object, source) in sources.iter().enumerate() {
@@ -122,7 +150,11 @@ impl Worker {
 
     async fn open_whole(&self, object: LiveObject) -> anyhow::Result<Source> {
         let key = object.key;
-        let body = self.objects.get(&key).await.with_context(|| format!("fetch {key}"))?;
+        let body = match self.objects.get(&key).await {
+            Ok(body) => body,
+            Err(error) if error.is_damage() => Bytes::new(),
+            Err(error) => return Err(error).with_context(|| format!("fetch {key}")),
+        };
         let (at, len) = (object.footer.at as usize, object.footer.len as usize);
         // A body that was cut short has no footer where the row says.
         if body.len() >= at + len {
@@ -132,9 +164,7 @@ impl Worker {
                 Err(error) => return Err(error).with_context(|| format!("open footer of {key}")),
             }
         }
-        let whole = merge::wholly_corrupt(key, body).with_context(|| format!("{key} is of another format"))?;
-        tracing::error!(object = %key, "footer is corrupt; the object goes into quarantine");
-        Ok(whole)
+        merge::wholly_corrupt(key, body).with_context(|| format!("{key} is of another format"))
     }
 
     /// Asks for all keys of a run at once; each merge asks again, and finds them kept. A session that has none goes into
@@ -153,55 +183,85 @@ impl Worker {
         Ok(())
     }
 
-    /// Merges what a run has of a session into an object of this name.
-    pub(crate) async fn merge(&self, run: &Run, key: SessionKey, id: ObjectId) -> anyhow::Result<Outcome> {
-        let places = run.places.get(&key).map(Vec::as_slice).unwrap_or_default();
-        self.write(key, id, &run.sources, places).await
+    /// Merges what a run has of a session into an object of this name: all that can be read.
+    pub(crate) async fn merge(
+        &self,
+        run: &Run,
+        key: SessionKey,
+        id: ObjectId,
+        lasting: Lasting,
+    ) -> anyhow::Result<Outcome> {
+        let mut places = run.places.get(&key).cloned().unwrap_or_default();
+        let mut aside = Vec::new();
+        loop {
+            // A try that failed has put nothing under the name: an upload is ended last.
+            match self.write(key, id, &run.sources, &places, lasting).await? {
+                Attempt::Merged(result) => return Ok(Outcome::Merged(result, aside)),
+                Attempt::Deleted => return Ok(Outcome::Deleted),
+                Attempt::Corrupt(Some(corrupt)) if places.len() > 1 && places.contains(&corrupt) => {
+                    places.retain(|place| *place != corrupt);
+                    aside.push(corrupt);
+                }
+                Attempt::Corrupt(_) | Attempt::Closed => {
+                    aside.append(&mut places);
+                    return Ok(Outcome::Unreadable(aside));
+                }
+            }
+        }
     }
 
-    /// Opens a session's parts. `None` when the footer of one is corrupt.
-    pub(crate) async fn open_parts(&self, parts: &[LiveObject]) -> anyhow::Result<Option<Parts>> {
+    /// Opens a session's parts. `None` when the footer of one is corrupt or gone.
+    async fn open_parts(&self, parts: &[LiveObject]) -> anyhow::Result<Option<Arc<[Source]>>> {
         let mut sources = Vec::with_capacity(parts.len());
         for object in parts {
             let key = object.key;
-            let region = self.objects.get_range(&key, object.footer.at, u64::from(object.footer.len)).await;
-            let region = region.with_context(|| format!("fetch footer of {key}"))?;
-            match footers::open(&self.keys, &self.pool, object, region).await {
+            match footers::fetch(&self.objects, &self.keys, &self.pool, object).await {
                 Ok(footer) => sources.push(Source { key, footer, body: None }),
-                Err(FooterError::Corrupt(error)) => {
-                    tracing::error!(object = %key, %error, "footer is corrupt; the session's parts stay as they are");
-                    return Ok(None);
-                }
+                Err(FooterError::Corrupt(error)) => return Ok(left(&key, &error)),
+                Err(FooterError::Object(error)) if error.is_damage() => return Ok(left(&key, &error)),
                 Err(error) => return Err(error).with_context(|| format!("open footer of {key}")),
             }
         }
-        Ok(Some(Parts { sources: sources.into() }))
+        Ok(Some(sources.into()))
     }
 
     /// Merges a session's parts into an object of this name.
-    pub(crate) async fn merge_parts(&self, parts: &Parts, key: SessionKey, id: ObjectId) -> anyhow::Result<Outcome> {
-        let outcome = self.write(key, id, &parts.sources, &[]).await?;
-        Ok(match outcome {
-            Outcome::Merged(mut result) => {
-                result.replaces = parts.sources.iter().map(|source| source.key.id()).collect();
-                Outcome::Merged(result)
+    pub(crate) async fn merge_parts(
+        &self,
+        parts: &[LiveObject],
+        key: SessionKey,
+        id: ObjectId,
+    ) -> anyhow::Result<Outcome> {
+        // Their footers are under the same key.
+        let attempt = match self.key(&key).await? {
+            Err(attempt) => attempt,
+            Ok(_) => match self.open_parts(parts).await? {
+                Some(sources) => self.write(key, id, &sources, &[], Lasting::Kept).await?,
+                None => Attempt::Corrupt(None),
+            },
+        };
+        Ok(match attempt {
+            Attempt::Merged(mut result) => {
+                result.replaces = parts.iter().map(|part| part.key.id()).collect();
+                Outcome::Merged(result, Vec::new())
             }
-            other => other,
+            Attempt::Deleted => Outcome::Deleted,
+            Attempt::Corrupt(_) | Attempt::Closed => Outcome::Unreadable(Vec::new()),
         })
     }
 
     /// The key of a session that is to be merged.
-    async fn key(&self, key: &SessionKey) -> anyhow::Result<Result<Key, Outcome>> {
+    async fn key(&self, key: &SessionKey) -> anyhow::Result<Result<Key, Attempt>> {
         match self.keys.key(key).await {
             Ok(data_key) => Ok(Ok(data_key)),
             // It is on its way out.
-            Err(KeyError::Shredded(_)) => Ok(Err(Outcome::Deleted)),
+            Err(KeyError::Shredded(_)) => Ok(Err(Attempt::Deleted)),
             Err(
                 error
                 @ (KeyError::Missing(_) | KeyError::NotUnwrapped(_) | KeyError::Keyring(KeyringError::Missing(_))),
             ) => {
                 tracing::error!(session = %key.session, %error, "session's key does not open; it cannot be merged");
-                Ok(Err(Outcome::Unreadable))
+                Ok(Err(Attempt::Closed))
             }
             Err(error) => Err(error.into()),
         }
@@ -213,25 +273,25 @@ impl Worker {
         id: ObjectId,
         sources: &Arc<[Source]>,
         places: &[Place],
-    ) -> anyhow::Result<Outcome> {
+        lasting: Lasting,
+    ) -> anyhow::Result<Attempt> {
         let data_key = match self.key(&key).await? {
             Ok(data_key) => data_key,
-            Err(outcome) => return Ok(outcome),
+            Err(attempt) => return Ok(attempt),
         };
-        let mut merging = Some(Merging::new(id, key, &data_key, sources, places)?);
+        let mut merging = Some(Merging::new(id, key, &data_key, sources, places, lasting)?);
         drop(data_key);
         let mut upload = self.objects.upload(ObjectKey::Session { key, id });
         let written = self.copy(key, &mut merging, &mut upload).await;
-        let (merging, written) = match (merging, written) {
-            (Some(merging), Ok(())) => (merging, self.end(upload).await?),
-            (_, written) => {
-                upload.give_up().await;
-                return written.map_or_else(|error| stopped(&key, error), |()| Ok(Outcome::Deleted));
-            }
-        };
+        if let Err(error) = written {
+            upload.give_up().await;
+            return stopped(&key, error);
+        }
+        let merging = merging.context("the work of a merge is gone")?;
+        let written = self.end(upload).await?;
         let object = row(id, written, merging.footer(), None, 0);
         let (totals, ended) = (merging.plan().totals(), merging.plan().completeness().ended);
-        Ok(Outcome::Merged(Box::new(SessionResult { key, object, replaces: Vec::new(), totals, ended })))
+        Ok(Attempt::Merged(Box::new(SessionResult { key, object, replaces: Vec::new(), totals, ended })))
     }
 
     /// Bytes go up while the next ones are made.
@@ -270,12 +330,10 @@ impl Worker {
         run: &Run,
         partition: i32,
         id: ObjectId,
-        sessions: &[SessionKey],
+        chunks: &[Place],
     ) -> anyhow::Result<(Uploaded, Option<SessionFilter>)> {
         let mut unreadable = Unreadable::records_of(&run.sources);
-        for session in sessions {
-            unreadable.add_session(run.places.get(session).map(Vec::as_slice).unwrap_or_default(), &run.sources);
-        }
+        unreadable.add_chunks(chunks, &run.sources);
         anyhow::ensure!(!unreadable.is_empty(), "nothing of the run goes into quarantine");
         let storage = self.keys.storage().await?;
         let object = unreadable.object(id, partition, &storage)?;
@@ -287,6 +345,12 @@ impl Worker {
         ::metrics::counter!(metrics::QUARANTINED).increment(unreadable.len() as u64);
         Ok((row(id, put, object.footer, Some(storage.version), object.quarantined), unreadable.filter()))
     }
+}
+
+/// Says that parts are not merged, since this one cannot be.
+fn left<T>(part: &ObjectKey, error: &impl std::fmt::Display) -> Option<T> {
+    tracing::error!(object = %part, %error, "footer is corrupt or gone; the session's parts stay as they are");
+    None
 }
 
 /// Why a merge stopped.
@@ -307,15 +371,24 @@ impl From<anyhow::Error> for Stopped {
     }
 }
 
-fn stopped(key: &SessionKey, stopped: Stopped) -> anyhow::Result<Outcome> {
+fn stopped(key: &SessionKey, stopped: Stopped) -> anyhow::Result<Attempt> {
     match stopped {
-        Stopped::Work(FetchError::Key(KeyError::Shredded(_))) => Ok(Outcome::Deleted),
+        Stopped::Work(FetchError::Key(KeyError::Shredded(_))) => Ok(Attempt::Deleted),
         Stopped::Work(FetchError::Work(error @ (MergeError::Corrupt(_) | MergeError::TooLarge(_)))) => {
+            let chunk = if let MergeError::Corrupt(corrupt) = &error { corrupt.chunk } else { None };
             let error = service_kit::telemetry::chain(&error);
-            tracing::error!(session = %key.session, %error, "session cannot be merged; what is corrupt goes into quarantine");
-            Ok(Outcome::Unreadable)
+            let session = key.session;
+            match chunk {
+                Some(_) => tracing::error!(%session, %error, "session's chunk is corrupt; it goes into quarantine"),
+                None => tracing::error!(%session, %error, "session cannot be merged"),
+            }
+            Ok(Attempt::Corrupt(chunk))
         }
         Stopped::Work(FetchError::Work(error)) => Err(error.into()),
+        Stopped::Work(FetchError::Object { key: object, source }) if source.is_damage() => {
+            tracing::error!(session = %key.session, %object, error = %source, "session cannot be merged; its parts stay as they are");
+            Ok(Attempt::Corrupt(None))
+        }
         Stopped::Work(FetchError::Object { key, source }) => Err(source).with_context(|| format!("fetch {key}")),
         Stopped::Work(FetchError::Key(error)) => Err(error.into()),
         Stopped::Work(FetchError::Pool(error)) => Err(error.into()),

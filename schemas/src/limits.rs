@@ -111,6 +111,8 @@ pub const FLUSH_BYTES: usize = 16 * MIB;
 pub const S3_PART_BYTES: u64 = 5 * MIB as u64;
 /// Parts of one upload that are under way at once.
 pub const S3_PARTS_AT_ONCE: usize = 4;
+/// zstd's level for session objects that may stay: written once, read for a year. Decisions/0013 has what others cost.
+pub const SESSION_ZSTD_LEVEL: i32 = 9;
 /// Raw bytes of events in one frame of a session object. Decisions/0013 has what other sizes cost.
 pub const FRAME_RAW_BYTES: usize = 512 * KIB;
 /// Raw bytes that a decoder of frames is ever asked for: a frame holds whole batches' events, and one event may be

@@ -47,6 +47,14 @@ impl ObjectKey {
         }
     }
 
+    /// The partition that a shared or quarantine object is of.
+    pub fn partition(&self) -> Option<i32> {
+        match *self {
+            Self::Shared { partition, .. } | Self::Quarantine { partition, .. } => Some(partition),
+            Self::Session { .. } | Self::Journal { .. } => None,
+        }
+    }
+
     /// Reads a key; `None` for anything that [`fmt::Display`] would not have written.
     pub fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split('/');

@@ -23,7 +23,7 @@ use crate::quarantine::asks;
 use crate::readings::{Answer, ENCODINGS, FORMATS, Manner, Reader};
 
 /// Of what services say of damaged objects; what exactly they have to say, the tests look for.
-const EXPECTED: &[&str] = &["corrupt"];
+const EXPECTED: &[&str] = &["corrupt", "object is gone"];
 
 /// Of a session whose object has several frames.
 const BATCHES: u32 = 12;
@@ -38,6 +38,8 @@ enum Damage {
     Zero(Range<u64>),
     /// Only so many of its bytes are left.
     Cut(u64),
+    /// Nothing is left of it.
+    Gone,
 }
 
 /// A damaged object, and what it was.
@@ -60,6 +62,10 @@ fn damage(system: &System<'_>, key: &ObjectKey, damage: &Damage) -> Result<Damag
         Damage::Flip(at) => bytes[*at as usize] ^= 0x10,
         Damage::Zero(range) => bytes[range.start as usize..range.end as usize].fill(0),
         Damage::Cut(len) => bytes.truncate(*len as usize),
+        Damage::Gone => {
+            std::fs::remove_file(&file).with_context(|| format!("remove {}", file.display()))?;
+            return Ok(Damaged { file, whole });
+        }
     }
     ensure!(bytes != whole, "{damage:?} changes nothing of {key}");
     std::fs::write(&file, &bytes).with_context(|| format!("damage {}", file.display()))?;
@@ -333,9 +339,9 @@ async fn damaged_frame(system: &System<'_>, reader: &Reader, session: SessionId,
     is_told(system, &key)
 }
 
-/// Goal: a damaged chunk goes into quarantine when its run is merged, and holds nobody up: neither the run, nor the other
-/// sessions in it, nor a deletion of one of those. Method: several sessions in one shared object; one bit in the chunk of one of
-/// them is flipped before any compactor runs.
+/// Goal: a damaged chunk goes into quarantine when its run is merged, and nothing else: its session's other chunks are read as
+/// before, and it holds nobody up: neither the run, nor the other sessions in it, nor a deletion of one of those. Method: several
+/// sessions in two shared objects at least; one bit in a chunk of one of them is flipped before any compactor runs.
 #[test]
 fn a_damaged_chunk_goes_into_quarantine_alone() -> Result<()> {
     run(options("chunk"), EXPECTED, async |system| {
@@ -345,9 +351,11 @@ fn a_damaged_chunk_goes_into_quarantine_alone() -> Result<()> {
             sessions.push(load::begin(system, &sdk, &link).await?);
         }
         // At once, so that one flush takes batches of all.
-        let sending = sessions.iter().map(|session| send_small(system, &sdk, session, 0..3, true));
-        futures::future::try_join_all(sending).await?;
-        load::compare_all(system, SOON).await?;
+        for (seqs, end) in [(0..3, false), (3..5, true)] {
+            let sending = sessions.iter().map(|session| send_small(system, &sdk, session, seqs.clone(), end));
+            futures::future::try_join_all(sending).await?;
+            load::compare_all(system, SOON).await?;
+        }
 
         let run = shared_objects(system).await?;
         let has_all = |footer: &shared_object::Footer| {
@@ -357,6 +365,9 @@ fn a_damaged_chunk_goes_into_quarantine_alone() -> Result<()> {
         let (key, footer) = run.iter().find(|(_, footer)| has_all(footer)).context("one has several sessions")?;
         let chunk = footer.chunks.first().context("it has chunks")?;
         let victim = chunk.key.session;
+        let (of_session, of_chunk) =
+            (5 * 4, chunk.batches.iter().map(|batch| u64::from(batch.facts.events)).sum::<u64>());
+        ensure!(of_chunk < of_session, "all of the session is in one chunk");
         // Not mended: what is moved into quarantine is what lies there.
         damage(system, key, &Damage::Flip(chunk.at + chunk.len() / 2))?;
         let reader = Reader::new(system)?;
@@ -374,7 +385,7 @@ fn a_damaged_chunk_goes_into_quarantine_alone() -> Result<()> {
         ensure!(told == 1, "the compactor told {told} times of what it set aside");
         // What is left of the session is read, and says what is missing.
         let left = system.api.session(victim).await.context("its metadata")?.events;
-        ensure!(left < 12, "all {left} events of the session are there");
+        ensure!(left == of_session - of_chunk, "{left} of {of_session} events are left without {of_chunk}");
         let read = reader.read(victim, &Manner::WHOLE).await?.whole().context("what is left of the session")?;
         ensure!(read.len() as u64 == left, "{} of {left} events are read", read.len());
 
@@ -392,19 +403,19 @@ fn a_damaged_chunk_goes_into_quarantine_alone() -> Result<()> {
 }
 
 /// Goal: a shared object that cannot be told apart any more goes into quarantine as a whole, and its partition goes on. Method:
-/// the footer of one is damaged before any compactor runs: a bit of it, all of it, or it is cut away, with sessions before and
-/// after it in the same partition.
+/// the footer of one is damaged before any compactor runs: a bit of it, all of it, it is cut away, or the object is gone, with
+/// sessions before and after it in the same partition.
 #[test]
 fn a_shared_object_without_a_footer_goes_into_quarantine_whole() -> Result<()> {
     run(options("footer"), EXPECTED, async |system| {
         let (link, sdk) = (system.link("footer").await?, system.sdk(1)?);
         let mut lost = Vec::new();
         // One session, one object: the next one begins when this one can be read.
-        for number in 0..5 {
+        for number in 0..8 {
             let session = load::begin(system, &sdk, &link).await?;
             send_small(system, &sdk, &session, 0..3, true).await?;
             load::compare(system, session.id, SOON).await?;
-            if (1..4).contains(&number) {
+            if (1..5).contains(&number) {
                 lost.push(session.id);
             }
         }
@@ -419,7 +430,8 @@ fn a_shared_object_without_a_footer_goes_into_quarantine_whole() -> Result<()> {
                 let damage_of = match number {
                     0 => Damage::Flip(at + (end - at) / 2),
                     1 => Damage::Zero(at..end),
-                    _ => Damage::Cut(at),
+                    2 => Damage::Cut(at),
+                    _ => Damage::Gone,
                 };
                 damage(system, key, &damage_of)?;
                 keys.push(*key);

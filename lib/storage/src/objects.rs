@@ -37,6 +37,9 @@ pub use upload::{Put, Upload};
 /// Keys in one request to delete; S3's own bound.
 pub const DELETE_KEYS_MAX: usize = 1_000;
 
+/// How often a request is sent at most.
+const TRIES: u32 = 3;
+
 const REQUESTS: &str = "s3_requests_total";
 /// Requests to S3, for the metrics of a service that sends any.
 pub const REQUESTS_DESCRIBED: Described =
@@ -107,7 +110,7 @@ impl Objects {
             // Uploads carry a SHA-256 of their own; the default would send a trailer that not every server knows.
             .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
             .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
-            .retry_config(RetryConfig::standard().with_max_attempts(3))
+            .retry_config(RetryConfig::standard().with_max_attempts(TRIES))
             .timeout_config(
                 TimeoutConfig::builder()
                     .connect_timeout(Duration::from_secs(3))
@@ -236,8 +239,16 @@ impl Objects {
     }
 
     async fn get_with(&self, key: &ObjectKey, range: Option<String>) -> Result<Bytes, ObjectError> {
-        let body = self.get_body(key, range).await?.collect().await;
-        body.map(|body| body.into_bytes()).map_err(|error| self.failed_text("read object", error.to_string()))
+        let mut tries = 1;
+        loop {
+            let body = self.get_body(key, range.clone()).await?.collect().await;
+            match body {
+                Ok(body) => return Ok(body.into_bytes()),
+                // The client repeats what fails before the body: a connection that ends within it is no other case.
+                Err(_) if tries < TRIES => tries += 1,
+                Err(error) => return Err(self.failed_text("read object", error.to_string())),
+            }
+        }
     }
 
     async fn get_body(&self, key: &ObjectKey, range: Option<String>) -> Result<ByteStream, ObjectError> {

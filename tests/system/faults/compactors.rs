@@ -21,8 +21,9 @@ use serde::Deserialize;
 use virtual_sdk::{Comparison, Encoding, Form, Sdk, Seen, Session, until};
 
 use super::quick;
-use crate::harness::{LATER, SOON, System, run_on};
+use crate::harness::{LATER, SOON, System, metric, run_on};
 use crate::load::{self, made_up_batch};
+use crate::proxy::s3::{Plan, S3Proxy};
 use crate::readings::{Answer, ENCODINGS, FORMATS, Manner, Reader};
 
 /// For how long compactors are killed.
@@ -46,6 +47,44 @@ const FROZEN: &[&str] = &[
     "stop reading partition",
     "read partition",
 ];
+
+/// Sessions of one run: more rounds of uploads than go on at once.
+const SLOW_SESSIONS: usize = 32;
+
+/// Uploads of session objects go on at a crawl, so that a run takes longer than what is staged may lie.
+pub(super) async fn uploads_are_slow(stack: &Stack, name: &str) -> Result<Comparison> {
+    let proxy = S3Proxy::start(&stack.parts().s3.endpoint).await?;
+    proxy.set(Plan::Crawl);
+    let options = DeploymentOptions { compactors: 2, held: Some(format!("compactor-{name}")), ..quick(name) };
+    let options = options
+        .with("compactor", "S3_ENDPOINT", proxy.url())
+        .with("compactor", "CLAIRVIO_LEASE_MS", 1_000)
+        .with("retention-worker", "CLAIRVIO_PASS_INTERVAL_MS", 200)
+        .with("retention-worker", "CLAIRVIO_STAGED_STALE_MS", 1_500);
+    run_on(stack, options, &[], async |system| {
+        let (link, sdk) = (system.link(name).await?, system.sdk(1)?);
+        let sessions = try_join_all((0..SLOW_SESSIONS).map(|_| load::begin(system, &sdk, &link))).await?;
+        for seq in 0..2 {
+            let sending = sessions.iter().map(async |session| {
+                let batch =
+                    made_up_batch(session.id, 0, seq, seq == 1, 100, |position| i64::from(seq) * 100 + position)?;
+                load::send(system, &sdk, session, &batch, Form::Lines, Encoding::Zstd).await
+            });
+            try_join_all(sending).await?;
+        }
+        load::compare_all(system, SOON).await?;
+        for compactor in system.deployment.release().await? {
+            system.deployment.supervisor.wait_ready(&compactor, SOON).await?;
+        }
+        load::wait_compacted(system, LATER).await?;
+        for number in 1..=2 {
+            let lost = metric(&system.admin_url("compactor", number)?, "compactor_lost_swaps_total").await;
+            ensure!(lost == 0, "compactor {number} lost {lost} of its jobs");
+        }
+        load::compare_all(system, SOON).await
+    })
+    .await
+}
 
 pub(super) async fn are_killed_and_frozen(stack: &Stack, name: &str) -> Result<Comparison> {
     let options = DeploymentOptions { edges: 2, compactors: 2, ..quick(name) }

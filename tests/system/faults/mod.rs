@@ -65,12 +65,14 @@ pub(crate) const RIVALS: Fault =
     Fault { name: "rivals", round: |stack, name| processes::are_rivals(stack, name).boxed_local() };
 pub(crate) const COMPACTORS: Fault =
     Fault { name: "compactors", round: |stack, name| compactors::are_killed_and_frozen(stack, name).boxed_local() };
+pub(crate) const SLOW_MERGES: Fault =
+    Fault { name: "slowmerges", round: |stack, name| compactors::uploads_are_slow(stack, name).boxed_local() };
 /// Its rounds have a stack of their own.
 pub(crate) const OUTAGES: Fault = Fault { name: "outages", round: |_, name| outages::of_parts(name).boxed_local() };
 
 /// All of them, for those who run them again and again.
 #[cfg(not(test))]
-pub(crate) static ALL: [Fault; 13] = [
+pub(crate) static ALL: [Fault; 14] = [
     S3_UPLOADS,
     S3_REFUSES,
     COMMITS,
@@ -83,6 +85,7 @@ pub(crate) static ALL: [Fault; 13] = [
     ZOMBIES,
     RIVALS,
     COMPACTORS,
+    SLOW_MERGES,
     OUTAGES,
 ];
 

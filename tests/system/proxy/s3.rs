@@ -60,6 +60,8 @@ pub(crate) enum Plan {
     InTurn,
     /// All are answered with 503.
     Refuse,
+    /// All are taken in at a crawl.
+    Crawl,
 }
 
 /// A proxy before an S3 server.
@@ -130,6 +132,7 @@ impl Shared {
         let mut state = self.state();
         match state.plan {
             Plan::Pass => None,
+            Plan::Crawl => Some(UploadFault::Crawl),
             Plan::Refuse => {
                 state.refused += 1;
                 Some(UploadFault::SlowDown)

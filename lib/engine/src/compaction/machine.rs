@@ -9,16 +9,17 @@
 //! - A run is **claimed, opened, staged, merged, published**. Objects are staged under names that are never used twice
 //!   (B10, C4) and only for sessions that are not deleted (B8); what cannot be merged goes into quarantine, so that
 //!   nothing pins a run. Publishing swaps the run for its results in one transaction (C2), which looks at the claim
-//!   itself: renewing it while the job goes on only saves work.
+//!   itself: renewing it while the job goes on only saves work, and keeps what is staged from being given up.
 //! - Of each partition one run is merged at a time, and always what comes first in the log: what was merged stays what
 //!   readers see, so a later copy of a batch must not be merged before an earlier one (C1).
-//! - A session that is over is finished when no shared object holds any of it: its parts become one object. Parts that
-//!   cannot be merged, or that are too large for it, stay as they are.
+//! - A session that is over is finished when no shared object holds any of it: its parts, claimed as they are staged for, become
+//!   one object. Parts that cannot be merged, or that are too large for it, stay as they are.
 //! - What fails is tried again, an upload under another name. What fails again and again is given back, and its partition or session
 //!   waits; that holds up nothing else.
 //! - A commit whose answer was lost is looked up, then decided.
 //! - Memory has a budget: a run is held while its job lasts, each merge has an estimate. Beyond the budget nothing
-//!   begins unless nothing else goes on, and what has waited longest goes first (C6).
+//!   begins unless nothing else goes on, and what has waited longest goes first (C6). Merges of runs go before those of sessions
+//!   that are over, which can wait; no new run is claimed while one of these waits for room.
 //!
 //! After every [`Machine::handle`], call [`Machine::poll_effect`] until it gives `None`, then wait until
 //! [`Machine::poll_timeout`] at the longest and hand over [`Input::Tick`].
@@ -52,7 +53,7 @@ pub struct Config {
     pub finals_at_once: usize,
     /// Merges at once, over all jobs.
     pub merges_at_once: usize,
-    /// Bytes of runs that are held and of merges under way.
+    /// Bytes of runs that are held and of merges under way. A quarter of them no run takes: merges need room too.
     pub bytes_max: u64,
     /// A session whose parts' footers have more bytes keeps them.
     pub footers_bytes_max: u64,
@@ -105,6 +106,8 @@ pub struct Opened {
     pub sessions: Vec<(SessionKey, u64)>,
     /// Whether there are records in it that nobody can read.
     pub has_unreadable: bool,
+    /// The bytes that its footers take while it is held, opened; those of its objects are known.
+    pub footers_bytes: u64,
 }
 
 /// The parts of a session.
@@ -123,6 +126,8 @@ pub struct Parts {
 pub enum Merged {
     /// The object lies in the bucket and was read back.
     Stored,
+    /// So it does, without what of the session is corrupt in the run.
+    Partly,
     /// What is stored of the session is corrupt, or its key does not open.
     Unreadable,
     /// The session's key was destroyed.
@@ -155,11 +160,12 @@ pub enum Work {
         /// The objects, in order.
         run: Vec<ObjectId>,
     },
-    /// Have the claim last longer.
+    /// Have the claim, and what is staged, last longer.
     Renew(JobId),
     /// Fetch the claimed objects and open their footers.
     Open(JobId),
-    /// Write the rows of session objects, but for sessions that are deleted.
+    /// Write the rows of session objects, but for sessions that are deleted, and for one that is over whose parts somebody else has
+    /// claimed.
     Stage {
         /// The job.
         job: JobId,
@@ -181,7 +187,8 @@ pub enum Work {
         job: JobId,
         /// The object.
         name: Name,
-        /// Sessions whose chunks go into it, beside the run's unreadable records.
+        /// Sessions whose chunks go into it, beside the run's unreadable records: all of a session that was not merged, those that
+        /// are corrupt of one that was merged partly.
         sessions: Vec<SessionKey>,
     },
     /// Swap the run for its results.
@@ -425,15 +432,15 @@ impl Job {
         matches!(self.target, Target::Run { .. })
     }
 
-    /// Whether its claim is worth renewing: once publishing was sent, that decides.
+    /// Whether its claim is worth renewing: once publishing was sent, that decides. A session's parts are claimed when its merge is
+    /// staged, each time.
     fn renews(&self) -> bool {
         let is_past = |step| matches!(step, Step::Claim | Step::Publish | Step::LookUp);
-        let is_held = match self.phase {
-            Phase::Doing(step) | Phase::Waiting { next: step, .. } => !is_past(step),
+        match self.phase {
+            Phase::Doing(step) | Phase::Waiting { next: step, .. } => self.is_run() && !is_past(step),
             Phase::Merging => true,
             Phase::Ended(_) => false,
-        };
-        self.is_run() && is_held
+        }
     }
 }
 
@@ -594,7 +601,12 @@ impl Machine {
 
     /// What is oldest goes first, and is waited for: with smaller ones let in before it, it might never find room (C6).
     fn claim_runs(&mut self, now_ms: u64, rows: &[SharedRow]) {
-        self.run_waits = false;
+        // One that waits until nothing is held might wait for ever beside new runs; but not one that waits for a run.
+        let run_waited = std::mem::take(&mut self.run_waits);
+        if !run_waited && self.jobs.values().any(|job| !job.is_run() && !job.ready.is_empty()) {
+            return;
+        }
+        let runs_bytes_max = self.config.bytes_max - self.config.bytes_max / 4;
         let mut runs = Vec::new();
         for rows in rows.chunk_by(|one, other| one.partition == other.partition) {
             let Some(partition) = rows.first().map(|row| row.partition) else { continue };
@@ -617,7 +629,7 @@ impl Machine {
         for (_, partition, run, bytes) in runs {
             let at_once = self.jobs.values().filter(|job| job.is_run()).count();
             let held = self.bytes();
-            self.run_waits = held > 0 && held + bytes > self.config.bytes_max;
+            self.run_waits = held > 0 && held + bytes > runs_bytes_max;
             if at_once >= self.config.runs_at_once || self.run_waits {
                 return;
             }
@@ -695,6 +707,7 @@ impl Machine {
     }
 
     fn stepped(&mut self, now_ms: u64, id: JobId, answer: Answer) {
+        let lease_ms = self.config.lease_ms;
         let Some(job) = self.jobs.get_mut(&id) else { return };
         let Phase::Doing(step) = job.phase else { return };
         match (step, answer) {
@@ -705,6 +718,7 @@ impl Machine {
             (Step::Claim, _) => self.end(id, End::Failed),
             (Step::Open, Answer::Opened(opened)) => {
                 job.has_unreadable = opened.has_unreadable;
+                job.bytes += opened.footers_bytes;
                 let wanted = |(key, bytes)| Staged { key, name: Name(0), bytes };
                 job.wanted = opened.sessions.into_iter().map(wanted).collect();
                 self.stage(now_ms, id);
@@ -714,6 +728,9 @@ impl Machine {
                 let wanted = std::mem::take(&mut job.wanted);
                 job.ready = wanted.into_iter().filter(|wanted| live.binary_search(&wanted.key).is_ok()).collect();
                 job.phase = Phase::Merging;
+                if !job.is_run() {
+                    job.renews_at_ms = now_ms + lease_ms / 3;
+                }
             }
             (Step::Quarantine, Answer::Done) => self.take_step(now_ms, id, Step::Publish),
             (Step::Publish, Answer::Published(outcome)) => match outcome {
@@ -770,6 +787,10 @@ impl Machine {
         job.merging -= 1;
         match answer {
             Answer::Merged(Merged::Stored) => job.results.push((merge.key, merge.name)),
+            Answer::Merged(Merged::Partly) => {
+                job.results.push((merge.key, merge.name));
+                job.unreadable.push(merge.key);
+            }
             Answer::Merged(Merged::Unreadable) => job.unreadable.push(merge.key),
             Answer::Merged(Merged::Deleted) => {}
             // Staged anew with all others that failed.
@@ -889,9 +910,10 @@ impl Machine {
         }
     }
 
-    /// In the order of the jobs, and none before one that waits for room: it would wait for ever.
+    /// Those of runs first, in the order of the jobs, and none before one that waits for room: it would wait for ever.
     fn begin_merges(&mut self) {
-        let jobs: Vec<JobId> = self.jobs.keys().copied().collect();
+        let mut jobs: Vec<JobId> = self.jobs.keys().copied().collect();
+        jobs.sort_by_key(|id| self.jobs.get(id).is_some_and(|job| !job.is_run()));
         for id in jobs {
             loop {
                 let (held, at_once) = (self.bytes(), self.merging);
@@ -900,7 +922,9 @@ impl Machine {
                 if self.run_waits && !job.is_run() {
                     break;
                 }
-                let has_room = at_once == 0 || held + merge.bytes <= self.config.bytes_max;
+                // A run that is held gets on somehow; what else is beyond the budget is alone.
+                let is_first = at_once == 0 && (job.is_run() || held == 0);
+                let has_room = is_first || held + merge.bytes <= self.config.bytes_max;
                 if at_once >= self.config.merges_at_once || !has_room {
                     return;
                 }
@@ -939,9 +963,6 @@ impl Machine {
                     let wait = self.wait(now_ms, failures, partition.unsigned_abs());
                     self.partitions.insert(*partition, wait);
                 }
-                if !matches!(end, End::Done | End::Nothing) {
-                    self.begin(TaskKind::Release, Work::Release(id));
-                }
             }
             Target::Session(key) => match end {
                 End::Done => {
@@ -961,6 +982,9 @@ impl Machine {
                     self.sessions.insert(*key, wait);
                 }
             },
+        }
+        if !matches!(end, End::Done | End::Nothing) {
+            self.begin(TaskKind::Release, Work::Release(id));
         }
         self.effects.push_back(Effect::Close { job: id, end });
     }

@@ -60,6 +60,10 @@ pub(crate) enum Mutant {
     FailedMergeTakenAsStored,
     /// Chunks that cannot be merged are dropped with their run.
     UnreadableDropped,
+    /// With a chunk that is corrupt all others of its session go into quarantine.
+    GoodChunksSetAside,
+    /// That something of a session could not be merged is not told.
+    PartlyTakenAsStored,
     /// A final swap does not look whether the session has other parts by now.
     FinalIgnoresLateParts,
     /// A session is finished while shared objects hold some of it.
@@ -110,6 +114,8 @@ pub(crate) const ALL: &[Mutant] = &[
     Mutant::StagesDeleted,
     Mutant::FailedMergeTakenAsStored,
     Mutant::UnreadableDropped,
+    Mutant::GoodChunksSetAside,
+    Mutant::PartlyTakenAsStored,
     Mutant::FinalIgnoresLateParts,
     Mutant::FinishesWhileShared,
     Mutant::CondemnedRemovedAtOnce,

@@ -6,10 +6,11 @@ use engine::compaction::Standing;
 use schemas::limits::SESSION_URLS_MAX;
 use schemas::shared_object::SessionFilter;
 use schemas::{ObjectId, SessionKey};
+use serde::Serialize;
 use sqlx::{PgConnection, Row as _};
 use uuid::Uuid;
 
-use super::batches::{deleted_among, make_live, make_live_from};
+use super::batches::{deleted_among, make_live_from};
 use super::sessions::lock_sessions;
 use super::{
     Index, IndexError, KIND_QUARANTINE, KIND_SESSION, LiveObject, Uploaded, failed, key_arrays, live_object,
@@ -29,6 +30,15 @@ pub struct SharedRow {
     pub age: Duration,
     /// Whether a compactor has it.
     pub leased: bool,
+}
+
+/// A session that an object was staged for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Staged {
+    /// The session.
+    pub key: SessionKey,
+    /// Whether it has live objects already.
+    pub has_parts: bool,
 }
 
 /// What a session's new object changes in its row.
@@ -83,7 +93,7 @@ impl Index {
             .collect())
     }
 
-    /// Claims a run for `lease`; `None` when somebody else was faster.
+    /// Claims a run, or the parts of a session, for `lease`; `None` when somebody else was faster.
     pub async fn claim_run(
         &self,
         run: &[ObjectId],
@@ -94,7 +104,8 @@ impl Index {
         let mut tx = self.pool.begin().await.map_err(failed("begin claim"))?;
         let rows = sqlx::query(concat!(
             "with free as (
-                 select id from object where id = any($1) and state = 1 and coalesce(lease_until <= now(), true)
+                 select id from object
+                 where id = any($1) and state = 1 and (coalesce(lease_until <= now(), true) or lease_owner = $2)
                  order by id for update skip locked
              )
              update object set lease_owner = $2, lease_until = now() + make_interval(secs => $3)
@@ -118,24 +129,37 @@ impl Index {
         Ok(Some(objects))
     }
 
-    /// Has a claim last for `lease` from now on; `false` when the run is not this owner's any more.
-    pub async fn extend_lease(&self, run: &[ObjectId], owner: Uuid, lease: Duration) -> Result<bool, IndexError> {
-        let ids: Vec<Uuid> = run.iter().map(|id| id.0).collect();
+    /// Has a claim last for `lease` from now on, and what is staged for it count as new; `false` when the claim is not this owner's
+    /// any more.
+    pub async fn extend_lease(
+        &self,
+        claimed: &[ObjectId],
+        owner: Uuid,
+        lease: Duration,
+        staged: &[ObjectId],
+    ) -> Result<bool, IndexError> {
+        let ids: Vec<Uuid> = claimed.iter().map(|id| id.0).collect();
         let extended = sqlx::query(
-            "with mine as (select id from object where id = any($1) order by id for update)
+            // Rows that are being published are their transaction's: that has the claim's rows to lock as well.
+            "with kept as (
+                 select id from object where id = any($4) and state = 0 for update skip locked
+             ), fresh as (
+                 update object set staged_at = now() from kept where object.id = kept.id
+             ), mine as (select id from object where id = any($1) order by id for update)
              update object set lease_until = now() + make_interval(secs => $3)
              from mine where object.id = mine.id and object.state = 1 and object.lease_owner = $2",
         )
         .bind(&ids)
         .bind(owner)
         .bind(lease.as_secs_f64())
+        .bind(staged.iter().map(|id| id.0).collect::<Vec<_>>())
         .execute(&self.pool)
         .await
         .map_err(failed("extend lease"))?;
         Ok(extended.rows_affected() == ids.len() as u64)
     }
 
-    /// Gives a run back that could not be merged.
+    /// Gives a claim back.
     pub async fn release_run(&self, run: &[ObjectId], owner: Uuid) -> Result<(), IndexError> {
         let ids: Vec<Uuid> = run.iter().map(|id| id.0).collect();
         sqlx::query("update object set lease_until = null, lease_owner = null where id = any($1) and lease_owner = $2")
@@ -154,29 +178,28 @@ impl Index {
 
     /// Stages session objects. A session's row is locked before an object of its own is staged: those that are deleted
     /// get none, and are left out of what is given back.
-    pub async fn stage_session_objects(
-        &self,
-        objects: &[(SessionKey, ObjectId)],
-    ) -> Result<Vec<SessionKey>, IndexError> {
+    pub async fn stage_session_objects(&self, objects: &[(SessionKey, ObjectId)]) -> Result<Vec<Staged>, IndexError> {
         let keys: Vec<SessionKey> = objects.iter().map(|(key, _)| *key).collect();
         let mut tx = self.pool.begin().await.map_err(failed("begin staging"))?;
         let live = lock_live_sessions(&mut tx, &keys).await?;
         let wanted: Vec<_> = objects.iter().filter(|(key, _)| live.binary_search(key).is_ok()).collect();
         let (workspaces, sessions) = key_arrays(wanted.iter().map(|(key, _)| key));
-        sqlx::query(
+        let staged = sqlx::query(
             "insert into object (id, kind, workspace_id, session_id)
              select id, $4, workspace_id, session_id
-             from unnest($1::uuid[], $2::uuid[], $3::uuid[]) as o (id, workspace_id, session_id)",
+             from unnest($1::uuid[], $2::uuid[], $3::uuid[]) as o (id, workspace_id, session_id)
+             returning workspace_id, session_id, exists (select from object part where part.kind = 1 and part.state = 1
+                 and part.workspace_id = object.workspace_id and part.session_id = object.session_id) as has_parts",
         )
         .bind(wanted.iter().map(|(_, id)| id.0).collect::<Vec<_>>())
         .bind(&workspaces)
         .bind(&sessions)
         .bind(KIND_SESSION)
-        .execute(&mut *tx)
+        .fetch_all(&mut *tx)
         .await
         .map_err(failed("stage session objects"))?;
         tx.commit().await.map_err(failed("commit staging"))?;
-        Ok(live)
+        Ok(staged.iter().map(|row| Staged { key: session_key(row), has_parts: row.get("has_parts") }).collect())
     }
 
     /// Stages an object for the unreadable records of a run.
@@ -403,29 +426,53 @@ async fn standing(tx: &mut PgConnection, results: &[ObjectId], is_open: bool) ->
 async fn publish_results(tx: &mut PgConnection, results: &[SessionResult], is_final: bool) -> Result<bool, IndexError> {
     let keys: Vec<SessionKey> = results.iter().map(|result| result.key).collect();
     let live = lock_live_sessions(tx, &keys).await?;
-    for result in results {
-        if live.binary_search(&result.key).is_err() {
-            continue;
-        }
-        let replaces: Vec<Uuid> = result.replaces.iter().map(|id| id.0).collect();
+    let results: Vec<&SessionResult> =
+        results.iter().filter(|result| live.binary_search(&result.key).is_ok()).collect();
+    let replaces: Vec<Uuid> = results.iter().flat_map(|result| &result.replaces).map(|id| id.0).collect();
+    if !replaces.is_empty() {
         let condemned =
             sqlx::query("update object set state = 2, condemned_at = now() where id = any($1) and state = 1")
                 .bind(&replaces)
                 .execute(&mut *tx)
                 .await
                 .map_err(failed("condemn parts"))?;
-        if condemned.rows_affected() != replaces.len() as u64 || !make_live(tx, &result.object, None).await? {
+        if condemned.rows_affected() != replaces.len() as u64 {
             return Ok(false);
         }
-        update_session(tx, result, is_final).await?;
     }
-    order_parts(tx, results).await?;
+    if !make_session_objects_live(tx, &results).await? {
+        return Ok(false);
+    }
+    update_sessions(tx, &results, is_final).await?;
+    order_parts(tx, &results).await?;
     Ok(true)
+}
+
+/// Turns staged rows live; `false` when one is staged no more.
+async fn make_session_objects_live(tx: &mut PgConnection, results: &[&SessionResult]) -> Result<bool, IndexError> {
+    let objects = || results.iter().map(|result| &result.object);
+    let lens: Result<Vec<i32>, _> = objects().map(|object| i32::try_from(object.footer.len)).collect();
+    let turned = sqlx::query(
+        "update object set state = 1, bytes = o.bytes, sha256 = o.sha256, footer_at = o.footer_at,
+             footer_len = o.footer_len, live_at = now(), quarantined = 0
+         from unnest($1::uuid[], $2::bigint[], $3::bytea[], $4::bigint[], $5::integer[])
+             as o (id, bytes, sha256, footer_at, footer_len)
+         where object.id = o.id and object.state = 0",
+    )
+    .bind(objects().map(|object| object.id.0).collect::<Vec<_>>())
+    .bind(objects().map(|object| signed(object.bytes)).collect::<Vec<_>>())
+    .bind(objects().map(|object| object.sha256.to_vec()).collect::<Vec<_>>())
+    .bind(objects().map(|object| signed(object.footer.at)).collect::<Vec<_>>())
+    .bind(lens.map_err(|_| IndexError::Row("object"))?)
+    .execute(&mut *tx)
+    .await
+    .map_err(failed("turn session objects live"))?;
+    Ok(turned.rows_affected() == results.len() as u64)
 }
 
 /// Parts are read in the order in which they became live: what was merged first stays what readers see (C1). The clock alone does
 /// not tell it, for it can go back, and a transaction that waited for the session's lock has the time at which it began.
-async fn order_parts(tx: &mut PgConnection, results: &[SessionResult]) -> Result<(), IndexError> {
+async fn order_parts(tx: &mut PgConnection, results: &[&SessionResult]) -> Result<(), IndexError> {
     sqlx::query(
         "update object set live_at = before.at + interval '1 microsecond'
          from (
@@ -443,56 +490,91 @@ async fn order_parts(tx: &mut PgConnection, results: &[SessionResult]) -> Result
     .map_err(failed("order parts"))
 }
 
-/// The sums in a session's row: added up while parts come, exact once they are one. Whether the end was seen is what the
-/// latest part says: a page that was left is no end of a session that goes on with the next one.
-async fn update_session(tx: &mut PgConnection, result: &SessionResult, is_final: bool) -> Result<(), IndexError> {
-    let totals = &result.totals;
-    let span = totals.span;
+/// The sums of sessions, as the statement that adds them up reads them.
+#[derive(Serialize)]
+struct Sums<'a> {
+    workspace_id: Uuid,
+    id: Uuid,
+    events: i64,
+    bytes_received: i64,
+    bytes_stored: i64,
+    pages: i64,
+    errors: i64,
+    ts_min: Option<i64>,
+    ts_max: Option<i64>,
+    counts: Vec<i64>,
+    ended: bool,
+    active_ms: i64,
+    clicks: i64,
+    keypresses: i64,
+    failed_requests: i64,
+    console: Vec<i64>,
+    urls: &'a [String],
+}
+
+impl<'a> Sums<'a> {
+    fn of(result: &'a SessionResult) -> Self {
+        let totals = &result.totals;
+        Self {
+            workspace_id: result.key.workspace.0,
+            id: result.key.session.0,
+            events: signed(totals.events),
+            bytes_received: signed(totals.raw_bytes),
+            bytes_stored: signed(result.object.footer.at),
+            pages: signed(totals.pages),
+            errors: signed(totals.errors),
+            ts_min: totals.span.map(|(min, _)| min),
+            ts_max: totals.span.map(|(_, max)| max),
+            counts: totals.counts.to_array().map(signed).to_vec(),
+            ended: result.ended,
+            active_ms: signed(totals.active_ms),
+            clicks: signed(totals.clicks),
+            keypresses: signed(totals.keypresses),
+            failed_requests: signed(totals.failed_requests),
+            console: totals.console.but_errors().map(signed).to_vec(),
+            urls: &totals.urls,
+        }
+    }
+}
+
+/// The sums in sessions' rows: added up while parts come, exact once they are one. Whether the end was seen is what the
+/// latest part says: a page that was left is no end of a session that goes on with the next one. One statement for a whole run: its
+/// sessions are locked meanwhile.
+async fn update_sessions(tx: &mut PgConnection, results: &[&SessionResult], is_final: bool) -> Result<(), IndexError> {
+    let sums: Vec<Sums<'_>> = results.iter().map(|result| Sums::of(result)).collect();
+    let sums = serde_json::to_string(&sums).map_err(|_| IndexError::Row("session"))?;
     sqlx::query(
-        "update session set
-             events = case when $3 then 0 else events end + $4,
-             bytes_received = case when $3 then 0 else bytes_received end + $5,
-             bytes_stored = case when $3 then 0 else bytes_stored end + $6,
-             pages = case when $3 then 0 else pages end + $7,
-             errors = case when $3 then 0 else errors end + $8,
-             ts_min = least(ts_min, $9), ts_max = greatest(ts_max, $10),
-             counts = (select array_agg(case when $3 then 0 else coalesce(old, 0) end + new order by place)
-                 from unnest(counts, $11::bigint[]) with ordinality as both_counts (old, new, place)),
-             active_ms = case when $3 then 0 else active_ms end + $13,
-             clicks = case when $3 then 0 else clicks end + $14,
-             keypresses = case when $3 then 0 else keypresses end + $15,
-             failed_requests = case when $3 then 0 else failed_requests end + $16,
-             console = (select array_agg(case when $3 then 0 else coalesce(old, 0) end + new order by place)
-                 from unnest(console, $17::bigint[]) with ordinality as both_counts (old, new, place)),
+        "update session s set
+             events = case when $2 then 0 else s.events end + r.events,
+             bytes_received = case when $2 then 0 else s.bytes_received end + r.bytes_received,
+             bytes_stored = case when $2 then 0 else s.bytes_stored end + r.bytes_stored,
+             pages = case when $2 then 0 else s.pages end + r.pages,
+             errors = case when $2 then 0 else s.errors end + r.errors,
+             ts_min = least(s.ts_min, r.ts_min), ts_max = greatest(s.ts_max, r.ts_max),
+             counts = (select array_agg(case when $2 then 0 else coalesce(old, 0) end + new order by place)
+                 from unnest(s.counts, r.counts) with ordinality as both_counts (old, new, place)),
+             active_ms = case when $2 then 0 else s.active_ms end + r.active_ms,
+             clicks = case when $2 then 0 else s.clicks end + r.clicks,
+             keypresses = case when $2 then 0 else s.keypresses end + r.keypresses,
+             failed_requests = case when $2 then 0 else s.failed_requests end + r.failed_requests,
+             console = (select array_agg(case when $2 then 0 else coalesce(old, 0) end + new order by place)
+                 from unnest(s.console, r.console) with ordinality as both_counts (old, new, place)),
              urls = (select coalesce(array_agg(url order by visit), '{}') from (
                  select url, min(place) as visit
-                 from unnest(case when $3 then '{}' else urls end || $18::text[]) with ordinality as page (url, place)
-                 group by url order by visit limit $19) visits),
-             end_seen = $12,
-             final = $3
-         where workspace_id = $1 and id = $2",
+                 from unnest(case when $2 then '{}' else s.urls end || r.urls) with ordinality as page (url, place)
+                 group by url order by visit limit $3) visits),
+             end_seen = r.ended,
+             final = $2
+         from jsonb_to_recordset($1::jsonb) as r (workspace_id uuid, id uuid, events bigint, bytes_received bigint,
+             bytes_stored bigint, pages bigint, errors bigint, ts_min bigint, ts_max bigint, counts bigint[], ended boolean,
+             active_ms bigint, clicks bigint, keypresses bigint, failed_requests bigint, console bigint[], urls text[])
+         where s.workspace_id = r.workspace_id and s.id = r.id",
     )
-    .bind(result.key.workspace.0)
-    .bind(result.key.session.0)
+    .bind(sums)
     .bind(is_final)
-    .bind(signed(totals.events))
-    .bind(signed(totals.raw_bytes))
-    .bind(signed(result.object.footer.at))
-    .bind(signed(totals.pages))
-    .bind(signed(totals.errors))
-    .bind(span.map(|(min, _)| min))
-    .bind(span.map(|(_, max)| max))
-    .bind(totals.counts.to_array().map(signed).to_vec())
-    .bind(result.ended)
-    .bind(signed(totals.active_ms))
-    .bind(signed(totals.clicks))
-    .bind(signed(totals.keypresses))
-    .bind(signed(totals.failed_requests))
-    .bind(totals.console.but_errors().map(signed).to_vec())
-    .bind(&totals.urls)
     .bind(SESSION_URLS_MAX as i64)
     .execute(&mut *tx)
     .await
     .map(drop)
-    .map_err(failed("update session"))
+    .map_err(failed("update sessions"))
 }

@@ -210,6 +210,18 @@ impl Index {
         Ok(row.is_some_and(|row| row.get::<i16, _>("state") == 0))
     }
 
+    /// Bytes of a session's events, as of its last merge.
+    pub async fn bytes_received(&self, key: &SessionKey) -> Result<u64, IndexError> {
+        let bytes: Option<i64> =
+            sqlx::query_scalar("select bytes_received from session where workspace_id = $1 and id = $2")
+                .bind(key.workspace.0)
+                .bind(key.session.0)
+                .fetch_optional(&self.pool)
+                .await
+                .map_err(failed("ask for session's bytes"))?;
+        Ok(unsigned(bytes.unwrap_or_default()))
+    }
+
     /// Whether a shared object, staged or live, of the partitions that the session's row names may hold some of it.
     pub async fn may_be_shared(&self, key: &SessionKey) -> Result<bool, IndexError> {
         let rows = sqlx::query(

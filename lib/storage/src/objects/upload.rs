@@ -44,6 +44,12 @@ pub struct Put {
 }
 
 impl Objects {
+    /// Bytes that an upload of so many holds at most: what is gathered before parts are begun, by doubling, and parts under way.
+    pub fn upload_held(&self, bytes: u64) -> u64 {
+        let gathered = self.multipart_bytes.max(S3_PART_BYTES) + (PARTS_AT_ONCE as u64 + 1) * S3_PART_BYTES;
+        bytes.min(gathered) * 2
+    }
+
     /// Begins an upload. Nothing is sent yet.
     pub fn upload(&self, key: ObjectKey) -> Upload {
         Upload { objects: self.clone(), key, hash: Sha256::new(), bytes: 0, pending: BytesMut::new(), parts: None }

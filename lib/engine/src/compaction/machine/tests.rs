@@ -38,7 +38,7 @@ fn aged(row: SharedRow, age_ms: u64) -> SharedRow {
 
 fn opened(sessions: &[(u128, u64)]) -> Answer {
     let sessions = sessions.iter().map(|(n, bytes)| (key(*n), *bytes)).collect();
-    Answer::Opened(Opened { sessions, has_unreadable: false })
+    Answer::Opened(Opened { sessions, has_unreadable: false, footers_bytes: 0 })
 }
 
 fn parts(sizes: &[u64]) -> Answer {
@@ -251,7 +251,7 @@ fn what_cannot_be_read_goes_into_quarantine_before_the_swap() {
 
     let mut bench = Bench::that_found(&[row(0, 1, 100)], &[]);
     bench.only(Answer::Claimed(true));
-    bench.only(Answer::Opened(Opened { sessions: Vec::new(), has_unreadable: true }));
+    bench.only(Answer::Opened(Opened { sessions: Vec::new(), has_unreadable: true, footers_bytes: 0 }));
     assert!(matches!(bench.only(Answer::Done), Work::Quarantine { sessions, .. } if sessions.is_empty()));
 }
 

@@ -16,6 +16,8 @@ use crate::store::{ObjectRow, Owner};
 
 /// Of a frame that holds something.
 const FRAME_BYTES: u32 = 100;
+/// Of an opened footer.
+const FOOTER_BYTES: u64 = 50;
 /// Of a batch in a session object.
 const BATCH_BYTES: u64 = 100;
 
@@ -54,23 +56,30 @@ pub(crate) enum Op {
     },
     Renew {
         owner: Owner,
-        run: Vec<ObjectNumber>,
+        claimed: Vec<ObjectNumber>,
+        staged: Vec<ObjectNumber>,
     },
     Release {
         owner: Owner,
-        run: Vec<ObjectNumber>,
+        claimed: Vec<ObjectNumber>,
     },
     Open {
         job: JobId,
         run: Vec<ObjectNumber>,
     },
-    Stage(Vec<(SessionKey, ObjectNumber)>),
+    Stage {
+        objects: Vec<(SessionKey, ObjectNumber)>,
+        /// Of a session that is over: its parts.
+        claim: Option<(Owner, Vec<ObjectNumber>)>,
+    },
     Put {
         number: ObjectNumber,
         attempt: u64,
         content: Rc<Content>,
         key: Option<SessionKey>,
         partition: i32,
+        /// Something of the session is corrupt, and not in it.
+        is_partly: bool,
     },
     Swap(Box<Swap>),
     LookUp(Box<Swap>),
@@ -91,6 +100,11 @@ pub(crate) enum Op {
 #[derive(Debug, Default)]
 struct Held {
     run: Vec<ObjectNumber>,
+    /// Of a session that is over.
+    parts: Vec<ObjectNumber>,
+    staged: Vec<ObjectNumber>,
+    /// What of a run is set aside: objects and whose chunks in them.
+    aside: BTreeSet<(ObjectNumber, SessionKey)>,
     sources: Vec<Source>,
     outcomes: BTreeMap<ObjectNumber, Outcome>,
     quarantine: Option<(ObjectNumber, Rc<Content>)>,
@@ -296,18 +310,24 @@ impl World {
                 Op::Claim { owner: (process, job), run }
             }
             Work::Renew(job) => match self.job_mut(process, job) {
-                Some(held) => Op::Renew { owner: (process, job), run: held.run.clone() },
+                Some(held) => {
+                    let claimed = held.run.iter().chain(&held.parts).copied().collect();
+                    Op::Renew { owner: (process, job), claimed, staged: held.staged.clone() }
+                }
                 None => nothing,
             },
             Work::Release(job) => match self.job_mut(process, job) {
-                Some(held) => Op::Release { owner: (process, job), run: held.run.clone() },
+                Some(held) => Op::Release {
+                    owner: (process, job),
+                    claimed: held.run.iter().chain(&held.parts).copied().collect(),
+                },
                 None => nothing,
             },
             Work::Open(job) => match self.job_mut(process, job) {
                 Some(held) => Op::Open { job, run: held.run.clone() },
                 None => nothing,
             },
-            Work::Stage { objects, .. } => {
+            Work::Stage { job, objects } => {
                 let mut staged = Vec::new();
                 for (key, name) in objects {
                     self.next_object += 1;
@@ -319,7 +339,10 @@ impl World {
                     }
                     staged.push((key, number));
                 }
-                Op::Stage(staged)
+                let Some(held) = self.job_mut(process, job) else { return Ok(nothing) };
+                held.staged.extend(staged.iter().map(|(_, number)| *number));
+                let claim = held.run.is_empty().then(|| ((process, job), held.parts.clone()));
+                Op::Stage { objects: staged, claim }
             }
             Work::Merge { job, key, name } => {
                 let sources = self.job_mut(process, job).map(|held| held.sources.clone()).unwrap_or_default();
@@ -345,16 +368,20 @@ impl World {
                 let (number, attempt) = (self.next_object, self.next_attempt);
                 let drops = self.mutant == Some(Mutant::UnreadableDropped);
                 let Some(held) = self.job_mut(process, job) else { return Ok(nothing) };
-                let goes = |entry: &&Entry| {
-                    let is_of = entry.session.is_some_and(|key| sessions.binary_search(&key).is_ok());
-                    entry.stored == Stored::Quarantined || (is_of && !drops)
-                };
-                let entries = held.sources.iter().flat_map(|(_, _, content)| content.entries.iter().filter(goes));
-                let entries = entries.map(|entry| Entry { stored: Stored::Quarantined, ..*entry }).collect();
+                let mut entries = Vec::new();
+                for (source, _, content) in &held.sources {
+                    let goes = |entry: &&Entry| {
+                        let is_aside =
+                            |key| sessions.binary_search(&key).is_ok() && held.aside.contains(&(*source, key));
+                        entry.stored == Stored::Quarantined || (entry.session.is_some_and(is_aside) && !drops)
+                    };
+                    let going = content.entries.iter().filter(goes);
+                    entries.extend(going.map(|entry| Entry { stored: Stored::Quarantined, ..*entry }));
+                }
                 let content = Rc::new(Content { entries, ..Content::default() });
                 held.quarantine = Some((number, Rc::clone(&content)));
                 let partition = held.sources.first().map_or(0, |(_, partition, _)| *partition);
-                Op::Put { number, attempt, content, key: None, partition }
+                Op::Put { number, attempt, content, key: None, partition, is_partly: false }
             }
             Work::Publish { job, results, quarantine } => {
                 Op::Swap(Box::new(self.swap(process, job, &results, quarantine, None)))
@@ -427,10 +454,21 @@ impl World {
         if self.keys.get(&key) == Some(KeyRow::Shredded) {
             return Op::Computed(Answer::Merged(Merged::Deleted));
         }
-        let is_corrupt = sources.iter().any(|(number, ..)| self.corrupt.contains(&(*number, key)));
-        if is_corrupt || self.keys.closed.contains(&key) {
+        let all: Vec<ObjectNumber> = sources.iter().map(|(number, ..)| *number).collect();
+        let is_corrupt = |number: &ObjectNumber| self.corrupt.contains(&(*number, key));
+        let sets_all_aside = self.mutant == Some(Mutant::GoodChunksSetAside) && all.iter().any(is_corrupt);
+        let is_closed = self.keys.closed.contains(&key);
+        let mut aside: Vec<ObjectNumber> =
+            all.iter().copied().filter(|number| is_closed || sets_all_aside || is_corrupt(number)).collect();
+        let is_run = self.job_mut(process, job).is_some_and(|held| !held.run.is_empty());
+        // Parts stay as they are when one of them is corrupt.
+        if aside.len() == all.len() || (!is_run && !aside.is_empty()) {
+            if let Some(held) = self.job_mut(process, job) {
+                held.aside.extend(aside.drain(..).map(|number| (number, key)));
+            }
             return Op::Computed(Answer::Merged(Merged::Unreadable));
         }
+        sources.retain(|(number, ..)| !aside.contains(number));
         if self.mutant == Some(Mutant::MergeKeepsLastCopy) {
             for (_, _, content) in &mut sources {
                 let batches = Rc::make_mut(content).chunks.iter_mut().flat_map(|chunk| &mut chunk.batches);
@@ -487,8 +525,10 @@ impl World {
         };
         let content = Rc::new(Content { entries, footer: Some(footer), ..Content::default() });
         let ended = plan.completeness().ended;
+        let is_partly = !aside.is_empty();
+        held.aside.extend(aside.into_iter().map(|number| (number, key)));
         held.outcomes.insert(number, Outcome { key, number, content: Rc::clone(&content), ended });
-        Op::Put { number, attempt, content, key: Some(key), partition: 0 }
+        Op::Put { number, attempt, content, key: Some(key), partition: 0, is_partly }
     }
 
     /// An answer on its way; now and then it comes twice.
@@ -518,8 +558,8 @@ impl World {
         let is_object = |number: &ObjectNumber| index.locked_objects.contains(number);
         let is_session = |key: &SessionKey| index.locked_sessions.contains(key);
         match op {
-            Op::Renew { run, .. } | Op::Release { run, .. } => run.iter().any(is_object),
-            Op::Stage(objects) => objects.iter().any(|(key, _)| is_session(key)),
+            Op::Renew { claimed, .. } | Op::Release { claimed, .. } => claimed.iter().any(is_object),
+            Op::Stage { objects, .. } => objects.iter().any(|(key, _)| is_session(key)),
             Op::MarkFinal { key, .. } => is_session(key),
             Op::Swap(swap) | Op::LookUp(swap) => {
                 let parts = swap.parts.iter().flat_map(|(parts, _)| parts);
@@ -597,26 +637,38 @@ impl World {
         Ok(match op {
             Op::Look { sessions_max } => Answer::Looked(self.look(sessions_max)),
             Op::Claim { owner, run } => Answer::Claimed(self.claim(owner, &run)),
-            Op::Renew { owner, run } => {
-                let until = self.database_ms() + self.compaction.lease_ms;
-                let is_ours = run.iter().all(|number| owns(&self.index.objects[number], owner));
+            Op::Renew { owner, claimed, staged } => {
+                let now_ms = self.database_ms();
+                let until = now_ms + self.compaction.lease_ms;
+                let is_ours = claimed.iter().all(|number| owns(&self.index.objects[number], owner));
                 if is_ours {
-                    self.lease(&run, Some((owner, until)));
+                    self.lease(&claimed, Some((owner, until)));
+                    for number in staged {
+                        let row = self.index.objects.get_mut(&number);
+                        if let Some(row) = row.filter(|row| row.state == ObjectState::Staged) {
+                            row.staged_ms = now_ms;
+                        }
+                    }
                 } else {
                     self.happened.leases_lost += 1;
                 }
                 Answer::Claimed(is_ours)
             }
-            Op::Release { owner, run } => {
-                let ours = run.into_iter().filter(|number| owns(&self.index.objects[number], owner));
+            Op::Release { owner, claimed } => {
+                let ours = claimed.into_iter().filter(|number| owns(&self.index.objects[number], owner));
                 let ours: Vec<ObjectNumber> = ours.collect();
                 self.lease(&ours, None);
                 Answer::Done
             }
             Op::Open { job, run } => self.open(process, job, &run),
-            Op::Stage(objects) => self.stage_merged(&objects)?,
-            Op::Put { number, attempt, content, key, partition } => {
-                self.put_merged(number, attempt, content, key, partition)?
+            Op::Stage { objects, claim } => {
+                if claim.is_some_and(|(owner, parts)| !self.claim(owner, &parts)) {
+                    return Ok(Answer::Staged(Vec::new()));
+                }
+                self.stage_merged(&objects)?
+            }
+            Op::Put { number, attempt, content, key, partition, is_partly } => {
+                self.put_merged(number, attempt, content, key, partition, is_partly)?
             }
             Op::Swap(swap) => Answer::Published(self.apply_swap(swap)?),
             Op::LookUp(swap) => Answer::LookedUp(self.look_up_swap(&swap)),
@@ -628,6 +680,7 @@ impl World {
                     parts.map(|number| (id_of(number), self.index.objects[&number].bytes)).collect();
                 if let Some(held) = self.job_mut(process, job) {
                     held.found_step = found_step;
+                    held.parts = parts.iter().map(|(part, _)| number_of(*part)).collect();
                 }
                 let merge_bytes = parts.iter().map(|(_, bytes)| bytes).sum();
                 Answer::Parts(Parts { may_be_shared: is_shared, parts, merge_bytes })
@@ -680,7 +733,7 @@ impl World {
         let for_ever = self.mutant == Some(Mutant::LeasesLastForEver);
         let is_free = |number: &ObjectNumber| {
             let row = &self.index.objects[number];
-            let is_leased = row.lease.is_some_and(|(_, until)| until > now_ms || for_ever);
+            let is_leased = row.lease.is_some_and(|(other, until)| other != owner && (until > now_ms || for_ever));
             row.state == ObjectState::Live && !is_leased && !self.index.locked_objects.contains(number)
         };
         let is_claimed = run.iter().all(is_free);
@@ -709,7 +762,8 @@ impl World {
         if let Some(held) = self.job_mut(process, job) {
             held.sources = sources;
         }
-        Answer::Opened(Opened { sessions: sessions.into_iter().collect(), has_unreadable })
+        let footers_bytes = run.len() as u64 * FOOTER_BYTES;
+        Answer::Opened(Opened { sessions: sessions.into_iter().collect(), has_unreadable, footers_bytes })
     }
 
     fn stage_merged(&mut self, objects: &[(SessionKey, ObjectNumber)]) -> Result<Answer, Violation> {
@@ -741,6 +795,7 @@ impl World {
         content: Rc<Content>,
         key: Option<SessionKey>,
         partition: i32,
+        is_partly: bool,
     ) -> Result<Answer, Violation> {
         let Some(key) = key else {
             self.index.step += 1;
@@ -755,7 +810,8 @@ impl World {
             return Err("B8: an object that was staged behind a tombstone holds some of its session".into());
         }
         self.bucket.put(number, attempt, content)?;
-        Ok(Answer::Merged(Merged::Stored))
+        let is_told = is_partly && self.mutant != Some(Mutant::PartlyTakenAsStored);
+        Ok(Answer::Merged(if is_told { Merged::Partly } else { Merged::Stored }))
     }
 
     /// Whether a shared object that became live, or was staged, before this step holds some of a session.
@@ -968,6 +1024,9 @@ impl World {
                     continue;
                 };
                 if is_moved {
+                    if !self.corrupt.contains(&(*number, key)) && !self.keys.were_closed.contains(&key) {
+                        return Err(format!("C1: a batch of object {number} that can be read went into quarantine"));
+                    }
                     self.happened.corrupt_moved += 1;
                     self.visible.damaged.insert((key, place));
                     self.visible.moved.insert(entry.uid);
