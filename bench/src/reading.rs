@@ -127,11 +127,11 @@ pub async fn run(stack: &Stack, options: &Options) -> anyhow::Result<Report> {
     let stored = Stored::of(&deployment)?;
     let mut states = Vec::new();
     let mut faults = bench.compare(session, &ledger, "in shared objects").await?;
-    states.push(bench.state("running: shared objects", &stored, session, &recording, &mut faults).await?);
+    states.push(bench.state("not merged: shared objects", &stored, session, &recording, &mut faults).await?);
     let compactors = deployment.release().await?;
     stored.wait_until_merged(&deployment, &compactors, MERGED_WITHIN).await?;
     faults.extend(bench.compare(session, &ledger, "in its own object").await?);
-    states.push(bench.state("over: its own object", &stored, session, &recording, &mut faults).await?);
+    states.push(bench.state("merged: its own object", &stored, session, &recording, &mut faults).await?);
     let mut life = BTreeMap::new();
     for service in ["batcher", "compactor"] {
         life.insert(service, stored::requests(&deployment, service).await?);

@@ -13,7 +13,7 @@ use anyhow::{Context, ensure};
 use clap::Args;
 use engine::events;
 use schemas::codec;
-use schemas::limits::{FRAME_RAW_BYTES, KIB};
+use schemas::limits::{FRAME_RAW_BYTES, KIB, SESSION_ZSTD_LEVEL as LEVEL};
 use sealing::TAG_BYTES;
 use serde::Serialize;
 use virtual_sdk::{Encoding, Recording, recordings};
@@ -24,8 +24,6 @@ use crate::machine::{self, Machine};
 
 /// Sizes of frames before compression.
 const FRAMES: [usize; 5] = [64 * KIB, 128 * KIB, 256 * KIB, 512 * KIB, 1024 * KIB];
-/// The level that session objects are written at.
-pub(crate) const LEVEL: i32 = 9;
 /// The kernel counts processor time in hundredths of a second: shorter measurements say nothing.
 const MEASURED_S_MIN: f64 = 0.3;
 /// S3 Standard in us-east-1, first tier, list price in US dollars.

@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use schemas::limits::{FRAME_RAW_BYTES, KIB};
+use schemas::limits::{FRAME_RAW_BYTES, KIB, SESSION_ZSTD_LEVEL as LEVEL};
 use serde::Serialize;
 
 use super::{Case, MEMORY_MAX, Options};
 use crate::machine::Machine;
 use crate::report::Verdict;
-use crate::sizes::LEVEL;
 
 /// What a run found.
 #[derive(Debug, Clone, Serialize)]
