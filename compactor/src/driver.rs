@@ -12,7 +12,6 @@ use engine::compaction::{
     SharedRow, TaskId, Work,
 };
 use futures::FutureExt as _;
-use schemas::shared_object::SessionFilter;
 use schemas::{ObjectId, SessionKey};
 use service_kit::health::Part;
 use service_kit::keys;
@@ -21,8 +20,8 @@ use service_kit::service::Surroundings;
 use service_kit::shutdown::Shutdown;
 use service_kit::time::Monotonic;
 use storage::Schema;
-use storage::index::runs::{SessionResult, SwapOutcome};
-use storage::index::{Index, LiveObject, Uploaded};
+use storage::index::runs::{SessionResult, SetAside, SwapOutcome};
+use storage::index::{Index, LiveObject};
 use storage::session_keys::SessionKeys;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -73,7 +72,7 @@ struct Job {
     aside: BTreeMap<SessionKey, Vec<Place>>,
     ids: BTreeMap<Name, ObjectId>,
     results: BTreeMap<Name, SessionResult>,
-    quarantine: Option<Arc<(Uploaded, Option<SessionFilter>)>>,
+    quarantine: Option<Arc<SetAside>>,
 }
 
 /// What work gives beside its answer.
@@ -83,7 +82,7 @@ enum Product {
     Opened(Run),
     Divided(Vec<SessionKey>),
     Merged { key: SessionKey, name: Name, result: Option<Box<SessionResult>>, aside: Vec<Place> },
-    Quarantine(Uploaded, Option<SessionFilter>),
+    Quarantine(SetAside),
 }
 
 /// What a task tells the loop.
@@ -221,7 +220,7 @@ impl Driver {
                     job.results.extend(result.map(|result| (name, *result)));
                     job.aside.insert(key, aside);
                 }
-                Product::Quarantine(row, filter) => job.quarantine = Some(Arc::new((row, filter))),
+                Product::Quarantine(aside) => job.quarantine = Some(Arc::new(aside)),
             }
         }
         self.input(Input::Answer { task, answer });
@@ -344,7 +343,7 @@ impl Driver {
                 self.spawn(task, Some(id), async move {
                     let partition = objects.first().and_then(|object| object.key.partition());
                     let partition = partition.context("a run is of a partition")?;
-                    outside.quarantine(&*opened()?, partition, object, &chunks).await
+                    outside.quarantine(&*opened()?, partition, object, &chunks, sessions).await
                 });
             }
             Work::Publish { results, quarantine, .. } => {
@@ -354,8 +353,7 @@ impl Driver {
                 self.spawn(task, Some(id), async move {
                     let results = results.context("a session that was merged is not at hand")?;
                     anyhow::ensure!(kept.is_some() == quarantine.is_some(), "what goes into quarantine is not at hand");
-                    let quarantine = kept.as_deref().map(|(row, filter)| (row, filter.as_ref()));
-                    Ok(published(outside.index.publish_run(&run, owner, &results, quarantine).await))
+                    Ok(published(outside.index.publish_run(&run, owner, &results, kept.as_deref()).await))
                 });
             }
             Work::LookUp { results, quarantine, .. } => {
@@ -500,10 +498,17 @@ impl Outside {
         Ok((Answer::Staged(staged.iter().map(|staged| staged.key).collect()), Product::Divided(divided)))
     }
 
-    async fn quarantine(&self, run: &Run, partition: i32, id: ObjectId, chunks: &[Place]) -> Done {
+    async fn quarantine(
+        &self,
+        run: &Run,
+        partition: i32,
+        id: ObjectId,
+        chunks: &[Place],
+        sessions: Vec<SessionKey>,
+    ) -> Done {
         self.index.stage_quarantine(id, &self.topic, partition).await?;
-        let (row, filter) = self.seen_bucket(self.worker.quarantine(run, partition, id, chunks).await)?;
-        Ok((Answer::Done, Product::Quarantine(row, filter)))
+        let (object, filter) = self.seen_bucket(self.worker.quarantine(run, partition, id, chunks).await)?;
+        Ok((Answer::Done, Product::Quarantine(SetAside { object, filter, sessions })))
     }
 
     async fn find_parts(&self, key: SessionKey) -> Done {

@@ -64,6 +64,8 @@ pub(crate) enum Mutant {
     GoodChunksSetAside,
     /// That something of a session could not be merged is not told.
     PartlyTakenAsStored,
+    /// What goes into quarantine goes there although its session was deleted meanwhile.
+    QuarantineKeepsDeleted,
     /// A final swap does not look whether the session has other parts by now.
     FinalIgnoresLateParts,
     /// A session is finished while shared objects hold some of it.
@@ -116,6 +118,7 @@ pub(crate) const ALL: &[Mutant] = &[
     Mutant::UnreadableDropped,
     Mutant::GoodChunksSetAside,
     Mutant::PartlyTakenAsStored,
+    Mutant::QuarantineKeepsDeleted,
     Mutant::FinalIgnoresLateParts,
     Mutant::FinishesWhileShared,
     Mutant::CondemnedRemovedAtOnce,

@@ -56,6 +56,17 @@ pub struct SessionResult {
     pub ended: bool,
 }
 
+/// What of a run goes into quarantine.
+#[derive(Debug, Clone)]
+pub struct SetAside {
+    /// The object, staged and uploaded.
+    pub object: Uploaded,
+    /// Filter of the sessions that it holds frames of; without one it may hold any.
+    pub filter: Option<SessionFilter>,
+    /// Sessions whose chunks are in it.
+    pub sessions: Vec<SessionKey>,
+}
+
 /// How a swap went.
 #[derive(Debug)]
 pub enum SwapOutcome {
@@ -215,15 +226,14 @@ impl Index {
             .map_err(failed("stage quarantine object"))
     }
 
-    /// Swaps a run for its results, in one transaction (C2). A quarantine object comes with the filter of the sessions that
-    /// it holds frames of; without one it may hold any. Sessions that were deleted meanwhile are left out; their staged objects
-    /// are the collector's.
+    /// Swaps a run for its results, in one transaction (C2). Sessions that were deleted meanwhile are left out; their staged objects
+    /// are the collector's. One whose chunks were to go into quarantine is not, for that would keep them: the swap is lost.
     pub async fn publish_run(
         &self,
         run: &[ObjectId],
         owner: Uuid,
         results: &[SessionResult],
-        quarantine: Option<(&Uploaded, Option<&SessionFilter>)>,
+        quarantine: Option<&SetAside>,
     ) -> SwapOutcome {
         self.swap(async |tx| swap_run(tx, run, owner, results, quarantine).await).await
     }
@@ -368,14 +378,23 @@ async fn swap_run(
     run: &[ObjectId],
     owner: Uuid,
     results: &[SessionResult],
-    quarantine: Option<(&Uploaded, Option<&SessionFilter>)>,
+    quarantine: Option<&SetAside>,
 ) -> Result<bool, IndexError> {
     let ids: Vec<Uuid> = run.iter().map(|id| id.0).collect();
+    if let Some(aside) = quarantine {
+        // All locks at once, in id order.
+        let keys: Vec<SessionKey> =
+            results.iter().map(|result| result.key).chain(aside.sessions.iter().copied()).collect();
+        let live = lock_live_sessions(tx, &keys).await?;
+        if aside.sessions.iter().any(|key| live.binary_search(key).is_err()) {
+            return Ok(false);
+        }
+    }
     if !publish_results(tx, results, false).await? {
         return Ok(false);
     }
-    if let Some((object, filter)) = quarantine
-        && !make_live_from(tx, object, filter.map(SessionFilter::as_bytes), &ids).await?
+    if let Some(SetAside { object, filter, .. }) = quarantine
+        && !make_live_from(tx, object, filter.as_ref().map(SessionFilter::as_bytes), &ids).await?
     {
         return Ok(false);
     }

@@ -40,6 +40,8 @@ pub(crate) struct Swap {
     run: Vec<ObjectNumber>,
     results: Vec<Outcome>,
     quarantine: Option<(ObjectNumber, Rc<Content>)>,
+    /// Sessions whose chunks go into it.
+    aside: BTreeSet<SessionKey>,
     /// Of a final swap: the parts, and when they were found.
     parts: Option<(Vec<ObjectNumber>, u64)>,
 }
@@ -416,8 +418,14 @@ impl World {
         quarantine: Option<Name>,
         parts: Option<&[ObjectId]>,
     ) -> Swap {
-        let mut swap =
-            Swap { owner: (process, job), run: Vec::new(), results: Vec::new(), quarantine: None, parts: None };
+        let mut swap = Swap {
+            owner: (process, job),
+            run: Vec::new(),
+            results: Vec::new(),
+            quarantine: None,
+            aside: BTreeSet::new(),
+            parts: None,
+        };
         let Some(node) = self.compactor_mut(process) else { return swap };
         let Some(held) = node.jobs.get(&job) else { return swap };
         swap.run.clone_from(&held.run);
@@ -425,6 +433,9 @@ impl World {
         let outcomes = results.iter().filter_map(|result| held.outcomes.get(number(result)?));
         swap.results = outcomes.cloned().collect();
         swap.quarantine = quarantine.and(held.quarantine.clone());
+        if swap.quarantine.is_some() {
+            swap.aside = held.aside.iter().map(|(_, key)| *key).collect();
+        }
         let numbers = |parts: &[ObjectId]| parts.iter().copied().map(number_of).collect();
         swap.parts = parts.map(|parts| (numbers(parts), held.found_step));
         swap
@@ -565,6 +576,7 @@ impl World {
                 let parts = swap.parts.iter().flat_map(|(parts, _)| parts);
                 let results = swap.results.iter();
                 results.clone().any(|result| is_session(&result.key) || is_object(&result.number))
+                    || swap.aside.iter().any(is_session)
                     || swap.run.iter().chain(parts).any(is_object)
                     || swap.quarantine.as_ref().is_some_and(|(number, _)| is_object(number))
             }
@@ -837,7 +849,9 @@ impl World {
             let is_left_out = self.index.is_deleted(&result.key) && self.mutant != Some(Mutant::SwapIgnoresDeletion);
             is_left_out || is_staged(&result.number)
         });
-        let quarantine_fits = swap.quarantine.iter().all(|(number, _)| is_staged(number));
+        let keeps_deleted = self.mutant == Some(Mutant::QuarantineKeepsDeleted);
+        let quarantine_fits = swap.quarantine.iter().all(|(number, _)| is_staged(number))
+            && (keeps_deleted || !swap.aside.iter().any(|key| self.index.is_deleted(key)));
         let run_fits = self.mutant == Some(Mutant::SwapComparesNothing)
             || swap.run.iter().all(|number| owns(&objects[number], swap.owner));
         let parts_fit = swap.parts.iter().zip(&swap.results).all(|((parts, _), result)| {
@@ -893,7 +907,9 @@ impl World {
         let results = swap.results.iter().map(|result| &result.number);
         let quarantine = swap.quarantine.iter().map(|(number, _)| number);
         self.index.locked_objects.extend(swap.run.iter().chain(parts).chain(results).chain(quarantine));
-        self.index.locked_sessions.extend(swap.results.iter().map(|result| result.key));
+        self.index
+            .locked_sessions
+            .extend(swap.results.iter().map(|result| result.key).chain(swap.aside.iter().copied()));
     }
 
     pub(super) fn end_swap(&mut self, swap: &Swap, commits: bool) -> Result<(), Violation> {
@@ -903,8 +919,8 @@ impl World {
         for number in swap.run.iter().chain(parts).chain(results).chain(quarantine) {
             self.index.locked_objects.remove(number);
         }
-        for result in &swap.results {
-            self.index.locked_sessions.remove(&result.key);
+        for key in swap.results.iter().map(|result| &result.key).chain(&swap.aside) {
+            self.index.locked_sessions.remove(key);
         }
         if commits {
             self.happened.swaps_committed += 1;
@@ -1024,6 +1040,9 @@ impl World {
                     continue;
                 };
                 if is_moved {
+                    if self.index.is_deleted(&key) {
+                        return Err(format!("B8: a deleted session's batch of object {number} went into quarantine"));
+                    }
                     if !self.corrupt.contains(&(*number, key)) && !self.keys.were_closed.contains(&key) {
                         return Err(format!("C1: a batch of object {number} that can be read went into quarantine"));
                     }
