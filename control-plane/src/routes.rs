@@ -1,6 +1,7 @@
 //! One handler per call: what they share, and which there are.
 
 mod account;
+mod deletions;
 mod links;
 mod operator;
 mod reads;
@@ -39,6 +40,7 @@ pub const CALLS: &[(&str, &str)] = &[
     ("delete", "/v1/sessions/{id}"),
     ("get", "/v1/sessions/{id}/events"),
     ("get", "/v1/reads"),
+    ("post", "/v1/deletions"),
     ("get", "/v1/deletions/{id}"),
     ("get", "/v1/workspace"),
     ("patch", "/v1/workspace"),
@@ -58,10 +60,11 @@ pub(crate) fn router() -> Router<State> {
         .route("/v1/links", post(links::create).get(links::list))
         .route("/v1/links/{id}", delete(links::revoke))
         .route("/v1/sessions", get(sessions::list_sessions))
-        .route("/v1/sessions/{id}", get(sessions::get_session).delete(sessions::delete_session))
+        .route("/v1/sessions/{id}", get(sessions::get_session).delete(deletions::delete_session))
         .route("/v1/sessions/{id}/events", get(sessions::get_events))
         .route("/v1/reads", get(reads::list_reads))
-        .route("/v1/deletions/{id}", get(sessions::get_deletion))
+        .route("/v1/deletions", post(deletions::delete_reference))
+        .route("/v1/deletions/{id}", get(deletions::get_deletion))
         .route("/v1/workspace", get(account::workspace).patch(account::change_workspace))
         .route("/v1/usage", get(account::usage))
         .route("/v1/keys", post(account::create_key).get(account::list_keys))

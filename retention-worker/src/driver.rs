@@ -1,6 +1,6 @@
 //! The worker's loop.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
 use engine::retention::{Step, next_step};
@@ -8,12 +8,12 @@ use schemas::control::{Entry, News};
 use schemas::paths::{self, ObjectKey};
 use schemas::{ObjectId, SessionKey};
 use service_kit::kafka::control::{self, Publisher};
-use service_kit::passes;
 use service_kit::service::Surroundings;
+use service_kit::{passes, retry};
 use storage::index::deletions::{Leaving, Removable};
 use storage::index::{Index, outbox};
 use storage::keystore::KeyStore;
-use storage::objects::{DELETE_KEYS_MAX, Objects};
+use storage::objects::{DELETE_KEYS_MAX, Keeps, Objects, OpenUpload};
 use storage::{Schema, Stores};
 
 use crate::cleaning::Cleaning;
@@ -22,6 +22,12 @@ use crate::{Config, metrics};
 
 /// Rows of one transaction, objects of one request.
 const BATCH: i64 = DELETE_KEYS_MAX as i64;
+
+/// How often uploads are looked for that nobody ends.
+const UPLOADS_INTERVAL: Duration = Duration::from_secs(600);
+
+/// Deletions by reference that are gone on with by one pass.
+const FINDING_AT_ONCE: i64 = 100;
 
 /// How often entries of the read-access audit are looked for that are older than they have to be.
 const AUDIT_INTERVAL: Duration = Duration::from_secs(600);
@@ -34,12 +40,15 @@ struct Worker {
     index: Index,
     keystore: KeyStore,
     objects: Objects,
+    keeps: Keeps,
     /// An upload cannot land later than this after its row was staged.
     put_horizon: Duration,
     /// How far this round through the leaving sessions has come.
     led: Option<Leaving>,
     /// When it was last looked for entries of the audit that are too old.
     read_audit: Option<Instant>,
+    /// When it was last looked for uploads that nobody ends.
+    read_uploads: Option<Instant>,
 }
 
 /// Deletes until the shutdown.
@@ -52,7 +61,15 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
     // A publisher may begin its upload until its row counts as stale, and the upload itself takes its time.
     let put_horizon = config.staged_stale + config.s3.request_timeout;
     let interval = config.pass_interval;
-    let Stores { index, keystore, objects, postgres, .. } = stores;
+    let Stores { index, keystore, objects, postgres, s3, .. } = stores;
+    let Some(keeps) = retry::until_ok("ask what the bucket keeps", &s3, &shutdown, || objects.keeps()).await else {
+        return Ok(());
+    };
+    if !keeps.uploads {
+        tracing::warn!(
+            "the bucket's server lists no uploads: parts of those that nobody ended stay until it removes them"
+        );
+    }
     let publisher = || Publisher::new(&config.control, "retention-worker").context("make producer");
     tokio::spawn(outbox::relay(index.clone(), publisher()?, shutdown.clone()));
     let (withdrawals, cleaning) = (Withdrawals::default(), Cleaning::default());
@@ -69,7 +86,17 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         .context("follow control entries")?;
     tokio::spawn(following.clone().report(health.part("control"), HEARD_WITHIN, shutdown.clone()));
     tokio::spawn(cleaner.run(index.clone(), publisher()?, following, shutdown.clone()));
-    let mut worker = Worker { config, index, keystore, objects, put_horizon, led: None, read_audit: None };
+    let mut worker = Worker {
+        config,
+        index,
+        keystore,
+        objects,
+        keeps,
+        put_horizon,
+        led: None,
+        read_audit: None,
+        read_uploads: None,
+    };
     passes::run(&shutdown, interval, &postgres, metrics::FAILURES, async || worker.pass().await).await;
     Ok(())
 }
@@ -79,6 +106,7 @@ impl Worker {
     async fn pass(&mut self) -> anyhow::Result<bool> {
         // Before all else, and whatever else fails: nothing of a deletion is more urgent.
         let shredded = self.shred().await;
+        self.find_deleted().await?;
         let expired = self.index.expire(BATCH).await?;
         ::metrics::counter!(metrics::EXPIRED).increment(expired);
         let stale = self.index.condemn_stale(self.config.staged_stale).await?;
@@ -95,6 +123,7 @@ impl Worker {
         self.delete(&removable).await?;
         let verifiable = self.index.verifiable(self.put_horizon, BATCH).await?;
         self.verify(&verifiable).await?;
+        self.end_uploads().await?;
         let forgetting_goes_on = self.forget_reads().await?;
         let shredding_goes_on = shredded? == DELETE_KEYS_MAX;
         Ok(shredding_goes_on
@@ -102,6 +131,36 @@ impl Worker {
             || expired == BATCH as u64
             || removable.len() == DELETE_KEYS_MAX
             || round_goes_on)
+    }
+
+    /// Ends uploads that whoever began them does not go on with: killed, or without an answer. Now and then.
+    async fn end_uploads(&mut self) -> anyhow::Result<()> {
+        let interval = UPLOADS_INTERVAL.min(self.put_horizon);
+        if self.read_uploads.is_some_and(|at| at.elapsed() < interval) {
+            return Ok(());
+        }
+        let mut abandoned = self.objects.open_uploads("", self.keeps).await?;
+        let is_old = |begun: SystemTime| begun.elapsed().is_ok_and(|age| age > self.put_horizon);
+        abandoned.retain(|open| open.begun.is_some_and(is_old));
+        self.abort(&abandoned).await?;
+        self.read_uploads = Some(Instant::now());
+        Ok(())
+    }
+
+    async fn abort(&self, uploads: &[OpenUpload]) -> anyhow::Result<()> {
+        for open in uploads {
+            self.objects.abort(open).await?;
+            ::metrics::counter!(metrics::UPLOADS_ENDED).increment(1);
+        }
+        Ok(())
+    }
+
+    /// Goes on with deletions by reference whose sessions are not all found: who took them may be gone.
+    async fn find_deleted(&self) -> anyhow::Result<()> {
+        for deletion in self.index.finding(FINDING_AT_ONCE).await? {
+            while self.index.find_deleted(deletion, BATCH).await?.is_some() {}
+        }
+        Ok(())
     }
 
     /// Removes entries of the audit that are too old, now and then; whether there may be more.
@@ -139,22 +198,24 @@ impl Worker {
                 ::metrics::counter!(metrics::HELD).increment(1);
             }
             Step::VerifyAbsent => {
-                let found = self.objects.list(&paths::session_prefix(&session.key)).await?;
-                if found.is_empty() {
+                let prefix = paths::session_prefix(&session.key);
+                let found = self.objects.lying(&prefix, self.keeps).await?;
+                let uploads = self.objects.open_uploads(&prefix, self.keeps).await?;
+                if found.is_empty() && uploads.is_empty() {
                     self.index.mark_erased(session).await?;
                     ::metrics::counter!(metrics::ERASED).increment(1);
                 } else {
-                    // No row names them: uploads that landed late. The next pass lists again.
-                    let keys: Vec<ObjectKey> = found.iter().flatten().copied().collect();
-                    let left = self.objects.delete(&keys).await?;
-                    ::metrics::counter!(metrics::RETURNED).increment((keys.len() - left.len()) as u64);
-                    let strangers = found.len() - keys.len();
+                    // No row names them: uploads that landed late, or not at all. The next pass lists again.
+                    self.abort(&uploads).await?;
+                    let left = self.objects.remove(&found).await?;
+                    let strangers = found.iter().filter(|lying| lying.key.is_err()).count();
+                    ::metrics::counter!(metrics::RETURNED).increment((found.len() - strangers - left.len()) as u64);
                     if strangers > 0 {
                         // Only this session waits for an operator, not all that stand behind it.
                         ::metrics::counter!(metrics::FAILURES).increment(1);
                         tracing::error!(
                             strangers,
-                            prefix = paths::session_prefix(&session.key),
+                            prefix,
                             "objects below a deleted session's prefix are not ours to delete; look at them"
                         );
                     }
@@ -170,7 +231,7 @@ impl Worker {
             return Ok(());
         }
         let keys: Vec<ObjectKey> = removable.iter().map(|object| object.key).collect();
-        let left = self.objects.delete(&keys).await?;
+        let left = self.objects.erase(&keys, self.keeps).await?;
         let gone: Vec<ObjectId> = keys.iter().filter(|key| !left.contains(key)).map(ObjectKey::id).collect();
         self.index.mark_deleted(&gone).await?;
         Ok(())
@@ -181,7 +242,7 @@ impl Worker {
         let mut absent = Vec::new();
         for object in deleted {
             // The key as a prefix: a listing, not the word of a delete.
-            if self.objects.list(&object.key.to_string()).await?.is_empty() {
+            if self.objects.lying(&object.key.to_string(), self.keeps).await?.is_empty() {
                 absent.push(object.key.id());
             } else {
                 ::metrics::counter!(metrics::RETURNED).increment(1);

@@ -758,6 +758,20 @@ pub struct DeletionAccepted {
     pub deletion_id: DeletionId,
 }
 
+/// `POST /v1/deletions`.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeletionRequest {
+    /// Whose sessions are to go.
+    pub reference: String,
+}
+
+impl std::fmt::Debug for DeletionRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("DeletionRequest(secret)")
+    }
+}
+
 /// How far a deletion is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -777,8 +791,14 @@ pub struct DeletionItem {
     pub id: DeletionId,
     /// How far it is.
     pub state: DeletionState,
-    /// Sessions that it covers.
+    /// Why: `by_hand`, `by_reference`, `expired`, `withdrawn`, `exhausted` or `revoked`.
+    pub cause: String,
+    /// Sessions that it covers. Of a deletion by reference more may come while it is not erased: those that were on their way.
     pub sessions: u64,
+    /// Those of them whose keys are gone.
+    pub sessions_shredded: u64,
+    /// Those of them whose bytes are gone.
+    pub sessions_erased: u64,
     /// When it was asked for.
     #[serde(with = "time::serde::rfc3339")]
     pub requested_at: OffsetDateTime,

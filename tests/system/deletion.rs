@@ -16,7 +16,7 @@ use virtual_sdk::{Api, Encoding, EventsFormat, Form, Sdk, Seen, Session, Session
 use crate::harness::{LATER, NOTICE_VERSION, SOON, System, link_of, make_control_topic, run};
 use crate::load::{self, small_batch, wait_erased};
 
-async fn is_deleted(api: &Api, session: SessionId) -> Result<()> {
+pub(crate) async fn is_deleted(api: &Api, session: SessionId) -> Result<()> {
     let events = api.events(session, EventsFormat::Lines).await.err().and_then(|error| error.status());
     ensure!(events == Some(410), "events of deleted session {session} were answered with {events:?}");
     let item = api.session(session).await.err().and_then(|error| error.status());
@@ -25,7 +25,7 @@ async fn is_deleted(api: &Api, session: SessionId) -> Result<()> {
 }
 
 /// No object of the bucket has the session: none below its prefix, and no chunk in any shared one.
-async fn is_absent(system: &System<'_>, key: &SessionKey) -> Result<()> {
+pub(crate) async fn is_absent(system: &System<'_>, key: &SessionKey) -> Result<()> {
     let below = system.objects.list(&session_prefix(key)).await?;
     ensure!(below.is_empty(), "{} objects of erased session {} are left", below.len(), key.session);
     for object in shared_footers(system).await? {

@@ -92,6 +92,26 @@ pub(crate) fn run(
     runtime()?.block_on(run_on(stack, options, expected, test))
 }
 
+/// The same with an S3 server of its own that keeps versions of objects.
+pub(crate) fn run_with_versions(
+    options: DeploymentOptions,
+    expected: &[&str],
+    test: impl AsyncFnOnce(&System<'_>) -> Result<()>,
+) -> Result<()> {
+    let shared = shared_stack()?.parts();
+    let given = Given {
+        kafka_brokers: Some(shared.kafka_brokers.clone()),
+        database_url: Some(shared.database_url.clone()),
+        s3: None,
+    };
+    runtime()?.block_on(async {
+        let home = tempfile::Builder::new().prefix("clairvio-").tempdir().context("make home of stack")?.keep();
+        let own = StackOptions { home, s3: S3Kind::Versitygw, progress: false, remove_home: true };
+        let stack = Stack::start_with(own, given).await?;
+        run_on(&stack, options, expected, test).await
+    })
+}
+
 /// The same on a given stack; gives what the test gives.
 pub(crate) async fn run_on<T>(
     stack: &Stack,

@@ -9,6 +9,7 @@
 mod audit;
 mod bad_input;
 mod batching;
+mod by_reference;
 mod check;
 mod compaction;
 mod consent;
@@ -38,5 +39,6 @@ mod stalled;
 mod starting;
 mod tenancy;
 mod unsealed;
+mod versions;
 mod withdrawal;
 mod withdrawn;

@@ -198,7 +198,8 @@ pub(crate) async fn unseal(system: &System<'_>, marker: &str) -> Result<()> {
 pub(crate) async fn clean_up(system: &System<'_>) -> Result<()> {
     let listed = system.objects.list(&format!("quarantine/{CONTROL_PARTITION}/")).await?;
     let keys: Vec<ObjectKey> = listed.into_iter().flatten().collect();
-    ensure!(system.objects.delete(&keys).await?.is_empty(), "remove the control's objects");
+    let keeps = system.objects.keeps().await?;
+    ensure!(system.objects.erase(&keys, keeps).await?.is_empty(), "remove the control's objects");
     let mut connection = PgConnection::connect(&system.deployment.endpoints().database_url).await?;
     sqlx::query("drop table control").execute(&mut connection).await?;
     std::fs::remove_file(system.stack.log(&control_name(system))).context("remove the control's log")

@@ -53,6 +53,7 @@ fn case(call: &Call) -> Result<Case> {
         ("get", "/v1/sessions/{id}" | "/v1/sessions/{id}/events") => case(Some(Session), None, 200),
         // An unknown session gets a tombstone in the caller's own workspace.
         ("delete", "/v1/sessions/{id}") => Case { stranger: 202, ..case(Some(Session), None, 202) },
+        ("post", "/v1/deletions") => case(None, Some(json!({ "reference": "of-nobody" })), 202),
         ("get", "/v1/deletions/{id}") => case(Some(Deletion), None, 200),
         ("patch", "/v1/workspace") => case(None, Some(json!({ "name": "renamed", "notice_versions": ["1"] })), 200),
         ("post", "/v1/keys") => case(None, Some(json!({ "name": "another", "scopes": ["admin"] })), 201),

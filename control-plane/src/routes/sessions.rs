@@ -1,4 +1,4 @@
-//! Sessions: listing, reading, deleting.
+//! Sessions: listing and reading.
 
 use async_compression::tokio::bufread::{GzipEncoder, ZstdEncoder};
 use axum::Json;
@@ -9,13 +9,11 @@ use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use engine::merge::{Range, Totals};
 use futures::{StreamExt as _, TryStreamExt as _};
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderValue, header};
 use masking::pages::origin_and_path;
 use schemas::codes::Refusal;
-use schemas::http::{
-    Completeness, DeletionAccepted, DeletionItem, Page, ReadWhat, SessionItem, SessionState, StoredAs,
-};
-use schemas::{DeletionId, ErrorCode, SessionId, SessionKey};
+use schemas::http::{Completeness, Page, ReadWhat, SessionItem, SessionState, StoredAs};
+use schemas::{ErrorCode, SessionId, SessionKey};
 use serde::Deserialize;
 use service_kit::telemetry::chain;
 use storage::index::listing::{Filter, Listed, Wanted};
@@ -27,7 +25,7 @@ use tokio_util::io::{ReaderStream, StreamReader};
 use url::Url;
 
 use super::{Answer, cursor, moment, page_limit, parse_cursor, parse_id, query, reference_filter};
-use crate::auth::{By, Caller, Delete, Read};
+use crate::auth::{By, Caller, Read};
 use crate::driver::State;
 use crate::metrics;
 use crate::pieces::{Giving, pieces};
@@ -381,30 +379,6 @@ impl Elements {
     fn end(&self) -> Bytes {
         Bytes::from_static(if self.has_begun { b"]" } else { b"[]" })
     }
-}
-
-pub(super) async fn delete_session(
-    Extract(state): Extract<State>,
-    By(caller, _): By<Delete>,
-    Path(id): Path<String>,
-) -> Answer<(StatusCode, Json<DeletionAccepted>)> {
-    let key = SessionKey { workspace: caller.workspace, session: SessionId(parse_id(&id)?) };
-    // Under that id lies the key of the workspace's references: it is no session's, and never to be destroyed as one's.
-    if !key.is_session() {
-        return Err(ErrorCode::NotFound.into());
-    }
-    let deletion_id = state.index.delete_session(&key).await?;
-    state.keys.forget([&key]);
-    Ok((StatusCode::ACCEPTED, Json(DeletionAccepted { deletion_id })))
-}
-
-pub(super) async fn get_deletion(
-    Extract(state): Extract<State>,
-    By(caller, _): By<Read>,
-    Path(id): Path<String>,
-) -> Answer<Json<DeletionItem>> {
-    let found = state.index.deletion(caller.workspace, DeletionId(parse_id(&id)?)).await?;
-    found.map(Json).ok_or_else(|| ErrorCode::NotFound.into())
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Objects in S3, by the keys of [`schemas::paths`].
 
+mod remains;
 mod upload;
 
 use std::time::Duration;
@@ -14,7 +15,7 @@ use aws_sdk_s3::config::{
 };
 use aws_sdk_s3::error::{BoxError, DisplayErrorContext, ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::primitives::ByteStream;
-use aws_sdk_s3::types::{CompletedPart, Delete, ObjectIdentifier};
+use aws_sdk_s3::types::CompletedPart;
 use aws_smithy_http_client::tls;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -32,6 +33,7 @@ use thiserror::Error;
 
 use crate::index::{FooterAt, Uploaded};
 
+pub use remains::{Keeps, Lying, OpenUpload};
 pub use upload::{Put, Upload};
 
 /// Keys in one request to delete; S3's own bound.
@@ -270,33 +272,6 @@ impl Objects {
             hash.update(&piece.map_err(|error| self.failed_text("read object", error.to_string()))?);
         }
         Ok(hash.finalize().into())
-    }
-
-    /// Deletes objects; gives those that S3 says it could not delete. An answer of 200 holds errors inside.
-    pub async fn delete(&self, keys: &[ObjectKey]) -> Result<Vec<ObjectKey>, ObjectError> {
-        let mut left = Vec::new();
-        for some in keys.chunks(DELETE_KEYS_MAX) {
-            let identifiers = some
-                .iter()
-                .map(|key| ObjectIdentifier::builder().key(self.full_key(key)).build())
-                .collect::<Result<Vec<_>, _>>()
-                .map_err(|error| self.failed_text("name objects to delete", error.to_string()))?;
-            let delete = Delete::builder()
-                .set_objects(Some(identifiers))
-                .quiet(true)
-                .build()
-                .map_err(|error| self.failed_text("name objects to delete", error.to_string()))?;
-            let answer = self
-                .client
-                .delete_objects()
-                .bucket(&self.bucket)
-                .delete(delete)
-                .send()
-                .await
-                .map_err(|error| self.failed("delete objects", error))?;
-            left.extend(answer.errors().iter().filter_map(|error| self.parse_key(error.key()?)));
-        }
-        Ok(left)
     }
 
     /// All keys below a prefix of this deployment; strangers among them as text.

@@ -6,9 +6,9 @@ use bytes::Bytes;
 use reqwest::header::ACCEPT;
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use schemas::http::{
-    DeletionAccepted, DeletionItem, KeyCreated, KeyItem, KeyRequest, LinkCreated, LinkItem, LinkRequest, OperatorLink,
-    OperatorPatch, Page, ReadItem, SessionItem, SessionState, Usage, WorkspaceCreated, WorkspaceItem, WorkspacePatch,
-    WorkspaceRequest,
+    DeletionAccepted, DeletionItem, DeletionRequest, KeyCreated, KeyItem, KeyRequest, LinkCreated, LinkItem,
+    LinkRequest, OperatorLink, OperatorPatch, Page, ReadItem, SessionItem, SessionState, Usage, WorkspaceCreated,
+    WorkspaceItem, WorkspacePatch, WorkspaceRequest,
 };
 use schemas::{ApiKeyId, DeletionId, LinkId, SessionId, WorkspaceId};
 use serde::Serialize;
@@ -233,12 +233,9 @@ impl Api {
 
     /// Deletes all sessions of a reference.
     pub async fn delete_reference(&self, reference: &str) -> Result<DeletionAccepted, CallError> {
-        #[derive(Serialize)]
-        struct Deletion<'a> {
-            reference: &'a str,
-        }
         const CALL: &str = "delete reference";
-        let request = self.call(Method::POST, "/v1/deletions").json(&Deletion { reference });
+        let body = DeletionRequest { reference: reference.to_owned() };
+        let request = self.call(Method::POST, "/v1/deletions").json(&body);
         call::json(CALL, self.take(CALL, StatusCode::ACCEPTED, request).await?).await
     }
 

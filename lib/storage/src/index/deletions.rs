@@ -12,6 +12,7 @@ use service_kit::time::now_ms;
 use sqlx::{PgConnection, Row as _};
 use uuid::Uuid;
 
+use super::links::ReferenceFilter;
 use super::sessions::{lock_sessions, may_contain};
 use super::{Index, IndexError, failed, key_arrays, object_columns, object_key, outbox, session_key, unsigned};
 
@@ -31,6 +32,14 @@ pub struct Leaving {
 pub struct Removable {
     /// Its key.
     pub key: ObjectKey,
+}
+
+/// Live sessions of the links that the deletion `$1` marked, begun by then.
+macro_rules! sessions_of_reference {
+    () => {
+        " from link l join session s on s.workspace_id = l.workspace_id and s.link_id = l.id
+         where l.deletion_id = $1 and s.state = 0 and least(s.consented_at, s.started_at) <= l.begun_before "
+    };
 }
 
 impl Index {
@@ -55,6 +64,87 @@ impl Index {
         tx.commit().await.map_err(failed("commit withdrawal"))?;
         self.outbox.notify_one();
         Ok(standing.new)
+    }
+
+    /// Begins to delete all sessions of a reference that began by now, those too that are on their way: marks its links, under their
+    /// locks, so that who sees such a session first deletes it. The sessions that are there follow by [`Index::find_deleted`].
+    pub async fn delete_reference(
+        &self,
+        workspace: WorkspaceId,
+        reference: &ReferenceFilter,
+    ) -> Result<DeletionId, IndexError> {
+        let deletion = DeletionId(Uuid::now_v7());
+        let mut tx = self.pool.begin().await.map_err(failed("begin deletion"))?;
+        sqlx::query("insert into deletion (id, workspace_id, cause, finding) values ($1, $2, 'by_reference', true)")
+            .bind(deletion.0)
+            .bind(workspace.0)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed("insert deletion"))?;
+        sqlx::query(
+            // The time once all locks are held: a session that was let in meanwhile began before.
+            "with wanted as (
+                 select id from link where workspace_id = $2 and (reference_hash = $3 or reference = $4)
+                 order by id for no key update
+             )
+             update link set begun_before = clock_timestamp(), deletion_id = $1 from wanted
+             where link.workspace_id = $2 and link.id = wanted.id",
+        )
+        .bind(deletion.0)
+        .bind(workspace.0)
+        .bind(reference.hash.map(Vec::from))
+        .bind(&reference.clear)
+        .execute(&mut *tx)
+        .await
+        .map_err(failed("mark links of a reference"))?;
+        tx.commit().await.map_err(failed("commit deletion"))?;
+        Ok(deletion)
+    }
+
+    /// Deletes sessions of the links that a deletion marked, `limit` at most; gives them, and `None` once it has all. Can be repeated,
+    /// and several can do it at once.
+    pub async fn find_deleted(&self, deletion: DeletionId, limit: i64) -> Result<Option<Vec<SessionKey>>, IndexError> {
+        let mut tx = self.pool.begin().await.map_err(failed("begin finding"))?;
+        let rows = sqlx::query(concat!(
+            "select s.workspace_id, s.id as session_id",
+            sessions_of_reference!(),
+            "order by s.workspace_id, s.id limit $2 for update of s"
+        ))
+        .bind(deletion.0)
+        .bind(limit)
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed("find sessions of a reference"))?;
+        let found: Vec<SessionKey> = rows.iter().map(session_key).collect();
+        if let Some(first) = found.first() {
+            add_to_deletion(&mut tx, deletion, first.workspace, &found).await?;
+        } else {
+            // Those that were found may be another's by now who does this too, and there may be more behind them.
+            let is_more: bool = sqlx::query_scalar(concat!("select exists (select", sessions_of_reference!(), ")"))
+                .bind(deletion.0)
+                .fetch_one(&mut *tx)
+                .await
+                .map_err(failed("find sessions of a reference"))?;
+            if !is_more {
+                end_finding(&mut tx, deletion).await?;
+                tx.commit().await.map_err(failed("commit the end of finding"))?;
+                return Ok(None);
+            }
+        }
+        tx.commit().await.map_err(failed("commit finding"))?;
+        self.outbox.notify_one();
+        Ok(Some(found))
+    }
+
+    /// Deletions whose sessions are being found still, oldest first.
+    pub async fn finding(&self, limit: i64) -> Result<Vec<DeletionId>, IndexError> {
+        let found: Vec<Uuid> =
+            sqlx::query_scalar("select id from deletion where finding order by requested_at limit $1")
+                .bind(limit)
+                .fetch_all(&self.pool)
+                .await
+                .map_err(failed("list deletions that find their sessions"))?;
+        Ok(found.into_iter().map(DeletionId).collect())
     }
 
     /// The index's time, in seconds since the epoch: a machine's clock may be days off.
@@ -92,11 +182,11 @@ impl Index {
     /// A deletion of this workspace.
     pub async fn deletion(&self, workspace: WorkspaceId, id: DeletionId) -> Result<Option<DeletionItem>, IndexError> {
         let row = sqlx::query(
-            "select requested_at, erased_at, (select count(*) from deletion_session s where s.deletion_id = d.id)
-                 as sessions,
-                 not exists (select from deletion_session s where s.deletion_id = d.id and s.shredded_at is null)
-                 as shredded
-             from deletion d where id = $1 and workspace_id = $2",
+            "select d.cause, d.requested_at, d.erased_at, d.finding, s.*
+             from deletion d cross join lateral (
+                 select count(*) as sessions, count(shredded_at) as shredded, count(erased_at) as erased
+                 from deletion_session where deletion_id = d.id
+             ) s where d.id = $1 and d.workspace_id = $2",
         )
         .bind(id.0)
         .bind(workspace.0)
@@ -105,15 +195,19 @@ impl Index {
         .map_err(failed("find deletion"))?;
         Ok(row.map(|row| {
             let erased_at: Option<time::OffsetDateTime> = row.get("erased_at");
-            let state = match (erased_at, row.get("shredded")) {
-                (Some(_), _) => DeletionState::Erased,
-                (None, true) => DeletionState::Shredded,
-                (None, false) => DeletionState::Unreadable,
+            let [sessions, shredded, erased] = ["sessions", "shredded", "erased"].map(|sum| unsigned(row.get(sum)));
+            let state = match erased_at {
+                Some(_) => DeletionState::Erased,
+                None if shredded == sessions && !row.get::<bool, _>("finding") => DeletionState::Shredded,
+                None => DeletionState::Unreadable,
             };
             DeletionItem {
                 id,
                 state,
-                sessions: unsigned(row.get("sessions")),
+                cause: row.get("cause"),
+                sessions,
+                sessions_shredded: shredded,
+                sessions_erased: erased,
                 requested_at: row.get("requested_at"),
                 erased_at,
                 receipt: None,
@@ -298,14 +392,7 @@ impl Index {
         .execute(&mut *tx)
         .await
         .map_err(failed("mark session's deletion erased"))?;
-        sqlx::query(
-            "update deletion set erased_at = now() where id = $1 and erased_at is null
-                 and not exists (select from deletion_session where deletion_id = $1 and erased_at is null)",
-        )
-        .bind(leaving.deletion.0)
-        .execute(&mut *tx)
-        .await
-        .map_err(failed("mark deletion erased"))?;
+        end_deletion(&mut tx, leaving.deletion).await?;
         tx.commit().await.map_err(failed("commit erasing"))
     }
 
@@ -453,6 +540,54 @@ async fn delete_unless_deleted(
     Ok(Standing { deletions, new: new.len() as u64 })
 }
 
+/// All sessions of a deletion by reference have been found.
+async fn end_finding(tx: &mut PgConnection, deletion: DeletionId) -> Result<(), IndexError> {
+    sqlx::query("update deletion set finding = false where id = $1 and finding")
+        .bind(deletion.0)
+        .execute(&mut *tx)
+        .await
+        .map_err(failed("end finding"))?;
+    end_deletion(tx, deletion).await
+}
+
+/// A deletion is erased when all its sessions are, and no more can come to it. Under its lock, and in a statement of its own: who adds
+/// a session to it holds the lock too.
+async fn end_deletion(tx: &mut PgConnection, deletion: DeletionId) -> Result<(), IndexError> {
+    sqlx::query("select from deletion where id = $1 for update")
+        .bind(deletion.0)
+        .execute(&mut *tx)
+        .await
+        .map_err(failed("lock deletion"))?;
+    sqlx::query(
+        "update deletion set erased_at = now() where id = $1 and erased_at is null and not finding
+             and not exists (select from deletion_session where deletion_id = $1 and erased_at is null)",
+    )
+    .bind(deletion.0)
+    .execute(&mut *tx)
+    .await
+    .map(drop)
+    .map_err(failed("mark deletion erased"))
+}
+
+/// Adds sessions whose rows are locked to a deletion, or to a new one like it when that is over: what was said of it stays true.
+/// Gives the rows written.
+pub(super) async fn join_deletion(
+    tx: &mut PgConnection,
+    deletion: DeletionId,
+    workspace: WorkspaceId,
+    keys: &[SessionKey],
+) -> Result<u64, IndexError> {
+    let open = sqlx::query("select from deletion where id = $1 and erased_at is null for update")
+        .bind(deletion.0)
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(failed("lock deletion"))?;
+    match open {
+        Some(_) => add_to_deletion(tx, deletion, workspace, keys).await,
+        None => Ok(begin_deletion(tx, workspace, "by_reference", keys).await?.rows),
+    }
+}
+
 /// A deletion that has begun.
 pub(super) struct Begun {
     deletion: DeletionId,
@@ -468,7 +603,6 @@ pub(super) async fn begin_deletion(
     keys: &[SessionKey],
 ) -> Result<Begun, IndexError> {
     let deletion = DeletionId(Uuid::now_v7());
-    let sessions: Vec<Uuid> = keys.iter().map(|key| key.session.0).collect();
     sqlx::query("insert into deletion (id, workspace_id, cause) values ($1, $2, $3)")
         .bind(deletion.0)
         .bind(workspace.0)
@@ -476,6 +610,18 @@ pub(super) async fn begin_deletion(
         .execute(&mut *tx)
         .await
         .map_err(failed("insert deletion"))?;
+    let rows = 1 + add_to_deletion(tx, deletion, workspace, keys).await?;
+    Ok(Begun { deletion, rows })
+}
+
+/// Tombstones sessions whose rows are locked, as some of a deletion. Everybody is told of it by the outbox. Gives the rows written.
+async fn add_to_deletion(
+    tx: &mut PgConnection,
+    deletion: DeletionId,
+    workspace: WorkspaceId,
+    keys: &[SessionKey],
+) -> Result<u64, IndexError> {
+    let sessions: Vec<Uuid> = keys.iter().map(|key| key.session.0).collect();
     sqlx::query(
         "insert into deletion_session (deletion_id, workspace_id, session_id)
          select $1, $2, id from unnest($3::uuid[]) as s (id)",
@@ -498,6 +644,6 @@ pub(super) async fn begin_deletion(
     let now = now_ms();
     let told: Vec<_> = keys.iter().map(|key| outbox::telling(&Entry::deletion(*key, now))).collect();
     outbox::insert(tx, &told).await?;
-    // The deletion, and of each session a row of it and one of the outbox.
-    Ok(Begun { deletion, rows: 1 + 2 * keys.len() as u64 + tombstoned.rows_affected() })
+    // Of each session a row of the deletion and one of the outbox.
+    Ok(2 * keys.len() as u64 + tombstoned.rows_affected())
 }

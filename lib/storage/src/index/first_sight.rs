@@ -1,23 +1,23 @@
 //! What the first row of a session brings with it: its link's count, the day's count, and its end when it must not be.
 //!
 //! Edges hold links and workspaces to their limits as far as they know of what other edges did; here, under the lock of the
-//! link, it is decided. A session beyond its link's `max_sessions`, or of a link that was revoked before it began, gets its row
-//! and is deleted by the same transaction: nobody ever reads it, its bytes are not kept, and what was stored of it is purged like
-//! that of any other deletion.
+//! link, it is decided. A session beyond its link's `max_sessions`, of a link that was revoked before it began, or begun before all
+//! sessions of its link's reference were deleted, gets its row and is deleted by the same transaction: nobody ever reads it, its
+//! bytes are not kept, and what was stored of it is purged like that of any other deletion.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use schemas::control::{Entry, LinkUse};
 use schemas::limits::{CONTROL_DELETION_KEPT_S, EXHAUSTION_SESSIONS_MAX};
 use schemas::plan::Plan;
-use schemas::{LinkId, SessionId, SessionKey, WorkspaceId};
+use schemas::{DeletionId, LinkId, SessionId, SessionKey, WorkspaceId};
 use service_kit::time::now_ms;
 use sqlx::{PgConnection, Row as _};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::batches::FirstSight;
-use super::deletions::begin_deletion;
+use super::deletions::{begin_deletion, join_deletion};
 use super::workspaces::tell_rules;
 use super::{IndexError, failed, key_arrays, moment, outbox, session_key, unsigned};
 
@@ -31,6 +31,8 @@ struct Link {
     max_sessions: u32,
     revoked_at: Option<OffsetDateTime>,
     expires_at: OffsetDateTime,
+    /// Sessions that began no later are deleted, by whom.
+    begun_before: Option<(OffsetDateTime, DeletionId)>,
 }
 
 type LinkKey = (WorkspaceId, LinkId);
@@ -61,6 +63,12 @@ pub(super) async fn insert(
             }
         }
     }
+    for of_deletion in judged.deleted.chunk_by(|one, other| (one.0, one.1.workspace) == (other.0, other.1.workspace)) {
+        if let Some((deletion, first)) = of_deletion.first() {
+            let keys: Vec<SessionKey> = of_deletion.iter().map(|(_, key)| *key).collect();
+            rows += join_deletion(tx, *deletion, first.workspace, &keys).await?;
+        }
+    }
     rows += tell_exhaustion(tx, &links, &judged.touched).await?;
     rows += count_in_days(tx, &judged.admitted).await?;
     Ok(rows)
@@ -69,7 +77,7 @@ pub(super) async fn insert(
 async fn lock_links(tx: &mut PgConnection, first_seen: &[FirstSight]) -> Result<BTreeMap<LinkKey, Link>, IndexError> {
     let (workspaces, _) = key_arrays(first_seen.iter().map(|sight| &sight.key));
     let rows = sqlx::query(
-        "select workspace_id, id, sessions, max_sessions, revoked_at, expires_at
+        "select workspace_id, id, sessions, max_sessions, revoked_at, expires_at, begun_before, deletion_id
          from link join (select distinct * from unnest($1::uuid[], $2::uuid[]) as w (workspace_id, id)) wanted
              using (workspace_id, id)
          order by workspace_id, id for no key update of link",
@@ -86,6 +94,10 @@ async fn lock_links(tx: &mut PgConnection, first_seen: &[FirstSight]) -> Result<
             max_sessions: row.get::<i32, _>("max_sessions").unsigned_abs(),
             revoked_at: row.get("revoked_at"),
             expires_at: row.get("expires_at"),
+            begun_before: Option::zip(
+                row.get("begun_before"),
+                row.get::<Option<Uuid>, _>("deletion_id").map(DeletionId),
+            ),
         };
         (key, link)
     };
@@ -141,6 +153,8 @@ struct Judged {
     over: Vec<SessionKey>,
     /// They began after their link was revoked. In key order.
     revoked: Vec<SessionKey>,
+    /// They were admitted, and are deleted with all others of their reference. In order.
+    deleted: Vec<(DeletionId, SessionKey)>,
     /// Known links of new sessions.
     touched: BTreeSet<LinkKey>,
     /// Links that count more sessions than before.
@@ -167,11 +181,15 @@ fn judge(links: &mut BTreeMap<LinkKey, Link>, arrived: &[&FirstSight]) -> Judged
             }
             link.sessions += 1;
             judged.counted.insert(link_key);
+            if let Some((_, deletion)) = link.begun_before.filter(|(before, _)| began <= *before) {
+                judged.deleted.push((deletion, sight.key));
+            }
         }
         judged.admitted.push((sight.key, sight.appended_ms));
     }
     judged.over.sort_unstable();
     judged.revoked.sort_unstable();
+    judged.deleted.sort_unstable();
     judged
 }
 

@@ -9,7 +9,8 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{BehaviorVersion, Region};
-use aws_sdk_s3::error::DisplayErrorContext;
+use aws_sdk_s3::error::{DisplayErrorContext, ProvideErrorMetadata as _};
+use aws_sdk_s3::types::{BucketVersioningStatus, VersioningConfiguration};
 
 use super::{BUCKET, REGION, S3Access, S3Kind};
 use crate::guard::Guard;
@@ -106,7 +107,16 @@ pub(crate) async fn answers(access: &S3Access, timeout: Duration) -> anyhow::Res
             bail!("look for bucket: {}", DisplayErrorContext(missing));
         }
         let made = client.create_bucket().bucket(&access.bucket).send().await;
-        made.map(drop).map_err(|error| anyhow::anyhow!("make bucket: {}", DisplayErrorContext(error)))
+        made.map_err(|error| anyhow::anyhow!("make bucket: {}", DisplayErrorContext(error)))?;
+        // Where the server has versions the bucket keeps them: whatever deletes has to remove them too.
+        let versioning = VersioningConfiguration::builder().status(BucketVersioningStatus::Enabled).build();
+        let asked = client.put_bucket_versioning().bucket(&access.bucket).versioning_configuration(versioning);
+        match asked.send().await {
+            Err(error) if error.code() != Some("NotImplemented") => {
+                bail!("have bucket keep versions: {}", DisplayErrorContext(error))
+            }
+            _ => Ok(()),
+        }
     })
     .await
 }

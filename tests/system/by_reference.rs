@@ -1,0 +1,224 @@
+//! Deletion of all that there is of a reference.
+
+use anyhow::{Context, Result, ensure};
+use devstack::DeploymentOptions;
+use schemas::http::{DeletionItem, DeletionState, StoredAs};
+use schemas::plan::Plan;
+use schemas::{DeletionId, SessionId};
+use storage::index::links::ReferenceFilter;
+use uuid::Uuid;
+use virtual_sdk::sdk::random_attempt;
+use virtual_sdk::{Encoding, Form, Sdk, Seen, Session, SessionQuery, until};
+
+use crate::deletion::{is_absent, is_deleted};
+use crate::harness::{LATER, NOTICE_VERSION, SOON, System, link_of, run};
+use crate::load::{self, small_batch, wait_erased};
+
+const REFERENCE: &str = "goes@example.com";
+
+async fn send(system: &System<'_>, sdk: &Sdk, session: &Session, end: bool) -> Result<()> {
+    let batch = small_batch(session.id, 0, 0, end, 500)?;
+    load::send(system, sdk, session, &batch, Form::Lines, Encoding::Zstd).await
+}
+
+/// The deletion that a session stands in: one, and for the reference.
+async fn deletion_of(system: &System<'_>, session: SessionId) -> Result<DeletionId> {
+    let found: Vec<(Uuid, String)> = sqlx::query_as(
+        "select d.id, d.cause from deletion_session s join deletion d on d.id = s.deletion_id where s.session_id = $1",
+    )
+    .bind(session.0)
+    .fetch_all(system.index.pool())
+    .await?;
+    match &found[..] {
+        [(deletion, cause)] if cause == "by_reference" => Ok(DeletionId(*deletion)),
+        other => anyhow::bail!("session {session} stands in {other:?}"),
+    }
+}
+
+async fn wait_sessions(system: &System<'_>, deletion: DeletionId, sessions: u64) -> Result<DeletionItem> {
+    until("the deletion has its sessions", SOON, || async {
+        match system.api.deletion(deletion).await {
+            Ok(item) if item.sessions == sessions => Seen::Done(Ok(item)),
+            Ok(item) => Seen::not_yet(item.sessions),
+            Err(error) => Seen::Done(Err(error.into())),
+        }
+    })
+    .await?
+}
+
+/// Goal (R7): once the deletion of a reference is answered, all sessions of its links are unreadable that began by then, wherever
+/// they are: in objects of their own, in shared ones, still sending, still in the log; and nothing else is touched (R9), sessions
+/// that begin later included. Method: one session of each kind, over two links, beside another reference and another workspace's
+/// same one. The batcher is down while the deletion is asked for, and the worker until what was in the log has come; a second
+/// deletion is over before what was in the log comes.
+#[test]
+fn r07_all_sessions_of_a_reference_go_with_those_on_their_way() -> Result<()> {
+    let options = DeploymentOptions { control_planes: 2, ..DeploymentOptions::named("byreference") }
+        .with("batcher", "CLAIRVIO_FLUSH_AGE_MS", 200)
+        .with("compactor", "CLAIRVIO_RUN_AGE_MS", 1_000)
+        .with("compactor", "CLAIRVIO_PASS_INTERVAL_MS", 200)
+        .with("retention-worker", "CLAIRVIO_PASS_INTERVAL_MS", 200)
+        .with("retention-worker", "CLAIRVIO_CONDEMNED_GRACE_MS", 500)
+        // Objects that were staged and never live are there until no upload of them can land any more.
+        .with("retention-worker", "CLAIRVIO_STAGED_STALE_MS", 3_000)
+        .with("retention-worker", "S3_REQUEST_TIMEOUT_MS", 2_000);
+    run(options, &["part is down"], async |system| {
+        let sdk = system.sdk(1)?;
+        let second = system.api_at(2, &system.deployment.endpoints().api_key)?;
+        let links = [system.link(REFERENCE).await?, system.link(REFERENCE).await?];
+        let (_, key) = system.another_workspace(Plan::Scale).await?;
+        let other = system.api_at(1, &key)?;
+        let others = sdk.accept(&link_of(&other, REFERENCE).await?.token, NOTICE_VERSION, &random_attempt()).await?;
+        let kept = load::begin(system, &sdk, &system.link("stays@example.com").await?).await?;
+        let stored = load::begin(system, &sdk, &links[0]).await?;
+        for session in [&kept, &stored] {
+            send(system, &sdk, session, true).await?;
+        }
+        load::wait_stored(&system.api, stored.id, StoredAs::Object, LATER).await?;
+        let running = load::begin(system, &sdk, &links[1]).await?;
+        send(system, &sdk, &running, false).await?;
+        load::compare_all(system, SOON).await?;
+        let (batcher, worker) = (system.service("batcher", 1), system.service("retention-worker", 1));
+        system.take_down(&batcher).await?;
+        system.take_down(&worker).await?;
+        let coming = load::begin(system, &sdk, &links[0]).await?;
+        send(system, &sdk, &coming, true).await?;
+
+        let deletion = system.api.delete_reference(REFERENCE).await?.deletion_id;
+        for session in [&stored, &running] {
+            is_deleted(&system.api, session.id).await?;
+            is_deleted(&second, session.id).await?;
+        }
+        let of_reference = SessionQuery { reference: Some(REFERENCE.into()), ..SessionQuery::default() };
+        ensure!(second.all_sessions(&of_reference).await?.is_empty(), "sessions of the reference are listed");
+        until("the edge takes nothing more of what runs", SOON, || async {
+            match sdk.session_info(&running).await {
+                Err(error) if error.code() == "session_deleted" => Seen::Done(()),
+                Err(error) => Seen::not_yet(error),
+                Ok(_) => Seen::not_yet("it does"),
+            }
+        })
+        .await?;
+        let after = load::begin(system, &sdk, &links[1]).await?;
+        send(system, &sdk, &after, true).await?;
+        for session in [&stored, &running, &coming] {
+            system.ledger.forget(session.id);
+        }
+        system.bring_back(&batcher).await?;
+        // Of one link, so of one lock: what came before it was seen before.
+        load::compare_all(system, SOON).await.context("what began later, and what is another's")?;
+        wait_sessions(system, deletion, 3).await?;
+        is_deleted(&second, coming.id).await?;
+        ensure!(other.session(others.id).await?.id == others.id, "R9: another workspace's session went");
+
+        system.bring_back(&worker).await?;
+        wait_erased(&system.api, deletion).await?;
+        let item = system.api.deletion(deletion).await?;
+        ensure!(
+            (item.cause.as_str(), item.sessions, item.sessions_shredded, item.sessions_erased)
+                == ("by_reference", 3, 3, 3),
+            "{item:?}"
+        );
+        for session in [&stored, &running, &coming] {
+            ensure!(deletion_of(system, session.id).await? == deletion, "a session stands in another deletion");
+            is_absent(system, &system.key(session.id)).await?;
+        }
+
+        late_for_one_that_is_over(system, &sdk, &links[1], &after).await?;
+        nobody(system).await?;
+        load::compare_all(system, SOON).await.map(drop)
+    })
+}
+
+/// A session that was on its way while its reference's deletion was erased gets a deletion of its own: what was said of that one stays.
+async fn late_for_one_that_is_over(
+    system: &System<'_>,
+    sdk: &Sdk,
+    link: &schemas::http::LinkCreated,
+    after: &Session,
+) -> Result<()> {
+    let batcher = system.service("batcher", 1);
+    system.take_down(&batcher).await?;
+    let late = load::begin(system, sdk, link).await?;
+    send(system, sdk, &late, true).await?;
+    system.ledger.forget(late.id);
+    let over = system.api.delete_reference(REFERENCE).await?.deletion_id;
+    system.ledger.forget(after.id);
+    wait_erased(&system.api, over).await?;
+    system.bring_back(&batcher).await?;
+    until("the late session is deleted", SOON, || async {
+        match deletion_of(system, late.id).await {
+            Ok(own) if own != over => Seen::Done(Ok(())),
+            Ok(_) => Seen::Done(Err(anyhow::anyhow!("a deletion that was over has one session more"))),
+            Err(error) => Seen::not_yet(error),
+        }
+    })
+    .await??;
+    is_deleted(&system.api, late.id).await?;
+    wait_erased(&system.api, deletion_of(system, late.id).await?).await?;
+    is_absent(system, &system.key(late.id)).await?;
+    let item = system.api.deletion(over).await?;
+    ensure!((item.state, item.sessions) == (DeletionState::Erased, 1), "{item:?}");
+    Ok(())
+}
+
+/// R8: what nobody has can be deleted, and is erased at once. What is no reference is refused.
+async fn nobody(system: &System<'_>) -> Result<()> {
+    let deletion = system.api.delete_reference("nobody@example.com").await?.deletion_id;
+    let item = system.api.deletion(deletion).await?;
+    ensure!((item.state, item.sessions) == (DeletionState::Erased, 0), "{item:?}");
+    for reference in ["", "\0", &"x".repeat(257)] {
+        let refused = system.api.delete_reference(reference).await.err().context("no reference, and it is deleted")?;
+        ensure!(refused.status() == Some(422), "{refused}");
+    }
+    Ok(())
+}
+
+/// Sessions of one link, more than are deleted at once.
+const MANY: i64 = 2_500;
+
+/// Goal: a deletion whose sessions are many is finished whoever begins it, and each session stands in it once. Method: links are marked
+/// and nothing more, as when the control plane dies; then two find its sessions at the same time, beside the worker.
+#[test]
+fn sessions_of_a_reference_are_found_by_several_at_once() -> Result<()> {
+    let options = DeploymentOptions::named("finding").with("retention-worker", "CLAIRVIO_PASS_INTERVAL_MS", 100);
+    run(options, &[], async |system| {
+        let links = [system.link(REFERENCE).await?, system.link("stays@example.com").await?];
+        for link in &links {
+            sqlx::query(
+                "insert into session (workspace_id, id, link_id, notice_version, consented_at, receipt_id, started_at,
+                     last_activity_at)
+                 select $1, gen_random_uuid(), $2, '1', now(), gen_random_uuid(), now(), now() from generate_series(1, $3)",
+            )
+            .bind(system.workspace.0)
+            .bind(link.id.0)
+            .bind(MANY)
+            .execute(system.index.pool())
+            .await?;
+        }
+        let hash: Vec<u8> = sqlx::query_scalar("select reference_hash from link where id = $1")
+            .bind(links[0].id.0)
+            .fetch_one(system.index.pool())
+            .await?;
+        let hash = hash.try_into().ok().context("a hash has 32 bytes")?;
+        let filter = ReferenceFilter { hash: Some(hash), clear: String::new() };
+        let deletion = system.index.delete_reference(system.workspace, &filter).await?;
+        let find = async || {
+            let mut found = 0;
+            while let Some(some) = system.index.find_deleted(deletion, 100).await? {
+                found += some.len() as u64;
+            }
+            anyhow::Ok(found)
+        };
+        let (one, other) = tokio::try_join!(find(), find())?;
+        ensure!(one + other <= MANY as u64, "{one} and {other} of {MANY} sessions were found");
+        wait_erased(&system.api, deletion).await?;
+        let item = system.api.deletion(deletion).await?;
+        ensure!(item.sessions == MANY as u64, "{} of {MANY} sessions are in the deletion", item.sessions);
+        let doubled = "select count(*) from (select from deletion_session group by session_id having count(*) > 1) d";
+        ensure!(system.count(doubled).await? == 0, "R10: a session stands in two deletions");
+        let left = system.count("select count(*) from session where state = 0").await?;
+        ensure!(left == MANY, "R9: {left} of {MANY} others are left");
+        Ok(())
+    })
+}
