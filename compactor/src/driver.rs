@@ -72,7 +72,7 @@ struct Job {
     aside: BTreeMap<SessionKey, Vec<Place>>,
     ids: BTreeMap<Name, ObjectId>,
     results: BTreeMap<Name, SessionResult>,
-    quarantine: Option<Arc<SetAside>>,
+    quarantine: Option<Arc<Vec<SetAside>>>,
 }
 
 /// What work gives beside its answer.
@@ -82,7 +82,7 @@ enum Product {
     Opened(Run),
     Divided(Vec<SessionKey>),
     Merged { key: SessionKey, name: Name, result: Option<Box<SessionResult>>, aside: Vec<Place> },
-    Quarantine(SetAside),
+    Quarantine(Vec<SetAside>),
 }
 
 /// What a task tells the loop.
@@ -338,12 +338,12 @@ impl Driver {
             }
             Work::Quarantine { name, sessions, .. } => {
                 let object = ids(name);
-                let chunks = sessions.iter().filter_map(|session| job.aside.get(session));
-                let chunks: Vec<Place> = chunks.flatten().copied().collect();
+                let chunks = sessions.into_iter().filter_map(|session| job.aside.get_key_value(&session));
+                let chunks: Vec<_> = chunks.map(|(session, places)| (*session, places.clone())).collect();
                 self.spawn(task, Some(id), async move {
                     let partition = objects.first().and_then(|object| object.key.partition());
                     let partition = partition.context("a run is of a partition")?;
-                    outside.quarantine(&*opened()?, partition, object, &chunks, sessions).await
+                    outside.quarantine(&*opened()?, partition, object, &chunks).await
                 });
             }
             Work::Publish { results, quarantine, .. } => {
@@ -353,7 +353,8 @@ impl Driver {
                 self.spawn(task, Some(id), async move {
                     let results = results.context("a session that was merged is not at hand")?;
                     anyhow::ensure!(kept.is_some() == quarantine.is_some(), "what goes into quarantine is not at hand");
-                    Ok(published(outside.index.publish_run(&run, owner, &results, kept.as_deref()).await))
+                    let aside = kept.as_deref().map(Vec::as_slice).unwrap_or_default();
+                    Ok(published(outside.index.publish_run(&run, owner, &results, aside).await))
                 });
             }
             Work::LookUp { results, quarantine, .. } => {
@@ -498,17 +499,24 @@ impl Outside {
         Ok((Answer::Staged(staged.iter().map(|staged| staged.key).collect()), Product::Divided(divided)))
     }
 
-    async fn quarantine(
-        &self,
-        run: &Run,
-        partition: i32,
-        id: ObjectId,
-        chunks: &[Place],
-        sessions: Vec<SessionKey>,
-    ) -> Done {
-        self.index.stage_quarantine(id, &self.topic, partition).await?;
-        let (object, filter) = self.seen_bucket(self.worker.quarantine(run, partition, id, chunks).await)?;
-        Ok((Answer::Done, Product::Quarantine(SetAside { object, filter, sessions })))
+    /// What is nobody's goes into the object of this name; chunks of each session into one of its own, which goes with the session.
+    async fn quarantine(&self, run: &Run, partition: i32, id: ObjectId, chunks: &[(SessionKey, Vec<Place>)]) -> Done {
+        let mut ids = std::iter::once(id).chain(std::iter::repeat_with(|| ObjectId(Uuid::now_v7())));
+        let mut aside = Vec::new();
+        if run.has_unreadable()
+            && let Some(id) = ids.next()
+        {
+            self.index.stage_quarantine(id, &self.topic, partition, None).await?;
+            let (object, whole) = self.seen_bucket(self.worker.set_records_aside(run, partition, id).await)?;
+            aside.push(SetAside { object, session: None, whole });
+        }
+        for ((session, places), id) in chunks.iter().zip(ids) {
+            let is_staged = self.index.stage_quarantine(id, &self.topic, partition, Some(session)).await?;
+            anyhow::ensure!(is_staged, "session {} was deleted while its run was merged", session.session);
+            let object = self.seen_bucket(self.worker.set_chunks_aside(run, partition, id, places).await)?;
+            aside.push(SetAside { object, session: Some(*session), whole: Vec::new() });
+        }
+        Ok((Answer::Done, Product::Quarantine(aside)))
     }
 
     async fn find_parts(&self, key: SessionKey) -> Done {

@@ -9,7 +9,7 @@ use schemas::codec::{Compressor, FormatError};
 use schemas::object::ObjectKind;
 use schemas::paths::ObjectKey;
 use schemas::session_object::{Footer as SessionFooter, Frame};
-use schemas::shared_object::{Chunk, Footer as SharedFooter, Quarantined, SessionFilter};
+use schemas::shared_object::{Chunk, Footer as SharedFooter, Quarantined};
 use schemas::stream_note::{self, StreamNote};
 use schemas::{ObjectId, SessionKey, limits};
 use sealing::frames::{ChunkContext, ChunkKind, Sealer};
@@ -273,8 +273,6 @@ pub(crate) struct Unreadable {
     records: Vec<(Quarantined, Bytes)>,
     /// Chunks of sessions that could not be merged, under their session's seal.
     chunks: Vec<(Chunk, Bytes)>,
-    /// Whether it holds an object without a readable footer: nobody knows whose frames that holds.
-    of_anybody: bool,
 }
 
 impl Unreadable {
@@ -284,9 +282,6 @@ impl Unreadable {
         for source in objects {
             let Footer::Shared(footer) = &source.footer else { continue };
             for record in &footer.quarantined {
-                // A piece that begins before the preamble's end is no record, see `wholly_corrupt`. One without a byte holds nothing
-                // of anybody.
-                found.of_anybody |= record.at == 0 && record.len > 0;
                 found.records.push((record.clone(), slice(source, record.at, u64::from(record.len))));
             }
         }
@@ -310,12 +305,6 @@ impl Unreadable {
     /// Records and batches in it.
     pub(crate) fn len(&self) -> usize {
         self.records.len() + self.chunks.iter().map(|(chunk, _)| chunk.batches.len()).sum::<usize>()
-    }
-
-    /// The filter of the sessions that it holds chunks of; `None` when it may hold those of any.
-    pub(crate) fn filter(&self) -> Option<SessionFilter> {
-        let sessions: Vec<SessionKey> = self.chunks.iter().map(|(chunk, _)| chunk.key).collect();
-        (!self.of_anybody).then(|| SessionFilter::build(sessions.iter()))
     }
 
     /// A quarantine object of it.
@@ -379,7 +368,7 @@ pub(crate) fn wholly_corrupt(key: ObjectKey, body: Bytes) -> Option<Source> {
     Some(Source { key, footer: Footer::Shared(Arc::new(footer)), body: Some(body) })
 }
 
-/// Whether a source is one of those.
+/// Whether a source is one of those. A piece that begins before the preamble's end is no record.
 pub(crate) fn is_wholly_corrupt(source: &Source) -> bool {
     matches!(&source.footer, Footer::Shared(footer) if footer.quarantined.iter().any(|record| record.is_damaged_object() && record.at == 0))
 }
@@ -421,7 +410,6 @@ mod tests {
         let key = shared_key(4);
         let body = Bytes::from_static(b"CLVS\x01whatever was there");
         let found = Unreadable::records_of(&[wholly_corrupt(key, body.clone()).unwrap()]);
-        assert!(found.filter().is_none(), "it may hold frames of any session");
         let (footer, object) = set_aside(&found, key.id());
         let place = &footer.quarantined[0];
         assert!(place.is_damaged_object(), "nobody takes it for a record");
@@ -429,7 +417,6 @@ mod tests {
         assert_eq!(object.slice(place.at as usize..place.at as usize + place.len as usize), body);
         assert!(wholly_corrupt(key, Bytes::from_static(b"CLVS\x02newer")).is_none());
         let gone = Unreadable::records_of(&[wholly_corrupt(key, Bytes::new()).unwrap()]);
-        assert!(gone.filter().is_some_and(|filter| !filter.may_contain(&session())), "nothing is left of anybody");
         assert_eq!(set_aside(&gone, key.id()).0.quarantined[0].len, 0, "it is listed all the same");
         for damaged in [b"".as_slice(), b"CLV", b"\0\0\0\0\0\0\0"] {
             assert!(
@@ -468,7 +455,6 @@ mod tests {
         let mut found = Unreadable::default();
         found.add_chunks(&[(0, 0)], &sources);
         assert_eq!(found.len(), 2);
-        assert!(found.filter().unwrap().may_contain(&key));
         let (footer, object) = set_aside(&found, ObjectId(Uuid::from_u128(8)));
         assert_eq!((footer.offset_first, footer.offset_next), (7, 9));
         let moved = &footer.chunks[0];

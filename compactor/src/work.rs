@@ -8,7 +8,6 @@ use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use schemas::limits::{DECODED_BYTES_MAX, MIB};
 use schemas::paths::ObjectKey;
-use schemas::shared_object::SessionFilter;
 use schemas::{ObjectId, SessionKey};
 use sealing::Key;
 use sealing::keyring::KeyringError;
@@ -323,17 +322,32 @@ impl Worker {
         Ok(put)
     }
 
-    /// Puts what of a run cannot be read into an object, byte for byte, and reads it back. The filter is that of the sessions that it
-    /// holds chunks of; `None` when it may hold those of any.
-    pub(crate) async fn quarantine(
+    /// Puts a session's chunks that cannot be merged into an object, byte for byte, and reads it back.
+    pub(crate) async fn set_chunks_aside(
         &self,
         run: &Run,
         partition: i32,
         id: ObjectId,
         chunks: &[Place],
-    ) -> anyhow::Result<(Uploaded, Option<SessionFilter>)> {
-        let mut unreadable = Unreadable::records_of(&run.sources);
+    ) -> anyhow::Result<Uploaded> {
+        let mut unreadable = Unreadable::default();
         unreadable.add_chunks(chunks, &run.sources);
+        self.set_aside(unreadable, partition, id).await
+    }
+
+    /// The same for what is nobody's: records that nobody can read, and objects whose footers are corrupt, which it gives.
+    pub(crate) async fn set_records_aside(
+        &self,
+        run: &Run,
+        partition: i32,
+        id: ObjectId,
+    ) -> anyhow::Result<(Uploaded, Vec<ObjectId>)> {
+        let whole = run.sources.iter().filter(|source| merge::is_wholly_corrupt(source));
+        let whole = whole.map(|source| source.key.id()).collect();
+        Ok((self.set_aside(Unreadable::records_of(&run.sources), partition, id).await?, whole))
+    }
+
+    async fn set_aside(&self, unreadable: Unreadable, partition: i32, id: ObjectId) -> anyhow::Result<Uploaded> {
         anyhow::ensure!(!unreadable.is_empty(), "nothing of the run goes into quarantine");
         let storage = self.keys.storage().await?;
         let object = unreadable.object(id, partition, &storage)?;
@@ -343,7 +357,7 @@ impl Worker {
         }
         let put = self.end(upload).await?;
         ::metrics::counter!(metrics::QUARANTINED).increment(unreadable.len() as u64);
-        Ok((row(id, put, object.footer, Some(storage.version), object.quarantined), unreadable.filter()))
+        Ok(row(id, put, object.footer, Some(storage.version), object.quarantined))
     }
 }
 

@@ -17,9 +17,9 @@ use storage::footers::Footer;
 use uuid::Uuid;
 use virtual_sdk::{Encoding, Form, Sdk, Seen, Session, SessionQuery, until};
 
-use crate::harness::{LATER, SOON, System, run};
+use crate::harness::{LATER, SOON, System, metric, run};
 use crate::load::{self, dense_batch, small_batch};
-use crate::quarantine::asks;
+use crate::quarantine::{asks, clairvio};
 use crate::readings::{Answer, ENCODINGS, FORMATS, Manner, Reader};
 
 /// Of what services say of damaged objects; what exactly they have to say, the tests look for.
@@ -340,8 +340,9 @@ async fn damaged_frame(system: &System<'_>, reader: &Reader, session: SessionId,
 }
 
 /// Goal: a damaged chunk goes into quarantine when its run is merged, and nothing else: its session's other chunks are read as
-/// before, and it holds nobody up: neither the run, nor the other sessions in it, nor a deletion of one of those. Method: several
-/// sessions in two shared objects at least; one bit in a chunk of one of them is flipped before any compactor runs.
+/// before, and it holds nobody up: neither the run, nor the other sessions in it, nor a deletion of one of those; and it goes with its
+/// session. Method: several sessions in two shared objects at least; one bit in a chunk of one of them is flipped before any
+/// compactor runs. Later another session is deleted, and then this one.
 #[test]
 fn a_damaged_chunk_goes_into_quarantine_alone() -> Result<()> {
     run(options("chunk"), EXPECTED, async |system| {
@@ -398,11 +399,16 @@ fn a_damaged_chunk_goes_into_quarantine_alone() -> Result<()> {
         system.ledger.forget(other);
         load::wait_erased(&system.api, deletion).await?;
         load::compare_all(system, SOON).await?;
+        ensure!(!system.objects.list("quarantine/").await?.is_empty(), "quarantine holds nothing");
+        load::wait_erased(&system.api, system.api.delete_session(victim).await?.deletion_id).await?;
+        let left = system.objects.list("quarantine/").await?;
+        ensure!(left.is_empty(), "quarantine keeps {left:?} of an erased session");
         is_told(system, key)
     })
 }
 
-/// Goal: a shared object that cannot be told apart any more goes into quarantine as a whole, and its partition goes on. Method:
+/// Goal: a shared object that cannot be told apart any more goes into quarantine as a whole, and its partition goes on, as do deletions of
+/// sessions that cannot be in it; those of sessions that may be in it wait until an operator discards it. Method:
 /// the footer of one is damaged before any compactor runs: a bit of it, all of it, it is cut away, or the object is gone, with
 /// sessions before and after it in the same partition.
 #[test]
@@ -450,7 +456,7 @@ fn a_shared_object_without_a_footer_goes_into_quarantine_whole() -> Result<()> {
 
         release_compactor(system).await?;
         load::wait_compacted(system, LATER).await?;
-        wait_gone(system, &run.into_iter().map(|(key, _)| key).collect::<Vec<_>>()).await?;
+        wait_gone(system, &run.iter().map(|(key, _)| *key).collect::<Vec<_>>()).await?;
         load::compare_all(system, SOON).await.context("once the run is merged")?;
         let compactor = system.service("compactor", 1);
         for key in &keys {
@@ -462,10 +468,33 @@ fn a_shared_object_without_a_footer_goes_into_quarantine_whole() -> Result<()> {
         let damaged = said["damaged"].as_array().map_or(0, Vec::len);
         ensure!(succeeded && damaged == keys.len(), "{damaged} of {} damaged objects are listed: {said}", keys.len());
         // Nothing is shown of what is lost, and nothing of it is an error any more.
-        for session in lost {
-            let read = reader.read(session, &Manner::WHOLE).await?.whole()?;
+        for session in &lost {
+            let read = reader.read(*session, &Manner::WHOLE).await?.whole()?;
             ensure!(read.is_empty(), "{} events of a lost session are read", read.len());
         }
+        // What cannot be in it goes; what may be in it waits.
+        let kept = run.iter().flat_map(|(_, footer)| &footer.chunks).map(|chunk| chunk.key.session);
+        let kept = kept.into_iter().find(|session| !lost.contains(session)).context("one was kept")?;
+        let deletion = system.api.delete_session(kept).await?.deletion_id;
+        system.ledger.forget(kept);
+        load::wait_erased(&system.api, deletion).await?;
+        let deletion = system.api.delete_session(lost[0]).await?.deletion_id;
+        let held = "retention_held_by_quarantine_total";
+        let worker = system.admin_url("retention-worker", 1)?;
+        until("the deletion waits", SOON, || async {
+            let times = metric(&worker, held).await;
+            if times > 2 { Seen::Done(()) } else { Seen::not_yet(times) }
+        })
+        .await?;
+        ensure!(
+            system.api.deletion(deletion).await?.erased_at.is_none(),
+            "it is called erased, and may lie in quarantine"
+        );
+        for object in damaged_in(&said)? {
+            let output = clairvio(system, &transport, &["quarantine", "discard", &object, "--yes"])?;
+            ensure!(output.status.success(), "discard {object}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        load::wait_erased(&system.api, deletion).await?;
         // The partition goes on.
         let next = load::begin(system, &sdk, &link).await?;
         send_small(system, &sdk, &next, 0..3, true).await?;
@@ -473,6 +502,13 @@ fn a_shared_object_without_a_footer_goes_into_quarantine_whole() -> Result<()> {
         load::compare_all(system, SOON).await?;
         Ok(())
     })
+}
+
+/// The quarantine objects that damaged objects lie in.
+fn damaged_in(said: &serde_json::Value) -> Result<BTreeSet<String>> {
+    let damaged = said["damaged"].as_array().context("a list has damaged objects")?;
+    let object = |damaged: &serde_json::Value| damaged["object"].as_str().map(str::to_owned).context("it lies in one");
+    damaged.iter().map(object).collect()
 }
 
 /// For how long nothing may be tried again.

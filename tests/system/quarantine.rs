@@ -26,7 +26,7 @@ use crate::unsealed;
 const TRANSPORT_VARIABLE: &str = "CLAIRVIO_TRANSPORT_KEYS_FILE";
 
 /// The operator's tool with the settings of a service and these transport keys.
-fn clairvio(system: &System<'_>, transport: &Path, arguments: &[&str]) -> Result<Output> {
+pub(crate) fn clairvio(system: &System<'_>, transport: &Path, arguments: &[&str]) -> Result<Output> {
     let mut command = Command::new(find_binary("clairvio")?);
     command.args(arguments).envs(system.settings(&system.service("batcher", 1))?).env(TRANSPORT_VARIABLE, transport);
     command.output().with_context(|| format!("run clairvio {arguments:?}"))

@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use bytes::Bytes;
 use clap::{Args, Subcommand};
+use schemas::ObjectId;
+use schemas::paths::ObjectKey;
 use schemas::record::{Envelope, Header};
 use schemas::shared_object::QuarantineReason;
 use sealing::transport::{EpochKeys, LogPlace, Opened};
@@ -56,7 +58,16 @@ pub(crate) enum Command {
     /// stream and seq are. A sum of declines alone has no such number, and counts twice then.
     #[command(after_help = REPLAY_EXAMPLES)]
     Replay(replay::Replay),
+    /// Remove a quarantine object with all that is in it, for good.
+    ///
+    /// For a damaged object that is past mending: deletions of sessions that it may hold wait for it, and no other way leads out.
+    /// Records in it that were not replayed are lost. `list` shows objects; the retention worker removes it after the grace.
+    #[command(after_help = DISCARD_EXAMPLES)]
+    Discard(Discard),
 }
+
+const DISCARD_EXAMPLES: &str = "Examples:
+  clairvio quarantine discard quarantine/00003/01a22a46-f48d-7590-9000-ba44251bf77c --yes";
 
 const LIST_EXAMPLES: &str = "Examples:
   clairvio quarantine list
@@ -89,6 +100,24 @@ pub(crate) struct List {
     /// For machines.
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Discard {
+    /// The object: its key, as `list` shows it.
+    #[arg(value_name = "OBJECT", value_parser = object)]
+    object: ObjectId,
+    /// Without it nothing is removed.
+    #[arg(long)]
+    yes: bool,
+}
+
+/// The id of a quarantine object, by its key.
+fn object(text: &str) -> Result<ObjectId, String> {
+    match ObjectKey::parse(text) {
+        Some(ObjectKey::Quarantine { id, .. }) => Ok(id),
+        _ => Err("it is a key as `list` shows it: quarantine/PARTITION/ID".to_owned()),
+    }
 }
 
 #[derive(Debug, Args)]
@@ -131,6 +160,7 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::List(list) => list.run().await.map(|()| ExitCode::SUCCESS),
         Command::Show(show) => show.run().await.map(|()| ExitCode::SUCCESS),
         Command::Replay(replay) => replay.run().await,
+        Command::Discard(discard) => discard.run().await.map(|()| ExitCode::SUCCESS),
     }
 }
 
@@ -205,6 +235,19 @@ impl List {
     }
 }
 
+impl Discard {
+    async fn run(self) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            self.yes,
+            "nothing was removed\n  hint: --yes removes the object with all that is in it, for good"
+        );
+        let index = Index::new(&load(PostgresConfig::load)?)?;
+        let is_discarded = index.discard_quarantine(self.object).await?;
+        anyhow::ensure!(is_discarded, "find the object: no live quarantine object has this key");
+        say("discarded; the retention worker removes it after the grace for readers\n")
+    }
+}
+
 impl Show {
     async fn run(self) -> anyhow::Result<()> {
         let tools = Tools::open()?;
@@ -232,6 +275,15 @@ impl Show {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_quarantine_objects_are_discarded() {
+        let id = "01a22a46-f48d-7590-9000-ba44251bf77c";
+        assert!(object(&format!("quarantine/00003/{id}")).is_ok());
+        for text in [id, &format!("shared/00003/{id}"), "quarantine/00003/", ""] {
+            assert!(object(text).unwrap_err().contains("quarantine/"), "{text}");
+        }
+    }
 
     #[test]
     fn reasons_and_times_are_read_or_refused_with_their_form() {

@@ -7,8 +7,10 @@ use engine::retention::Facts;
 use schemas::control::{Entry, News};
 use schemas::http::{DeletionItem, DeletionState};
 use schemas::paths::ObjectKey;
+use schemas::shared_object::SessionFilter;
 use schemas::{DeletionId, ObjectId, SessionKey, WorkspaceId};
 use service_kit::time::now_ms;
+use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row as _};
 use uuid::Uuid;
 
@@ -225,7 +227,9 @@ impl Index {
                  d.blockers is not null as blockers_noted,
                  (select count(*) from object o where o.id = any(d.blockers)) as blockers_left,
                  (select count(*) from object o where o.kind = 1 and o.workspace_id = d.workspace_id
-                     and o.session_id = d.session_id) as objects_left
+                     and o.session_id = d.session_id)
+                 + (select count(*) from object o where o.kind = 2 and o.session_id is not null
+                     and o.workspace_id = d.workspace_id and o.session_id = d.session_id) as objects_left
              from deletion_session d where d.erased_at is null
                  and ($2::uuid is null or (d.deletion_id, d.session_id) > ($2, $3))
              order by d.deletion_id, d.session_id limit $1",
@@ -343,7 +347,8 @@ impl Index {
         .map_err(failed("note shared objects"))?;
         sqlx::query(
             "update object set state = 2, condemned_at = now()
-             where kind = 1 and workspace_id = $1 and session_id = $2 and state < 2",
+             where (kind = 1 or (kind = 2 and session_id is not null)) and workspace_id = $1 and session_id = $2
+                 and state < 2",
         )
         .bind(key.workspace.0)
         .bind(key.session.0)
@@ -353,19 +358,41 @@ impl Index {
         tx.commit().await.map_err(failed("commit noting"))
     }
 
-    /// Whether a quarantine object may hold frames of this session: then it cannot be called erased.
+    /// Whether a quarantine object that is nobody's may hold frames of this session: then it cannot be called erased. None can that was
+    /// made before the session began, by whatever clock.
     pub async fn may_be_quarantined(&self, key: &SessionKey) -> Result<bool, IndexError> {
         let rows = sqlx::query(
-            "select o.sessions_filter from object o
-             where o.kind = 2 and o.partition = any(
-                 select unnest(partitions) from session where workspace_id = $1 and id = $2)",
+            "select o.sessions_filter, o.source_filters from session s join object o on o.partition = any(s.partitions)
+             where s.workspace_id = $1 and s.id = $2 and o.kind = 2 and o.session_id is null
+                 and (o.live_at is null or o.live_at > s.started_at - interval '1 hour')",
         )
         .bind(key.workspace.0)
         .bind(key.session.0)
         .fetch_all(&self.pool)
         .await
         .map_err(failed("find quarantine objects"))?;
-        Ok(rows.iter().any(|row| may_contain(row, key)))
+        let may_hold = |row: &PgRow| {
+            let sources: Option<Vec<Option<Vec<u8>>>> = row.get("source_filters");
+            let of_sources = sources.as_ref().is_some_and(|filters| {
+                let may = |filter: &Option<Vec<u8>>| {
+                    filter.as_ref().is_none_or(|bytes| SessionFilter::from_bytes(bytes.clone()).may_contain(key))
+                };
+                filters.iter().any(may)
+            });
+            of_sources || may_contain(row, key)
+        };
+        Ok(rows.iter().any(may_hold))
+    }
+
+    /// Condemns a live quarantine object, with all that is in it; `false` when there is none of this id.
+    pub async fn discard_quarantine(&self, id: ObjectId) -> Result<bool, IndexError> {
+        let condemned =
+            sqlx::query("update object set state = 2, condemned_at = now() where id = $1 and kind = 2 and state = 1")
+                .bind(id.0)
+                .execute(&self.pool)
+                .await
+                .map_err(failed("discard quarantine object"))?;
+        Ok(condemned.rows_affected() == 1)
     }
 
     /// Its prefix was listed and is empty: the session is erased, and the deletion when it was its last.

@@ -56,15 +56,15 @@ pub struct SessionResult {
     pub ended: bool,
 }
 
-/// What of a run goes into quarantine.
+/// What of a run goes into quarantine: a session's chunks that cannot be merged, or what is nobody's.
 #[derive(Debug, Clone)]
 pub struct SetAside {
     /// The object, staged and uploaded.
     pub object: Uploaded,
-    /// Filter of the sessions that it holds frames of; without one it may hold any.
-    pub filter: Option<SessionFilter>,
-    /// Sessions whose chunks are in it.
-    pub sessions: Vec<SessionKey>,
+    /// Whose chunks they are.
+    pub session: Option<SessionKey>,
+    /// Shared objects of the run that lie in it whole.
+    pub whole: Vec<ObjectId>,
 }
 
 /// How a swap went.
@@ -213,17 +213,35 @@ impl Index {
         Ok(staged.iter().map(|row| Staged { key: session_key(row), has_parts: row.get("has_parts") }).collect())
     }
 
-    /// Stages an object for the unreadable records of a run.
-    pub async fn stage_quarantine(&self, id: ObjectId, topic: &str, partition: i32) -> Result<(), IndexError> {
-        sqlx::query("insert into object (id, kind, topic, partition) values ($1, $2, $3, $4)")
-            .bind(id.0)
-            .bind(KIND_QUARANTINE)
-            .bind(topic)
-            .bind(partition)
-            .execute(&self.pool)
-            .await
-            .map(drop)
-            .map_err(failed("stage quarantine object"))
+    /// Stages an object for what of a run cannot be merged: a session's chunks, or what is nobody's. `false` when the session was
+    /// deleted meanwhile: it gets none.
+    pub async fn stage_quarantine(
+        &self,
+        id: ObjectId,
+        topic: &str,
+        partition: i32,
+        session: Option<&SessionKey>,
+    ) -> Result<bool, IndexError> {
+        let mut tx = self.pool.begin().await.map_err(failed("begin staging"))?;
+        if let Some(key) = session
+            && lock_live_sessions(&mut tx, &[*key]).await?.is_empty()
+        {
+            return Ok(false);
+        }
+        sqlx::query(
+            "insert into object (id, kind, topic, partition, workspace_id, session_id) values ($1, $2, $3, $4, $5, $6)",
+        )
+        .bind(id.0)
+        .bind(KIND_QUARANTINE)
+        .bind(topic)
+        .bind(partition)
+        .bind(session.map(|key| key.workspace.0))
+        .bind(session.map(|key| key.session.0))
+        .execute(&mut *tx)
+        .await
+        .map_err(failed("stage quarantine object"))?;
+        tx.commit().await.map_err(failed("commit staging"))?;
+        Ok(true)
     }
 
     /// Swaps a run for its results, in one transaction (C2). Sessions that were deleted meanwhile are left out; their staged objects
@@ -233,7 +251,7 @@ impl Index {
         run: &[ObjectId],
         owner: Uuid,
         results: &[SessionResult],
-        quarantine: Option<&SetAside>,
+        quarantine: &[SetAside],
     ) -> SwapOutcome {
         self.swap(async |tx| swap_run(tx, run, owner, results, quarantine).await).await
     }
@@ -378,25 +396,27 @@ async fn swap_run(
     run: &[ObjectId],
     owner: Uuid,
     results: &[SessionResult],
-    quarantine: Option<&SetAside>,
+    quarantine: &[SetAside],
 ) -> Result<bool, IndexError> {
     let ids: Vec<Uuid> = run.iter().map(|id| id.0).collect();
-    if let Some(aside) = quarantine {
+    let aside: Vec<SessionKey> = quarantine.iter().filter_map(|aside| aside.session).collect();
+    if !aside.is_empty() {
         // All locks at once, in id order.
-        let keys: Vec<SessionKey> =
-            results.iter().map(|result| result.key).chain(aside.sessions.iter().copied()).collect();
+        let keys: Vec<SessionKey> = results.iter().map(|result| result.key).chain(aside.iter().copied()).collect();
         let live = lock_live_sessions(tx, &keys).await?;
-        if aside.sessions.iter().any(|key| live.binary_search(key).is_err()) {
+        if aside.iter().any(|key| live.binary_search(key).is_err()) {
             return Ok(false);
         }
     }
     if !publish_results(tx, results, false).await? {
         return Ok(false);
     }
-    if let Some(SetAside { object, filter, .. }) = quarantine
-        && !make_live_from(tx, object, filter.as_ref().map(SessionFilter::as_bytes), &ids).await?
-    {
-        return Ok(false);
+    for SetAside { object, session, whole } in quarantine {
+        let sessions = SessionFilter::build(session.iter());
+        if !make_live_from(tx, object, Some(sessions.as_bytes()), &ids).await? {
+            return Ok(false);
+        }
+        keep_filters(tx, object.id, whole).await?;
     }
     let condemned = sqlx::query(
         "with mine as (select id from object where id = any($1) order by id for update)
@@ -409,6 +429,23 @@ async fn swap_run(
     .await
     .map_err(failed("condemn run"))?;
     Ok(condemned.rows_affected() == ids.len() as u64)
+}
+
+/// A quarantine object may hold what these shared objects may have held.
+async fn keep_filters(tx: &mut PgConnection, object: ObjectId, whole: &[ObjectId]) -> Result<(), IndexError> {
+    if whole.is_empty() {
+        return Ok(());
+    }
+    sqlx::query(
+        "update object set source_filters = (select array_agg(sessions_filter) from object s where s.id = any($2))
+         where id = $1",
+    )
+    .bind(object.0)
+    .bind(whole.iter().map(|id| id.0).collect::<Vec<_>>())
+    .execute(&mut *tx)
+    .await
+    .map(drop)
+    .map_err(failed("keep filters of damaged objects"))
 }
 
 async fn swap_parts(tx: &mut PgConnection, result: &SessionResult) -> Result<bool, IndexError> {
