@@ -39,6 +39,8 @@ pub(crate) struct State {
     /// Keys of tokens, as their file has them by now.
     pub(crate) token_keys: Arc<Watched<ControlKeys>>,
     pub(crate) silence: Duration,
+    /// How long sessions are kept as before when their plan's window becomes shorter.
+    pub(crate) plan_grace: Duration,
     /// SHA-256 of the keys of operators.
     pub(crate) operators: Arc<[[u8; 32]]>,
 }
@@ -88,6 +90,7 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         references,
         token_keys,
         silence: config.silence,
+        plan_grace: config.plan_grace,
         operators: config.operators.into(),
     };
     let router = routes::router().with_state(state).layer(middleware::from_fn(measure));

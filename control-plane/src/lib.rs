@@ -42,6 +42,8 @@ pub struct Config {
     pub keys_file: PathBuf,
     /// Silence that ends a session.
     pub silence: Duration,
+    /// How long sessions of a workspace whose plan's window became shorter are kept as before.
+    pub plan_grace: Duration,
     /// Readings of events at once.
     pub readings_max: usize,
     /// SHA-256 of the keys of operators.
@@ -72,6 +74,13 @@ fn hashes(text: &str) -> Option<Vec<[u8; 32]>> {
     text.split(',').filter(|text| !text.trim().is_empty()).map(hash).collect()
 }
 
+const PLAN_GRACE_MS: Knob = Knob {
+    name: "CLAIRVIO_PLAN_GRACE_MS",
+    doc: "When a workspace gets a plan with a shorter window, its sessions are kept as before for so long.",
+    unit: "milliseconds",
+    default: Some("86400000"),
+    secret: false,
+};
 const READINGS_MAX: Knob = Knob {
     name: "CLAIRVIO_READINGS_MAX",
     doc: "Readings of events at once; a quarter of them at most for one workspace. Each takes up to some 60 MiB while it goes on, most a few.",
@@ -108,6 +117,7 @@ impl Config {
             s3: S3Config::load(env),
             keys_file: env.path(&KEYS_FILE),
             silence: ages::session_silence(env),
+            plan_grace: env.millis(&PLAN_GRACE_MS),
             readings_max: env.number(&READINGS_MAX, 1) as usize,
             operators: env.parsed(&OPERATOR_KEY_HASHES, Vec::new(), hashes),
         }

@@ -23,6 +23,13 @@ use crate::{Config, metrics};
 /// Rows of one transaction, objects of one request.
 const BATCH: i64 = DELETE_KEYS_MAX as i64;
 
+/// So many sessions expire without a second clock, unless they are most of all,
+const DUE_UNCHECKED_MAX: i64 = 1_000;
+/// and so few in any case.
+const DUE_FEW: u64 = 20;
+/// Two clocks that differ by more are not both right.
+const CLOCKS_DIFFER_S_MAX: i64 = 3_600;
+
 /// How often uploads are looked for that nobody ends.
 const UPLOADS_INTERVAL: Duration = Duration::from_secs(600);
 
@@ -47,6 +54,8 @@ struct Worker {
     led: Option<Leaving>,
     /// When it was last looked for entries of the audit that are too old.
     read_audit: Option<Instant>,
+    /// Whether the index's clock was found wrong.
+    clock_is_wrong: bool,
     /// When it was last looked for uploads that nobody ends.
     read_uploads: Option<Instant>,
 }
@@ -95,6 +104,7 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         put_horizon,
         led: None,
         read_audit: None,
+        clock_is_wrong: false,
         read_uploads: None,
     };
     passes::run(&shutdown, interval, &postgres, metrics::FAILURES, async || worker.pass().await).await;
@@ -107,7 +117,7 @@ impl Worker {
         // Before all else, and whatever else fails: nothing of a deletion is more urgent.
         let shredded = self.shred().await;
         self.find_deleted().await?;
-        let expired = self.index.expire(BATCH).await?;
+        let expired = self.expire().await?;
         ::metrics::counter!(metrics::EXPIRED).increment(expired);
         let stale = self.index.condemn_stale(self.config.staged_stale).await?;
         ::metrics::counter!(metrics::STALE).increment(stale);
@@ -131,6 +141,28 @@ impl Worker {
             || expired == BATCH as u64
             || removable.len() == DELETE_KEYS_MAX
             || round_goes_on)
+    }
+
+    /// Begins to delete what is past its window; how many. Where that is much, two clocks have to agree: what a wrong one deletes nobody
+    /// brings back.
+    async fn expire(&mut self) -> anyhow::Result<u64> {
+        let due = self.index.due(DUE_UNCHECKED_MAX + 1).await?;
+        let is_much = due.sessions > DUE_UNCHECKED_MAX as u64 || (due.sessions > DUE_FEW && due.is_most);
+        let differ_s = if is_much { (due.now_s - self.objects.now_s().await?).abs() } else { 0 };
+        let is_wrong = differ_s > CLOCKS_DIFFER_S_MAX;
+        ::metrics::gauge!(metrics::CLOCKS_DIFFER).set(if is_wrong { differ_s as f64 } else { 0.0 });
+        if std::mem::replace(&mut self.clock_is_wrong, is_wrong) != is_wrong {
+            if is_wrong {
+                tracing::error!(
+                    differ_s,
+                    sessions = due.sessions,
+                    "nothing expires: the index's clock and the bucket's differ"
+                );
+            } else {
+                tracing::info!("the index's clock and the bucket's agree again; what is past its window expires");
+            }
+        }
+        if is_wrong { Ok(0) } else { Ok(self.index.expire(BATCH).await?) }
     }
 
     /// Ends uploads that whoever began them does not go on with: killed, or without an answer. Now and then.

@@ -16,6 +16,7 @@ pub(crate) const HELD: &str = "retention_held_by_quarantine_total";
 pub(crate) const REMOVED: &str = "retention_removed_objects_total";
 pub(crate) const STALE: &str = "retention_stale_objects_total";
 pub(crate) const RETURNED: &str = "retention_returned_objects_total";
+pub(crate) const CLOCKS_DIFFER: &str = "retention_clocks_differ_seconds";
 pub(crate) const UPLOADS_ENDED: &str = "retention_ended_uploads_total";
 pub(crate) const READS_FORGOTTEN: &str = "retention_forgotten_reads_total";
 pub(crate) const FAILURES: &str = "retention_failures_total";
@@ -36,6 +37,10 @@ pub(crate) const ALL: &[Described] = &[
     Counter(REMOVED, "Objects deleted and seen absent."),
     Counter(STALE, "Staged objects given up."),
     Counter(RETURNED, "Deleted objects that were there again: late uploads. They are deleted once more."),
+    Gauge(
+        CLOCKS_DIFFER,
+        "By how much the index's clock and the bucket's differ, while nothing expires because of it. Alarm on any.",
+    ),
     Counter(UPLOADS_ENDED, "Uploads that nobody ended, ended with their parts."),
     Counter(READS_FORGOTTEN, "Entries of the read-access audit removed since they were older than 400 days."),
     Counter(FAILURES, "Passes that failed; what remains is done by the next."),

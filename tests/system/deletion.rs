@@ -133,7 +133,7 @@ fn p07_sessions_past_their_plan_window_are_erased() -> Result<()> {
 }
 
 /// Moves the clock of retention. A connection takes it when it is made, so the worker makes new ones.
-async fn set_clock(system: &System<'_>, ahead: &str) -> Result<()> {
+pub(crate) async fn set_clock(system: &System<'_>, ahead: &str) -> Result<()> {
     let (database, at): (String, String) =
         sqlx::query_as("select current_database()::text, (now() + $1::text::interval)::text")
             .bind(ahead)

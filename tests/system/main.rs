@@ -40,5 +40,6 @@ mod starting;
 mod tenancy;
 mod unsealed;
 mod versions;
+mod windows;
 mod withdrawal;
 mod withdrawn;

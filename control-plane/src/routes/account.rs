@@ -46,7 +46,7 @@ pub(super) async fn change_workspace(
             .transpose()?,
         ..WorkspaceChange::default()
     };
-    changed(state.index.change_workspace(caller.workspace, &change).await?)
+    changed(state.index.change_workspace(caller.workspace, &change, state.plan_grace).await?)
 }
 
 /// The answer to a change of a workspace.

@@ -71,7 +71,7 @@ pub(super) async fn change_workspace(
 ) -> Answer<Json<WorkspaceItem>> {
     let patch: OperatorPatch = parse_body(body)?;
     let change = WorkspaceChange { plan: patch.plan, state: patch.state, ..WorkspaceChange::default() };
-    changed(state.index.change_workspace(WorkspaceId(parse_id(&id)?), &change).await?)
+    changed(state.index.change_workspace(WorkspaceId(parse_id(&id)?), &change, state.plan_grace).await?)
 }
 
 pub(super) async fn link(

@@ -3,10 +3,14 @@
 mod remains;
 mod upload;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use aws_credential_types::Credentials;
-use aws_sdk_s3::config::interceptors::BeforeTransmitInterceptorContextRef;
+use aws_sdk_s3::config::interceptors::{
+    BeforeDeserializationInterceptorContextRef, BeforeTransmitInterceptorContextRef,
+};
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{
@@ -14,7 +18,7 @@ use aws_sdk_s3::config::{
     RuntimeComponents,
 };
 use aws_sdk_s3::error::{BoxError, DisplayErrorContext, ProvideErrorMetadata, SdkError};
-use aws_sdk_s3::primitives::ByteStream;
+use aws_sdk_s3::primitives::{ByteStream, DateTime, DateTimeFormat};
 use aws_sdk_s3::types::CompletedPart;
 use aws_smithy_http_client::tls;
 use base64::Engine as _;
@@ -94,6 +98,7 @@ pub struct Objects {
     region: String,
     endpoint: String,
     multipart_bytes: u64,
+    clock: Arc<AtomicI64>,
 }
 
 impl Objects {
@@ -102,10 +107,11 @@ impl Objects {
         let http = aws_smithy_http_client::Builder::new()
             .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring))
             .build_https();
+        let clock = Arc::new(AtomicI64::new(0));
         let mut builder = aws_sdk_s3::Config::builder()
             .behavior_version(BehaviorVersion::latest())
             .http_client(http)
-            .interceptor(RequestCounter)
+            .interceptor(RequestCounter { clock: Arc::clone(&clock) })
             .region(Region::new(config.region.clone()))
             .credentials_provider(Credentials::new(&config.access_key, &config.secret_key, None, None, "configuration"))
             .force_path_style(true)
@@ -129,6 +135,18 @@ impl Objects {
             region: config.region.clone(),
             endpoint: config.endpoint.clone().unwrap_or_else(|| "AWS".into()),
             multipart_bytes: config.multipart_bytes,
+            clock,
+        }
+    }
+
+    /// What the server's clock says, in seconds since the epoch: its answers bear their date.
+    pub async fn now_s(&self) -> Result<i64, ObjectError> {
+        self.clock.store(0, Ordering::Relaxed);
+        let asked = self.client.head_bucket().bucket(&self.bucket).send().await;
+        asked.map_err(|error| self.failed("ask for server's time", error))?;
+        match self.clock.load(Ordering::Relaxed) {
+            0 => Err(self.failed_text("ask for server's time", "the answer bears no date".into())),
+            now_s => Ok(now_s),
         }
     }
 
@@ -320,9 +338,11 @@ impl Objects {
     }
 }
 
-/// Counts requests as they are sent: the client repeats some by itself, and a listing asks page by page.
+/// Counts requests as they are sent: the client repeats some by itself, and a listing asks page by page. Notes the date of answers.
 #[derive(Debug)]
-struct RequestCounter;
+struct RequestCounter {
+    clock: Arc<AtomicI64>,
+}
 
 impl Intercept for RequestCounter {
     fn name(&self) -> &'static str {
@@ -338,6 +358,19 @@ impl Intercept for RequestCounter {
         let request = context.request();
         let operation = operation(request.method(), request.uri());
         ::metrics::counter!(REQUESTS, "operation" => operation).increment(1);
+        Ok(())
+    }
+
+    fn read_before_deserialization(
+        &self,
+        context: &BeforeDeserializationInterceptorContextRef<'_>,
+        _components: &RuntimeComponents,
+        _config: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let date = context.response().headers().get("date");
+        if let Some(date) = date.and_then(|date| DateTime::from_str(date, DateTimeFormat::HttpDate).ok()) {
+            self.clock.store(date.secs(), Ordering::Relaxed);
+        }
         Ok(())
     }
 }

@@ -29,11 +29,34 @@ pub struct Leaving {
     pub facts: Facts,
 }
 
+/// What is past its window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Due {
+    /// Sessions, as far as they were counted.
+    pub sessions: u64,
+    /// Whether they are more than a tenth of all live ones.
+    pub is_most: bool,
+    /// What the index's clock says, in seconds since the epoch.
+    pub now_s: i64,
+}
+
 /// An object to be removed.
 #[derive(Debug, Clone, Copy)]
 pub struct Removable {
     /// Its key.
     pub key: ObjectKey,
+}
+
+/// Live sessions past their window, `$1` at most: of each workspace the oldest ones, which an index has at its end, so that what is not
+/// due is not looked at.
+macro_rules! sessions_due {
+    () => {
+        "select oldest.workspace_id, oldest.id from workspace w cross join lateral (
+             select s.workspace_id, s.id from session s
+             where s.workspace_id = w.id and s.state = 0 and s.started_at < clairvio.clock() - clairvio.kept_for(w)
+             order by s.started_at, s.id limit $1
+         ) oldest limit $1"
+    };
 }
 
 /// Live sessions of the links that the deletion `$1` marked, begun by then.
@@ -157,15 +180,33 @@ impl Index {
             .map_err(failed("ask for the time"))
     }
 
+    /// How many sessions are past their plan window by the index's clock, as far as `limit`; whether these are more than a tenth of all
+    /// that are live; and what that clock says, in seconds since the epoch.
+    pub async fn due(&self, limit: i64) -> Result<Due, IndexError> {
+        let row = sqlx::query(concat!(
+            "with due as materialized (select count(*) as sessions from (",
+            sessions_due!(),
+            ") found) select sessions, extract(epoch from clairvio.clock())::bigint as now_s,
+                 not exists (select from session where state = 0 offset 10 * (select sessions from due)) as is_most
+             from due"
+        ))
+        .bind(limit)
+        .fetch_one(&self.pool)
+        .await
+        .map_err(failed("count expired sessions"))?;
+        Ok(Due { sessions: unsigned(row.get("sessions")), is_most: row.get("is_most"), now_s: row.get("now_s") })
+    }
+
     /// Begins to delete sessions whose plan window is over by the index's clock, `limit` at most; gives how many. The
-    /// window is that of the workspace's current plan (R5, R6).
+    /// window is that of the workspace's current plan, a longer one before it for a grace (R5, R6).
     pub async fn expire(&self, limit: i64) -> Result<u64, IndexError> {
         let mut tx = self.pool.begin().await.map_err(failed("begin expiry"))?;
-        let rows = sqlx::query(
-            "select s.workspace_id, s.id as session_id from session s join workspace w on w.id = s.workspace_id
-             where s.state = 0 and s.started_at < clairvio.clock() - clairvio.retention(w.plan)
-             order by s.workspace_id, s.id limit $1 for update of s skip locked",
-        )
+        let rows = sqlx::query(concat!(
+            "with due as (",
+            sessions_due!(),
+            ") select s.workspace_id, s.id as session_id from session s join due using (workspace_id, id)
+             where s.state = 0 order by s.workspace_id, s.id for update of s skip locked"
+        ))
         .bind(limit)
         .fetch_all(&mut *tx)
         .await

@@ -138,8 +138,8 @@ impl Index {
         consented_at: OffsetDateTime,
     ) -> Result<bool, IndexError> {
         sqlx::query_scalar(
-            "select exists (select from workspace where id = $1
-                 and $2::timestamptz + clairvio.retention(plan) < clairvio.clock())",
+            "select exists (select from workspace w where id = $1
+                 and clairvio.expires_at(w, $2::timestamptz) < clairvio.clock())",
         )
         .bind::<Uuid>(workspace.0)
         .bind(consented_at)

@@ -97,7 +97,7 @@ pub(super) const COLUMNS: &str = concat!(
     ",
     is_over!(),
     " as is_over,
-    s.started_at, s.last_activity_at, s.started_at + clairvio.retention(w.plan) as expires_at,
+    s.started_at, s.last_activity_at, clairvio.expires_at(w, s.started_at) as expires_at,
     s.notice_version, s.consented_at, s.receipt_id,
     s.events, s.counts, s.pages, s.errors, s.bytes_received, s.bytes_stored, s.ts_min, s.ts_max, s.partitions,
     s.active_ms, s.clicks, s.keypresses, s.console, s.failed_requests, s.urls"

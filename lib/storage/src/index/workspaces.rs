@@ -1,5 +1,7 @@
 //! Workspaces, and what edges are told of them.
 
+use std::time::Duration;
+
 use schemas::WorkspaceId;
 use schemas::control::{Entry, WorkspaceRules, WorkspaceState};
 use schemas::http::{UsageItem, WorkspaceItem};
@@ -166,7 +168,12 @@ impl Index {
     }
 
     /// Changes a workspace, and tells edges in the same transaction when it is something that they go by.
-    pub async fn change_workspace(&self, id: WorkspaceId, change: &WorkspaceChange) -> Result<Changed, IndexError> {
+    pub async fn change_workspace(
+        &self,
+        id: WorkspaceId,
+        change: &WorkspaceChange,
+        grace: Duration,
+    ) -> Result<Changed, IndexError> {
         let mut tx = self.pool.begin().await.map_err(failed("begin change"))?;
         let row = sqlx::query(sqlx::AssertSqlSafe(format!(
             "select {COLUMNS} from workspace where id = $1 for no key update"
@@ -196,7 +203,11 @@ impl Index {
         sqlx::query(
             // Another plan has another number of sessions a day: whether the day is full is found out anew.
             "update workspace set name = $2, plan = $3, state = $4, origins = $5, notice_versions = $6,
-                 full_until = case when plan = $3 then full_until end
+                 full_until = case when plan = $3 then full_until end,
+                 kept_until = case when plan <> $3 and clairvio.retention($3) < clairvio.kept_for(workspace)
+                     then clairvio.clock() + make_interval(secs => $7) else kept_until end,
+                 kept_window = case when plan <> $3 and clairvio.retention($3) < clairvio.kept_for(workspace)
+                     then clairvio.kept_for(workspace) else kept_window end
              where id = $1",
         )
         .bind(id.0)
@@ -205,6 +216,7 @@ impl Index {
         .bind(after.state.as_str())
         .bind(&after.origins)
         .bind(&after.notice_versions)
+        .bind(grace.as_secs_f64())
         .execute(&mut *tx)
         .await
         .map_err(failed("change workspace"))?;
