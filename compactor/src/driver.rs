@@ -42,6 +42,8 @@ const FINALS_PER_LOOK: usize = 200;
 const FOOTERS_BYTES_MAX: u64 = 2 * schemas::limits::MIB as u64;
 const RETRY_MIN_MS: u64 = 100;
 const RETRY_MAX_MS: u64 = 30_000;
+/// Objects that are asked whether the keyring and the bucket are the right ones.
+const OTHERS_ASKED: i64 = 4;
 /// How long giving back claims may take once the grace is over. Those that are not given back run out.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -71,6 +73,8 @@ struct Job {
     /// Chunks of sessions of the run that cannot be merged.
     aside: BTreeMap<SessionKey, Vec<Place>>,
     ids: BTreeMap<Name, ObjectId>,
+    /// Of objects in quarantine beside the one that has a name: each session has its own.
+    more_ids: Vec<ObjectId>,
     results: BTreeMap<Name, SessionResult>,
     quarantine: Option<Arc<Vec<SetAside>>>,
 }
@@ -269,6 +273,7 @@ impl Driver {
             divided: BTreeSet::new(),
             aside: BTreeMap::new(),
             ids: BTreeMap::new(),
+            more_ids: Vec::new(),
             results: BTreeMap::new(),
             quarantine: None,
         };
@@ -303,7 +308,7 @@ impl Driver {
         match work {
             Work::Look { .. } | Work::Claim { .. } | Work::FindParts { .. } => {}
             Work::Renew(_) => {
-                let staged: Vec<ObjectId> = job.ids.values().copied().collect();
+                let staged: Vec<ObjectId> = job.ids.values().chain(&job.more_ids).copied().collect();
                 self.spawn(task, Some(id), async move { outside.renew(&claimed, owner, &staged).await });
             }
             Work::Release(_) => self.spawn(task, Some(id), async move {
@@ -339,7 +344,9 @@ impl Driver {
             Work::Quarantine { name, sessions, .. } => {
                 let object = ids(name);
                 let chunks = sessions.into_iter().filter_map(|session| job.aside.get_key_value(&session));
-                let chunks: Vec<_> = chunks.map(|(session, places)| (*session, places.clone())).collect();
+                let chunks: Vec<_> =
+                    chunks.map(|(session, places)| (*session, places.clone(), ObjectId(Uuid::now_v7()))).collect();
+                job.more_ids.extend(chunks.iter().map(|(.., id)| *id));
                 self.spawn(task, Some(id), async move {
                     let partition = objects.first().and_then(|object| object.key.partition());
                     let partition = partition.context("a run is of a partition")?;
@@ -358,7 +365,9 @@ impl Driver {
                 });
             }
             Work::LookUp { results, quarantine, .. } => {
-                let results: Vec<_> = results.into_iter().map(|(_, name)| name).chain(quarantine).map(ids).collect();
+                let aside = job.quarantine.as_deref().filter(|_| quarantine.is_some()).into_iter().flatten();
+                let results = results.into_iter().map(|(_, name)| ids(name));
+                let results: Vec<_> = results.chain(aside.map(|aside| aside.object.id)).collect();
                 self.spawn(task, Some(id), async move {
                     let standing = outside.index.look_up_run(&run, owner, &results).await?;
                     Ok((Answer::LookedUp(standing), Product::Nothing))
@@ -466,6 +475,13 @@ impl Outside {
 
     async fn open(&self, objects: &[LiveObject]) -> Done {
         let run = self.seen_bucket(self.worker.open_run(objects).await)?;
+        if run.is_mostly_damaged() {
+            // Others tell whether it is this run that is wrong, or the keyring, or the bucket.
+            let ids: Vec<ObjectId> = objects.iter().map(|object| object.key.id()).collect();
+            let others = self.index.newest_shared_but(&ids, OTHERS_ASKED).await?;
+            self.worker.check_others(&others).await?;
+        }
+        run.tell_damage();
         let opened = Opened {
             sessions: run.sessions(&self.worker.objects),
             has_unreadable: run.has_unreadable(),
@@ -500,21 +516,25 @@ impl Outside {
     }
 
     /// What is nobody's goes into the object of this name; chunks of each session into one of its own, which goes with the session.
-    async fn quarantine(&self, run: &Run, partition: i32, id: ObjectId, chunks: &[(SessionKey, Vec<Place>)]) -> Done {
-        let mut ids = std::iter::once(id).chain(std::iter::repeat_with(|| ObjectId(Uuid::now_v7())));
+    async fn quarantine(
+        &self,
+        run: &Run,
+        partition: i32,
+        id: ObjectId,
+        chunks: &[(SessionKey, Vec<Place>, ObjectId)],
+    ) -> Done {
         let mut aside = Vec::new();
-        if run.has_unreadable()
-            && let Some(id) = ids.next()
-        {
+        if run.has_unreadable() {
             self.index.stage_quarantine(id, &self.topic, partition, None).await?;
             let (object, whole) = self.seen_bucket(self.worker.set_records_aside(run, partition, id).await)?;
             aside.push(SetAside { object, session: None, whole });
         }
-        for ((session, places), id) in chunks.iter().zip(ids) {
-            let is_staged = self.index.stage_quarantine(id, &self.topic, partition, Some(session)).await?;
-            anyhow::ensure!(is_staged, "session {} was deleted while its run was merged", session.session);
-            let object = self.seen_bucket(self.worker.set_chunks_aside(run, partition, id, places).await)?;
-            aside.push(SetAside { object, session: Some(*session), whole: Vec::new() });
+        for (session, places, id) in chunks {
+            // One that was deleted meanwhile needs none.
+            if self.index.stage_quarantine(*id, &self.topic, partition, Some(session)).await? {
+                let object = self.seen_bucket(self.worker.set_chunks_aside(run, partition, *id, places).await)?;
+                aside.push(SetAside { object, session: Some(*session), whole: Vec::new() });
+            }
         }
         Ok((Answer::Done, Product::Quarantine(aside)))
     }

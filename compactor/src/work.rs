@@ -73,6 +73,25 @@ impl Run {
         self.places.iter().map(|(key, places)| (*key, bytes(places))).collect()
     }
 
+    fn damaged(&self) -> impl Iterator<Item = &Source> {
+        self.sources.iter().filter(|source| merge::is_wholly_corrupt(source))
+    }
+
+    /// Whether most of its objects are gone, or have no footer that opens.
+    pub(crate) fn is_mostly_damaged(&self) -> bool {
+        self.damaged().count() * 2 > self.sources.len()
+    }
+
+    /// Says which of its objects are lost.
+    pub(crate) fn tell_damage(&self) {
+        for source in self.damaged() {
+            let is_gone = source.body.as_ref().is_none_or(Bytes::is_empty);
+            let what =
+                if is_gone { "is gone; without a byte it is listed" } else { "has a corrupt footer; it goes whole" };
+            tracing::error!(object = %source.key, "object {what} in quarantine");
+        }
+    }
+
     /// Whether there are records in it that nobody can read.
     pub(crate) fn has_unreadable(&self) -> bool {
         self.sources.iter().any(|source| match &source.footer {
@@ -115,26 +134,11 @@ enum Attempt {
 
 impl Worker {
     /// Fetches the objects of a run, each once, and reads their footers. One whose footer is corrupt is taken for one unreadable
-    /// piece, and one that is gone for an empty one, or it would hold up its partition for ever. Where most of a run are such, it
-    /// is not the objects that are wrong: the run waits, and says so, for what it is swapped for nobody takes back.
+    /// piece, and one that is gone for an empty one, or it would hold up its partition for ever.
     pub(crate) async fn open_run(&self, objects: &[LiveObject]) -> anyhow::Result<Run> {
         // Owned, since the compiler does not see that closures which borrow give futures that can be sent.
         let opening = stream::iter(objects.to_vec()).map(|object| self.open_whole(object)).buffered(TRANSFERS);
         let sources: Vec<Source> = opening.try_collect().await?;
-        let damaged: Vec<&Source> = sources.iter().filter(|source| merge::is_wholly_corrupt(source)).collect();
-        anyhow::ensure!(
-            damaged.len() * 2 <= sources.len(),
-            "{} of {} objects of a run are not in the bucket, or have no footer that opens\n  hint: are these the bucket and \
-             prefix that they were written to, and the keyring that they were written with?",
-            damaged.len(),
-            sources.len()
-        );
-        for source in damaged {
-            let is_gone = source.body.as_ref().is_none_or(Bytes::is_empty);
-            let what =
-                if is_gone { "is gone; without a byte it is listed" } else { "has a corrupt footer; it goes whole" };
-            tracing::error!(object = %source.key, "object {what} in quarantine");
-        }
         // Found once: to look through all chunks for each session would cost their product.
         let mut places: BTreeMap<SessionKey, Vec<Place>> = BTreeMap::new();
         for (object, source) in sources.iter().enumerate() {
@@ -164,6 +168,21 @@ impl Worker {
             }
         }
         merge::wholly_corrupt(key, body).with_context(|| format!("{key} is of another format"))
+    }
+
+    /// Whether one of these objects opens. Where none does it is the keyring or the bucket that is wrong, not the objects of the run: it
+    /// waits, and says so, for what it is swapped for nobody takes back.
+    pub(crate) async fn check_others(&self, others: &[LiveObject]) -> anyhow::Result<()> {
+        for object in others {
+            if footers::fetch(&self.objects, &self.keys, &self.pool, object).await.is_ok() {
+                return Ok(());
+            }
+        }
+        anyhow::bail!(
+            "most objects of a run are not in the bucket, or have no footer that opens, and none of {} others does\n  hint: are \
+             these the bucket and prefix that they were written to, and the keyring that they were written with?",
+            others.len()
+        )
     }
 
     /// Asks for all keys of a run at once; each merge asks again, and finds them kept. A session that has none goes into

@@ -32,6 +32,11 @@ impl Giving {
         self.give.send(piece).await.map_err(|_| ReadError::HungUp)
     }
 
+    /// Waits until all that was given is taken.
+    pub(crate) async fn drained(&self) -> Result<(), ReadError> {
+        self.give.reserve_many(WAITING_MAX).await.map(drop).map_err(|_| ReadError::HungUp)
+    }
+
     /// How the reading ended.
     pub(crate) fn end(self, outcome: Result<(), ReadError>) {
         // Nobody hears it who hung up.
@@ -118,6 +123,18 @@ mod tests {
         giving.end(Err(ReadError::Deleted));
         assert!(matches!(given.next().await, Some(Err(ReadError::Deleted))));
         assert!(given.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_reading_is_over_once_all_is_taken() {
+        let (giving, mut given) = pieces();
+        giving.give("a".into()).await.unwrap();
+        let mut drained = std::pin::pin!(giving.drained());
+        assert!(futures::poll!(&mut drained).is_pending());
+        assert_eq!(given.next().await.unwrap().unwrap(), "a");
+        drained.await.unwrap();
+        drop(given);
+        assert!(matches!(giving.drained().await, Err(ReadError::HungUp)));
     }
 
     #[tokio::test]

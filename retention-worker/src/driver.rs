@@ -1,6 +1,6 @@
 //! The worker's loop.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use engine::retention::{Step, next_step};
@@ -30,6 +30,9 @@ const DUE_FEW: u64 = 20;
 /// Two clocks that differ by more are not both right.
 const CLOCKS_DIFFER_S_MAX: i64 = 3_600;
 
+/// How often sessions are looked for that were let in although all of their link's were deleted.
+const OVERLOOKED_INTERVAL: Duration = Duration::from_secs(60);
+
 /// How often uploads are looked for that nobody ends.
 const UPLOADS_INTERVAL: Duration = Duration::from_secs(600);
 
@@ -56,6 +59,8 @@ struct Worker {
     read_audit: Option<Instant>,
     /// Whether the index's clock was found wrong.
     clock_is_wrong: bool,
+    /// When it was last looked for sessions that no deletion by reference found.
+    read_overlooked: Option<Instant>,
     /// When it was last looked for uploads that nobody ends.
     read_uploads: Option<Instant>,
 }
@@ -105,6 +110,7 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         led: None,
         read_audit: None,
         clock_is_wrong: false,
+        read_overlooked: None,
         read_uploads: None,
     };
     passes::run(&shutdown, interval, &postgres, metrics::FAILURES, async || worker.pass().await).await;
@@ -116,7 +122,7 @@ impl Worker {
     async fn pass(&mut self) -> anyhow::Result<bool> {
         // Before all else, and whatever else fails: nothing of a deletion is more urgent.
         let shredded = self.shred().await;
-        self.find_deleted().await?;
+        let finding_goes_on = self.find_deleted().await;
         let expired = self.expire().await?;
         ::metrics::counter!(metrics::EXPIRED).increment(expired);
         let stale = self.index.condemn_stale(self.config.staged_stale).await?;
@@ -124,19 +130,24 @@ impl Worker {
         // One part of a round through all of them. A part that fails is taken up again.
         let leaving = self.index.leaving(self.led.as_ref(), BATCH).await?;
         ::metrics::gauge!(metrics::LEAVING).set(leaving.len() as f64);
+        let removable = self.index.removable(self.config.condemned_grace, BATCH).await?;
+        let verifiable = self.index.verifiable(self.put_horizon, BATCH).await?;
+        if !(leaving.is_empty() && removable.is_empty() && verifiable.is_empty()) {
+            // It may be switched on while we run, and then a deletion by key alone removes nothing.
+            self.keeps.versions |= self.objects.keeps().await?.versions;
+        }
         for session in &leaving {
             self.lead_on(session).await?;
         }
         let round_goes_on = leaving.len() == DELETE_KEYS_MAX;
         self.led = leaving.into_iter().next_back().filter(|_| round_goes_on);
-        let removable = self.index.removable(self.config.condemned_grace, BATCH).await?;
         self.delete(&removable).await?;
-        let verifiable = self.index.verifiable(self.put_horizon, BATCH).await?;
         self.verify(&verifiable).await?;
         self.end_uploads().await?;
         let forgetting_goes_on = self.forget_reads().await?;
         let shredding_goes_on = shredded? == DELETE_KEYS_MAX;
         Ok(shredding_goes_on
+            || finding_goes_on
             || forgetting_goes_on
             || expired == BATCH as u64
             || removable.len() == DELETE_KEYS_MAX
@@ -172,9 +183,17 @@ impl Worker {
             return Ok(());
         }
         let mut abandoned = self.objects.open_uploads("", self.keeps).await?;
-        let is_old = |begun: SystemTime| begun.elapsed().is_ok_and(|age| age > self.put_horizon);
-        abandoned.retain(|open| open.begun.is_some_and(is_old));
-        self.abort(&abandoned).await?;
+        if !abandoned.is_empty() {
+            // By the one clock that says when they were begun.
+            let now_s = self.objects.now_s().await?;
+            let horizon_s = self.put_horizon.as_secs().cast_signed();
+            abandoned.retain(|open| open.begun_s.is_some_and(|begun_s| now_s - begun_s > horizon_s));
+            // One whose row is staged is being made, for as long as that takes.
+            let ids: Vec<ObjectId> = abandoned.iter().map(|open| open.key.id()).collect();
+            let staged = self.index.staged_among(&ids).await?;
+            abandoned.retain(|open| !staged.contains(&open.key.id()));
+            self.abort(&abandoned).await?;
+        }
         self.read_uploads = Some(Instant::now());
         Ok(())
     }
@@ -187,12 +206,27 @@ impl Worker {
         Ok(())
     }
 
-    /// Goes on with deletions by reference whose sessions are not all found: who took them may be gone.
-    async fn find_deleted(&self) -> anyhow::Result<()> {
-        for deletion in self.index.finding(FINDING_AT_ONCE).await? {
-            while self.index.find_deleted(deletion, BATCH).await?.is_some() {}
+    /// Goes on with deletions by reference whose sessions are not all found: who took them may be gone. Whether there is more to find.
+    /// What fails of it must not keep all else from being deleted.
+    async fn find_deleted(&mut self) -> bool {
+        let found = self.find_some_deleted().await;
+        found.unwrap_or_else(|error| {
+            ::metrics::counter!(metrics::FAILURES).increment(1);
+            tracing::warn!("find sessions of deleted references: {error:#}; trying again");
+            false
+        })
+    }
+
+    async fn find_some_deleted(&mut self) -> anyhow::Result<bool> {
+        let finding = self.index.finding(FINDING_AT_ONCE).await?;
+        for deletion in &finding {
+            self.index.find_deleted(*deletion, BATCH).await?;
         }
-        Ok(())
+        if self.read_overlooked.is_none_or(|at| at.elapsed() >= OVERLOOKED_INTERVAL) {
+            let is_more = self.index.delete_overlooked(BATCH).await? == BATCH as u64;
+            self.read_overlooked = (!is_more).then(Instant::now);
+        }
+        Ok(!finding.is_empty())
     }
 
     /// Removes entries of the audit that are too old, now and then; whether there may be more.
@@ -274,6 +308,10 @@ impl Worker {
         let mut absent = Vec::new();
         for object in deleted {
             // The key as a prefix: a listing, not the word of a delete.
+            if !object.was_live {
+                let uploads = self.objects.open_uploads(&object.key.to_string(), self.keeps).await?;
+                self.abort(&uploads).await?;
+            }
             if self.objects.lying(&object.key.to_string(), self.keeps).await?.is_empty() {
                 absent.push(object.key.id());
             } else {

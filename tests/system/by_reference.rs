@@ -178,7 +178,7 @@ async fn nobody(system: &System<'_>) -> Result<()> {
 const MANY: i64 = 2_500;
 
 /// Goal: a deletion whose sessions are many is finished whoever begins it, and each session stands in it once. Method: links are marked
-/// and nothing more, as when the control plane dies; then two find its sessions at the same time, beside the worker.
+/// and nothing more, as when the control plane dies; then two find its sessions at the same time, beside the worker. Then one comes to be as a batcher of an earlier release makes it.
 #[test]
 fn sessions_of_a_reference_are_found_by_several_at_once() -> Result<()> {
     let options = DeploymentOptions::named("finding").with("retention-worker", "CLAIRVIO_PASS_INTERVAL_MS", 100);
@@ -219,6 +219,23 @@ fn sessions_of_a_reference_are_found_by_several_at_once() -> Result<()> {
         ensure!(system.count(doubled).await? == 0, "R10: a session stands in two deletions");
         let left = system.count("select count(*) from session where state = 0").await?;
         ensure!(left == MANY, "R9: {left} of {MANY} others are left");
-        Ok(())
+
+        // As a batcher of the release before lets one in that was on its way: it knows of no mark.
+        let overlooked = SessionId(Uuid::now_v7());
+        sqlx::query(
+            "insert into session (workspace_id, id, link_id, notice_version, consented_at, receipt_id, started_at,
+                 last_activity_at)
+             select $1, $2, $3, '1', begun_before, gen_random_uuid(), now(), now() from link where id = $3",
+        )
+        .bind(system.workspace.0)
+        .bind(overlooked.0)
+        .bind(links[0].id.0)
+        .execute(system.index.pool())
+        .await?;
+        system.index.delete_overlooked(10).await?;
+        is_deleted(&system.api, overlooked).await?;
+        let own = deletion_of(system, overlooked).await?;
+        ensure!(own != deletion, "a deletion that was over has one session more");
+        wait_erased(&system.api, own).await
     })
 }

@@ -413,7 +413,9 @@ fn a_damaged_chunk_goes_into_quarantine_alone() -> Result<()> {
 /// sessions before and after it in the same partition.
 #[test]
 fn a_shared_object_without_a_footer_goes_into_quarantine_whole() -> Result<()> {
-    run(options("footer"), EXPECTED, async |system| {
+    // Runs of few objects, so that most of one are damaged, and others say that it is these.
+    let options = options("footer").with("compactor", "CLAIRVIO_RUN_OBJECTS_MAX", 4);
+    run(options, EXPECTED, async |system| {
         let (link, sdk) = (system.link("footer").await?, system.sdk(1)?);
         let mut lost = Vec::new();
         // One session, one object: the next one begins when this one can be read.

@@ -23,20 +23,14 @@ pub(crate) async fn database_of_release(system: &System<'_>, name: &str, migrati
     let mut connection = PgConnection::connect(&url).await?;
     sqlx::query(sqlx::AssertSqlSafe(format!("create database {name}"))).execute(&mut connection).await?;
     let url = format!("{server}/{name}");
-    migrate_to(&url, migrations).await?;
-    Ok(url)
-}
-
-/// Brings a database to the release that had so many migrations.
-pub(crate) async fn migrate_to(url: &str, migrations: usize) -> Result<()> {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../schemas/migrations");
     let mut migrator = sqlx::migrate::Migrator::new(folder).await?;
     let before: Vec<_> = migrator.migrations.iter().take(migrations).cloned().collect();
     let newest = before.last().map(|migration| migration.version);
     ensure!(newest == i64::try_from(migrations).ok(), "migration {newest:?} is the last of {migrations}");
     migrator.migrations = before.into();
-    migrator.run(&mut PgConnection::connect(url).await?).await?;
-    Ok(())
+    migrator.run(&mut PgConnection::connect(&url).await?).await?;
+    Ok(url)
 }
 
 /// As the release before wrote a link.

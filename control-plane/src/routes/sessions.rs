@@ -342,6 +342,10 @@ async fn write_events(
     if read.is_ok() && layout == Layout::Array {
         read = send(elements.end()).await;
     }
+    if read.is_ok() {
+        // What waits may not be given any more either once the session is deleted.
+        read = state.reader.while_live(session, giving.drained()).await;
+    }
     let outcome = match &read {
         Ok(()) => "whole",
         Err(ReadError::Deleted) => "deleted",

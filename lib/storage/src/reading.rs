@@ -419,6 +419,15 @@ impl Reader {
         }
     }
 
+    /// The same for what of a reading was given and waits still.
+    pub async fn while_live(
+        &self,
+        session: &Session,
+        taking: impl Future<Output = Result<(), ReadError>>,
+    ) -> Result<(), ReadError> {
+        self.give_while_live(&session.snapshot.row.key, &mut Instant::now(), taking).await
+    }
+
     /// Waits until a piece is taken. Ends the reading of a session that is deleted meanwhile, and one whose reader takes nothing.
     async fn give_while_live(
         &self,

@@ -45,6 +45,8 @@ pub struct Due {
 pub struct Removable {
     /// Its key.
     pub key: ObjectKey,
+    /// Whether it was ever live: else its upload may not have ended.
+    pub was_live: bool,
 }
 
 /// Live sessions past their window, `$1` at most: of each workspace the oldest ones, which an index has at its end, so that what is not
@@ -98,27 +100,45 @@ impl Index {
         workspace: WorkspaceId,
         reference: &ReferenceFilter,
     ) -> Result<DeletionId, IndexError> {
-        let deletion = DeletionId(Uuid::now_v7());
         let mut tx = self.pool.begin().await.map_err(failed("begin deletion"))?;
-        sqlx::query("insert into deletion (id, workspace_id, cause, finding) values ($1, $2, 'by_reference', true)")
+        let links: Vec<Uuid> = sqlx::query_scalar(
+            "select id from link where workspace_id = $1 and (reference_hash = $2 or reference = $3)
+             order by id for no key update",
+        )
+        .bind(workspace.0)
+        .bind(reference.hash.map(Vec::from))
+        .bind(&reference.clear)
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed("lock links of a reference"))?;
+        // One that finds its sessions still would find none any more: it is this one.
+        let finding: Option<Uuid> = sqlx::query_scalar(
+            "select d.id from link l join deletion d on d.id = l.deletion_id
+             where l.workspace_id = $1 and l.id = any($2) and d.finding order by d.requested_at limit 1 for update of d",
+        )
+        .bind(workspace.0)
+        .bind(&links)
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(failed("find a deletion of the reference"))?;
+        let deletion = DeletionId(finding.unwrap_or_else(Uuid::now_v7));
+        if finding.is_none() {
+            sqlx::query(
+                "insert into deletion (id, workspace_id, cause, finding) values ($1, $2, 'by_reference', true)",
+            )
             .bind(deletion.0)
             .bind(workspace.0)
             .execute(&mut *tx)
             .await
             .map_err(failed("insert deletion"))?;
+        }
+        // The time once all locks are held: a session that was let in meanwhile began before.
         sqlx::query(
-            // The time once all locks are held: a session that was let in meanwhile began before.
-            "with wanted as (
-                 select id from link where workspace_id = $2 and (reference_hash = $3 or reference = $4)
-                 order by id for no key update
-             )
-             update link set begun_before = clock_timestamp(), deletion_id = $1 from wanted
-             where link.workspace_id = $2 and link.id = wanted.id",
+            "update link set begun_before = clock_timestamp(), deletion_id = $1 where workspace_id = $2 and id = any($3)",
         )
         .bind(deletion.0)
         .bind(workspace.0)
-        .bind(reference.hash.map(Vec::from))
-        .bind(&reference.clear)
+        .bind(&links)
         .execute(&mut *tx)
         .await
         .map_err(failed("mark links of a reference"))?;
@@ -131,9 +151,10 @@ impl Index {
     pub async fn find_deleted(&self, deletion: DeletionId, limit: i64) -> Result<Option<Vec<SessionKey>>, IndexError> {
         let mut tx = self.pool.begin().await.map_err(failed("begin finding"))?;
         let rows = sqlx::query(concat!(
-            "select s.workspace_id, s.id as session_id",
+            "with some_of as (select s.workspace_id, s.id",
             sessions_of_reference!(),
-            "order by s.workspace_id, s.id limit $2 for update of s"
+            "limit $2) select s.workspace_id, s.id as session_id from session s join some_of using (workspace_id, id)
+             where s.state = 0 order by s.workspace_id, s.id for update of s"
         ))
         .bind(deletion.0)
         .bind(limit)
@@ -159,6 +180,48 @@ impl Index {
         tx.commit().await.map_err(failed("commit finding"))?;
         self.outbox.notify_one();
         Ok(Some(found))
+    }
+
+    /// Deletes live sessions, `limit` at most, that began before all of their link's were deleted and came to be without being held to
+    /// that: by a batcher of an earlier release, which knows of no such mark. Gives how many.
+    pub async fn delete_overlooked(&self, limit: i64) -> Result<u64, IndexError> {
+        let mut tx = self.pool.begin().await.map_err(failed("begin deletion"))?;
+        let rows = sqlx::query(
+            "with some_of as (
+                 select s.workspace_id, s.id, l.deletion_id
+                 from link l join session s on s.workspace_id = l.workspace_id and s.link_id = l.id
+                 where l.deletion_id is not null and s.state = 0 and least(s.consented_at, s.started_at) <= l.begun_before
+                 limit $1
+             )
+             select s.workspace_id, s.id as session_id, some_of.deletion_id from session s
+             join some_of using (workspace_id, id) where s.state = 0 order by s.workspace_id, s.id for update of s",
+        )
+        .bind(limit)
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed("find sessions that were overlooked"))?;
+        let mut found: Vec<(DeletionId, SessionKey)> =
+            rows.iter().map(|row| (DeletionId(row.get("deletion_id")), session_key(row))).collect();
+        found.sort_unstable();
+        for of_deletion in found.chunk_by(|one, other| (one.0, one.1.workspace) == (other.0, other.1.workspace)) {
+            if let Some((deletion, first)) = of_deletion.first() {
+                let keys: Vec<SessionKey> = of_deletion.iter().map(|(_, key)| *key).collect();
+                join_deletion(&mut tx, *deletion, first.workspace, &keys).await?;
+            }
+        }
+        tx.commit().await.map_err(failed("commit deletion"))?;
+        self.outbox.notify_one();
+        Ok(found.len() as u64)
+    }
+
+    /// Which of these objects are staged: whoever puts them has not ended.
+    pub async fn staged_among(&self, ids: &[ObjectId]) -> Result<Vec<ObjectId>, IndexError> {
+        let staged: Vec<Uuid> = sqlx::query_scalar("select id from object where id = any($1) and state = 0")
+            .bind(ids.iter().map(|id| id.0).collect::<Vec<_>>())
+            .fetch_all(&self.pool)
+            .await
+            .map_err(failed("ask for staged objects"))?;
+        Ok(staged.into_iter().map(ObjectId).collect())
     }
 
     /// Deletions whose sessions are being found still, oldest first.
@@ -399,13 +462,14 @@ impl Index {
         tx.commit().await.map_err(failed("commit noting"))
     }
 
-    /// Whether a quarantine object that is nobody's may hold frames of this session: then it cannot be called erased. None can that was
-    /// made before the session began, by whatever clock.
+    /// Whether a quarantine object that is nobody's may hold frames of this session: then it cannot be called erased. One of an earlier
+    /// release, which has no filters, holds none of a session that began a day after it.
     pub async fn may_be_quarantined(&self, key: &SessionKey) -> Result<bool, IndexError> {
         let rows = sqlx::query(
             "select o.sessions_filter, o.source_filters from session s join object o on o.partition = any(s.partitions)
              where s.workspace_id = $1 and s.id = $2 and o.kind = 2 and o.session_id is null
-                 and (o.live_at is null or o.live_at > s.started_at - interval '1 hour')",
+                 and (o.sessions_filter is not null or o.source_filters is not null or o.live_at is null
+                     or o.live_at > s.started_at - interval '1 day')",
         )
         .bind(key.workspace.0)
         .bind(key.session.0)
@@ -485,7 +549,7 @@ impl Index {
     /// Condemned objects that no reader can still be reading (C3).
     pub async fn removable(&self, grace: Duration, limit: i64) -> Result<Vec<Removable>, IndexError> {
         let rows = sqlx::query(concat!(
-            "select ",
+            "select live_at is not null as was_live, ",
             object_columns!(),
             " from object where state = 2 and deleted_at is null
                  and condemned_at < now() - make_interval(secs => $1)
@@ -496,7 +560,7 @@ impl Index {
         .fetch_all(&self.pool)
         .await
         .map_err(failed("list removable objects"))?;
-        rows.iter().map(|row| Ok(Removable { key: object_key(row)? })).collect()
+        rows.iter().map(removable).collect()
     }
 
     /// S3 said that these are deleted; their rows stay until a listing says so too.
@@ -512,7 +576,7 @@ impl Index {
     /// Deleted objects whose absence can be verified: no attempt to put them can still land.
     pub async fn verifiable(&self, put_horizon: Duration, limit: i64) -> Result<Vec<Removable>, IndexError> {
         let rows = sqlx::query(concat!(
-            "select ",
+            "select live_at is not null as was_live, ",
             object_columns!(),
             " from object where state = 2 and deleted_at is not null
                  and (live_at is not null or staged_at < now() - make_interval(secs => $1))
@@ -523,7 +587,7 @@ impl Index {
         .fetch_all(&self.pool)
         .await
         .map_err(failed("list deleted objects"))?;
-        rows.iter().map(|row| Ok(Removable { key: object_key(row)? })).collect()
+        rows.iter().map(removable).collect()
     }
 
     /// An object was listed as absent: its row goes.
@@ -555,6 +619,10 @@ impl Index {
             .map_err(failed("ask for objects"))?;
         Ok(rows.iter().map(|row| ObjectId(row.get("id"))).collect())
     }
+}
+
+fn removable(row: &PgRow) -> Result<Removable, IndexError> {
+    Ok(Removable { key: object_key(row)?, was_live: row.get("was_live") })
 }
 
 /// Sessions and the deletions that they stand in.

@@ -104,6 +104,21 @@ impl Index {
             .collect())
     }
 
+    /// The newest live shared objects but for these.
+    pub async fn newest_shared_but(&self, but: &[ObjectId], limit: i64) -> Result<Vec<LiveObject>, IndexError> {
+        let rows = sqlx::query(concat!(
+            "select ",
+            object_columns!(),
+            " from object where kind = 0 and state = 1 and id <> all($1) order by id desc limit $2"
+        ))
+        .bind(but.iter().map(|id| id.0).collect::<Vec<_>>())
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(failed("find other shared objects"))?;
+        rows.iter().map(live_object).collect()
+    }
+
     /// Claims a run, or the parts of a session, for `lease`; `None` when somebody else was faster.
     pub async fn claim_run(
         &self,

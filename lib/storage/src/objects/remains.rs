@@ -2,8 +2,6 @@
 //!
 //! Not every server has these, and one that has none does not know the calls that list them: what a bucket keeps is asked once.
 
-use std::time::SystemTime;
-
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::types::{BucketVersioningStatus, Delete, ObjectIdentifier};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
@@ -39,8 +37,8 @@ pub struct OpenUpload {
     pub key: ObjectKey,
     /// Its id at the server.
     pub upload: String,
-    /// When it was begun, by the server's clock.
-    pub begun: Option<SystemTime>,
+    /// When it was begun, by the server's clock, in seconds since the epoch.
+    pub begun_s: Option<i64>,
 }
 
 impl Objects {
@@ -170,8 +168,8 @@ impl Objects {
                 .map_err(|error| self.failed("list uploads", error))?;
             found.extend(page.uploads().iter().filter_map(|upload| {
                 let key = self.parse_key(upload.key()?)?;
-                let begun = upload.initiated().and_then(|at| SystemTime::try_from(*at).ok());
-                Some(OpenUpload { key, upload: upload.upload_id()?.to_owned(), begun })
+                let begun_s = upload.initiated().map(|at| at.secs());
+                Some(OpenUpload { key, upload: upload.upload_id()?.to_owned(), begun_s })
             }));
             (key_marker, upload_marker) = (page.next_key_marker, page.next_upload_id_marker);
             if page.is_truncated != Some(true) || key_marker.is_none() {

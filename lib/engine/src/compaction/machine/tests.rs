@@ -465,3 +465,28 @@ fn a_look_that_was_under_way_when_something_was_done_is_made_anew() {
     bench.wait(500);
     assert!(matches!(bench.work[..], [(_, Work::Look { .. })]));
 }
+
+#[test]
+fn claims_of_parts_are_renewed_and_what_is_lost_is_given_back() {
+    let mut bench = Bench::that_found(&[], &[1]);
+    bench.only(parts(&[10, 20]));
+    bench.stage_all();
+    assert!(bench.has(|work| matches!(work, Work::MergeParts { .. })));
+    bench.wait(CONFIG.lease_ms / 3);
+    bench.answer(|work| matches!(work, Work::Renew(_)), Answer::Claimed(false));
+    assert!(bench.ended.is_empty(), "its merge is under way");
+    bench.answer(|work| matches!(work, Work::MergeParts { .. }), STORED);
+    assert_eq!(bench.ended, [End::Lost]);
+    assert!(bench.has(|work| matches!(work, Work::Release(_))));
+}
+
+#[test]
+fn what_is_corrupt_of_a_session_goes_into_quarantine_and_the_rest_is_published() {
+    let mut bench = Bench::that_found(&[row(0, 1, 100)], &[]);
+    bench.begin_merging(&[(1, 10)]);
+    bench.only(Answer::Merged(Merged::Partly));
+    let Work::Quarantine { sessions, .. } = bench.only(Answer::Done) else { panic!("no quarantine") };
+    assert_eq!(sessions, [key(1)]);
+    let Work::Publish { results, quarantine, .. } = bench.only(COMMITTED) else { panic!("nothing is published") };
+    assert!(results.len() == 1 && quarantine.is_some());
+}
