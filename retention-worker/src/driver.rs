@@ -1,9 +1,12 @@
 //! The worker's loop.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use engine::retention::{Step, next_step};
+use futures::future::BoxFuture;
+use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
 use schemas::control::{Entry, News};
 use schemas::paths::{self, ObjectKey};
 use schemas::{ObjectId, SessionKey};
@@ -13,7 +16,7 @@ use service_kit::{passes, retry};
 use storage::index::deletions::{Leaving, Removable};
 use storage::index::{Index, outbox};
 use storage::keystore::KeyStore;
-use storage::objects::{DELETE_KEYS_MAX, Keeps, Objects, OpenUpload};
+use storage::objects::{DELETE_KEYS_MAX, Keeps, Lying, Objects, OpenUpload};
 use storage::{Schema, Stores};
 
 use crate::cleaning::Cleaning;
@@ -22,6 +25,9 @@ use crate::{Config, metrics};
 
 /// Rows of one transaction, objects of one request.
 const BATCH: i64 = DELETE_KEYS_MAX as i64;
+
+/// Sessions that are led on at once, and listings.
+const LED_AT_ONCE: usize = 4;
 
 /// So many sessions expire without a second clock, unless they are most of all,
 const DUE_UNCHECKED_MAX: i64 = 1_000;
@@ -136,9 +142,7 @@ impl Worker {
             // It may be switched on while we run, and then a deletion by key alone removes nothing.
             self.keeps.versions |= self.objects.keeps().await?.versions;
         }
-        for session in &leaving {
-            self.lead_on(session).await?;
-        }
+        self.lead_all_on(&leaving).await?;
         let round_goes_on = leaving.len() == DELETE_KEYS_MAX;
         self.led = leaving.into_iter().next_back().filter(|_| round_goes_on);
         self.delete(&removable).await?;
@@ -254,9 +258,21 @@ impl Worker {
         Ok(due.len())
     }
 
+    /// Leads each of these one step on: barriers at once, whatever needs questions of its own a few at a time.
+    async fn lead_all_on(&self, leaving: &[Leaving]) -> anyhow::Result<()> {
+        let (barred, others): (Vec<&Leaving>, Vec<&Leaving>) =
+            leaving.iter().partition(|session| next_step(&session.facts) == Step::SetBarrier);
+        self.index.set_barriers(&barred).await?;
+        // Boxed, since the compiler does not see that closures which borrow give futures that can be sent.
+        let leading: Vec<BoxFuture<'_, anyhow::Result<()>>> =
+            others.into_iter().map(|session| self.lead_on(session).boxed()).collect();
+        stream::iter(leading).buffer_unordered(LED_AT_ONCE).try_collect().await
+    }
+
     async fn lead_on(&self, session: &Leaving) -> anyhow::Result<()> {
         match next_step(&session.facts) {
-            Step::SetBarrier => self.index.set_barrier(session).await?,
+            // Set for all.
+            Step::SetBarrier => {}
             Step::NoteBlockers => self.index.note_blockers(session).await?,
             // Keys are destroyed at the beginning of a pass.
             Step::Shred | Step::AwaitBarrier | Step::AwaitRemoval => {}
@@ -305,18 +321,36 @@ impl Worker {
 
     /// Forgets the rows of deleted objects that a listing shows absent (R3).
     async fn verify(&self, deleted: &[Removable]) -> anyhow::Result<()> {
-        let mut absent = Vec::new();
+        // A listing, not the word of a delete: of each session once, of other objects by their keys.
+        let mut below: BTreeMap<String, Vec<&Removable>> = BTreeMap::new();
         for object in deleted {
-            // The key as a prefix: a listing, not the word of a delete.
-            if !object.was_live {
-                let uploads = self.objects.open_uploads(&object.key.to_string(), self.keeps).await?;
+            let prefix = match &object.key {
+                ObjectKey::Session { key, .. } => paths::session_prefix(key),
+                other => other.to_string(),
+            };
+            below.entry(prefix).or_default().push(object);
+        }
+        for (prefix, objects) in &below {
+            if objects.iter().any(|object| !object.was_live) {
+                let mut uploads = self.objects.open_uploads(prefix, self.keeps).await?;
+                uploads.retain(|open| objects.iter().any(|object| object.key == open.key));
                 self.abort(&uploads).await?;
             }
-            if self.objects.lying(&object.key.to_string(), self.keeps).await?.is_empty() {
-                absent.push(object.key.id());
-            } else {
-                ::metrics::counter!(metrics::RETURNED).increment(1);
-                self.index.mark_undeleted(object.key.id()).await?;
+        }
+        let listing = stream::iter(below).map(|(prefix, objects)| {
+            let (bucket, keeps) = (self.objects.clone(), self.keeps);
+            async move { bucket.lying(&prefix, keeps).await.map(|found| (objects, found)) }
+        });
+        let listed: Vec<(Vec<&Removable>, Vec<Lying>)> = listing.buffer_unordered(LED_AT_ONCE).try_collect().await?;
+        let mut absent = Vec::new();
+        for (objects, found) in listed {
+            for object in objects {
+                if found.iter().all(|lying| lying.key != Ok(object.key)) {
+                    absent.push(object.key.id());
+                } else {
+                    ::metrics::counter!(metrics::RETURNED).increment(1);
+                    self.index.mark_undeleted(object.key.id()).await?;
+                }
             }
         }
         if !absent.is_empty() {

@@ -408,19 +408,31 @@ impl Index {
         tx.commit().await.map_err(failed("commit shredding"))
     }
 
-    /// Sets the barrier: this transaction's number, taken after the tombstone was committed.
-    pub async fn set_barrier(&self, leaving: &Leaving) -> Result<(), IndexError> {
+    /// Sets the barriers of these: this transaction's number, taken after the tombstones were committed.
+    pub async fn set_barriers(&self, leaving: &[&Leaving]) -> Result<(), IndexError> {
+        if leaving.is_empty() {
+            return Ok(());
+        }
+        let (workspaces, sessions) = key_arrays(leaving.iter().map(|leaving| &leaving.key));
         sqlx::query(
-            "update deletion_session set barrier = pg_current_xact_id()
-             where deletion_id = $1 and workspace_id = $2 and session_id = $3 and barrier is null",
+            // Rows that another worker has are set by it.
+            "with free as (
+                 select d.deletion_id, d.workspace_id, d.session_id from deletion_session d
+                 join unnest($1::uuid[], $2::uuid[], $3::uuid[]) as l (deletion_id, workspace_id, session_id)
+                     using (deletion_id, workspace_id, session_id)
+                 where d.barrier is null for update of d skip locked
+             )
+             update deletion_session d set barrier = pg_current_xact_id() from free
+             where d.deletion_id = free.deletion_id and d.workspace_id = free.workspace_id
+                 and d.session_id = free.session_id",
         )
-        .bind(leaving.deletion.0)
-        .bind(leaving.key.workspace.0)
-        .bind(leaving.key.session.0)
+        .bind(leaving.iter().map(|leaving| leaving.deletion.0).collect::<Vec<_>>())
+        .bind(&workspaces)
+        .bind(&sessions)
         .execute(&self.pool)
         .await
         .map(drop)
-        .map_err(failed("set barrier"))
+        .map_err(failed("set barriers"))
     }
 
     /// Behind the barrier: notes the shared objects that may hold the session's bytes, and condemns its own objects.
