@@ -28,7 +28,7 @@ use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use crate::merge::{Lasting, Place};
-use crate::work::{Outcome, Run, Worker, parts_bytes};
+use crate::work::{Outcome, Run, Worker, footers_bytes, parts_bytes};
 use crate::{Config, metrics};
 
 /// Merges at once: each reads and writes while others use the pool.
@@ -485,7 +485,7 @@ impl Outside {
         let opened = Opened {
             sessions: run.sessions(&self.worker.objects),
             has_unreadable: run.has_unreadable(),
-            footers_bytes: run.footers_bytes(objects),
+            footers_bytes: footers_bytes(objects),
         };
         Ok((Answer::Opened(opened), Product::Opened(run)))
     }

@@ -46,11 +46,6 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    /// Bytes that its footers take, about.
-    pub(crate) fn footers_bytes(&self, objects: &[LiveObject]) -> u64 {
-        objects.iter().map(|object| u64::from(object.footer.len)).sum::<u64>() * FOOTER_OPENED
-    }
-
     /// Its sessions, by id, with the bytes that merging each of them takes, about.
     pub(crate) fn sessions(&self, uploads: &Objects) -> Vec<(SessionKey, u64)> {
         let chunk = |&(object, number): &Place| match &self.sources[object].footer {
@@ -101,14 +96,18 @@ impl Run {
     }
 }
 
+/// The bytes that footers of objects take once they are open, about.
+pub(crate) fn footers_bytes(objects: &[LiveObject]) -> u64 {
+    objects.iter().map(|object| u64::from(object.footer.len)).sum::<u64>() * FOOTER_OPENED
+}
+
 /// The bytes that merging parts takes, about, of so many bytes of events.
 pub(crate) fn parts_bytes(parts: &[LiveObject], raw_bytes: u64, uploads: &Objects) -> u64 {
     let stored: u64 = parts.iter().map(|part| part.bytes).sum();
-    let footers: u64 = parts.iter().map(|part| u64::from(part.footer.len)).sum();
     let held = raw_bytes.min(HELD_BYTES_MAX as u64);
     // How large its batches are is known once the footers are open.
     let taken_in = raw_bytes.min(DECODED_BYTES_MAX as u64) * 2;
-    MERGE_BYTES_MIN + held + taken_in + uploads.upload_held(stored) + footers * FOOTER_OPENED
+    MERGE_BYTES_MIN + held + taken_in + uploads.upload_held(stored) + footers_bytes(parts)
 }
 
 /// What became of a session.

@@ -61,14 +61,34 @@ struct Worker {
     put_horizon: Duration,
     /// How far this round through the leaving sessions has come.
     led: Option<Leaving>,
-    /// When it was last looked for entries of the audit that are too old.
-    read_audit: Option<Instant>,
+    /// Looking for entries of the audit that are too old.
+    old_reads: Seldom,
     /// Whether the index's clock was found wrong.
     clock_is_wrong: bool,
-    /// When it was last looked for sessions that no deletion by reference found.
-    read_overlooked: Option<Instant>,
-    /// When it was last looked for uploads that nobody ends.
-    read_uploads: Option<Instant>,
+    /// Looking for sessions that no deletion by reference found.
+    overlooked: Seldom,
+    /// Looking for uploads that nobody ends.
+    uploads: Seldom,
+}
+
+/// What is done now and then.
+struct Seldom {
+    every: Duration,
+    done: Option<Instant>,
+}
+
+impl Seldom {
+    fn every(every: Duration) -> Self {
+        Self { every, done: None }
+    }
+
+    fn is_due(&self) -> bool {
+        self.done.is_none_or(|done| done.elapsed() >= self.every)
+    }
+
+    fn note_done(&mut self) {
+        self.done = Some(Instant::now());
+    }
 }
 
 /// Deletes until the shutdown.
@@ -114,10 +134,10 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         keeps,
         put_horizon,
         led: None,
-        read_audit: None,
+        old_reads: Seldom::every(AUDIT_INTERVAL),
         clock_is_wrong: false,
-        read_overlooked: None,
-        read_uploads: None,
+        overlooked: Seldom::every(OVERLOOKED_INTERVAL),
+        uploads: Seldom::every(UPLOADS_INTERVAL.min(put_horizon)),
     };
     passes::run(&shutdown, interval, &postgres, metrics::FAILURES, async || worker.pass().await).await;
     Ok(())
@@ -140,7 +160,7 @@ impl Worker {
         let verifiable = self.index.verifiable(self.put_horizon, BATCH).await?;
         if !(leaving.is_empty() && removable.is_empty() && verifiable.is_empty()) {
             // It may be switched on while we run, and then a deletion by key alone removes nothing.
-            self.keeps.versions |= self.objects.keeps().await?.versions;
+            self.keeps.versions |= self.objects.keeps_versions().await?;
         }
         self.lead_all_on(&leaving).await?;
         let round_goes_on = leaving.len() == DELETE_KEYS_MAX;
@@ -182,8 +202,7 @@ impl Worker {
 
     /// Ends uploads that whoever began them does not go on with: killed, or without an answer. Now and then.
     async fn end_uploads(&mut self) -> anyhow::Result<()> {
-        let interval = UPLOADS_INTERVAL.min(self.put_horizon);
-        if self.read_uploads.is_some_and(|at| at.elapsed() < interval) {
+        if !self.uploads.is_due() {
             return Ok(());
         }
         let mut abandoned = self.objects.open_uploads("", self.keeps).await?;
@@ -198,13 +217,13 @@ impl Worker {
             abandoned.retain(|open| !staged.contains(&open.key.id()));
             self.abort(&abandoned).await?;
         }
-        self.read_uploads = Some(Instant::now());
+        self.uploads.note_done();
         Ok(())
     }
 
     async fn abort(&self, uploads: &[OpenUpload]) -> anyhow::Result<()> {
         for open in uploads {
-            self.objects.abort(open).await?;
+            self.objects.abort(&open.key, &open.upload).await?;
             ::metrics::counter!(metrics::UPLOADS_ENDED).increment(1);
         }
         Ok(())
@@ -226,22 +245,23 @@ impl Worker {
         for deletion in &finding {
             self.index.find_deleted(*deletion, BATCH).await?;
         }
-        if self.read_overlooked.is_none_or(|at| at.elapsed() >= OVERLOOKED_INTERVAL) {
-            let is_more = self.index.delete_overlooked(BATCH).await? == BATCH as u64;
-            self.read_overlooked = (!is_more).then(Instant::now);
+        if self.overlooked.is_due() && self.index.delete_overlooked(BATCH).await? < BATCH as u64 {
+            self.overlooked.note_done();
         }
         Ok(!finding.is_empty())
     }
 
     /// Removes entries of the audit that are too old, now and then; whether there may be more.
     async fn forget_reads(&mut self) -> anyhow::Result<bool> {
-        if self.read_audit.is_some_and(|at| at.elapsed() < AUDIT_INTERVAL) {
+        if !self.old_reads.is_due() {
             return Ok(false);
         }
         let forgotten = self.index.forget_reads(BATCH).await?;
         ::metrics::counter!(metrics::READS_FORGOTTEN).increment(forgotten);
         let is_more = forgotten == BATCH as u64;
-        self.read_audit = (!is_more).then(Instant::now);
+        if !is_more {
+            self.old_reads.note_done();
+        }
         Ok(is_more)
     }
 

@@ -193,21 +193,6 @@ impl Session {
     }
 }
 
-/// Where a session's bytes lie.
-struct Located {
-    snapshot: Snapshot,
-    sources: Arc<[Source]>,
-    plan: Arc<Plan>,
-    bytes_stored: u64,
-}
-
-/// What a session is, and where it lies if it can be read.
-enum Whereabouts {
-    Never,
-    Deleted,
-    Located(Box<Located>),
-}
-
 impl Reader {
     /// A reader over this index and bucket, that keeps this many bytes of footers.
     pub fn new(index: Index, objects: Objects, keys: SessionKeys, pool: Pool, footers_bytes_max: u64) -> Self {
@@ -217,14 +202,7 @@ impl Reader {
 
     /// Opens a session. `silence` is what ends one.
     pub async fn open(&self, key: &SessionKey, silence: Duration) -> Result<Opened, ReadError> {
-        Ok(match self.locate(key, silence, None).await? {
-            Whereabouts::Never => Opened::Never,
-            Whereabouts::Deleted => Opened::Deleted,
-            Whereabouts::Located(located) => {
-                let Located { snapshot, sources, plan, bytes_stored } = *located;
-                Opened::Session(Box::new(Session { snapshot, bytes_stored, plan, sources }))
-            }
-        })
+        self.locate(key, silence, None).await
     }
 
     /// Sums over a session's batches, and what of it is there.
@@ -240,11 +218,11 @@ impl Reader {
         key: &SessionKey,
         silence: Duration,
         mut gone: Option<ObjectKey>,
-    ) -> Result<Whereabouts, ReadError> {
+    ) -> Result<Opened, ReadError> {
         loop {
             let snapshot = match self.index.find_session(key, silence).await? {
-                Found::Never => return Ok(Whereabouts::Never),
-                Found::Deleted => return Ok(Whereabouts::Deleted),
+                Found::Never => return Ok(Opened::Never),
+                Found::Deleted => return Ok(Opened::Deleted),
                 Found::Live(snapshot) => *snapshot,
             };
             if let Some(key) = gone
@@ -254,7 +232,7 @@ impl Reader {
             }
             // Every session got its key before its row. What cannot be opened is said now, not in the middle of an answer.
             match self.keys.key(key).await {
-                Err(KeyError::Shredded(_)) => return Ok(Whereabouts::Deleted),
+                Err(KeyError::Shredded(_)) => return Ok(Opened::Deleted),
                 other => drop(other?),
             }
             let sources: Arc<[Source]> = match self.sources(key, &snapshot).await {
@@ -266,8 +244,7 @@ impl Reader {
             };
             let (key, all) = (*key, Arc::clone(&sources));
             let (plan, bytes_stored) = self.pool.run(move || plan(&key, &all)).await?;
-            let located = Located { snapshot, sources, plan: Arc::new(plan), bytes_stored };
-            return Ok(Whereabouts::Located(Box::new(located)));
+            return Ok(Opened::Session(Box::new(Session { snapshot, bytes_stored, plan: Arc::new(plan), sources })));
         }
     }
 
@@ -372,12 +349,12 @@ impl Reader {
     /// Where the batches of a session lie by now of which an object is gone.
     async fn find_again(&self, session: &Session, gone: ObjectKey) -> Result<(Arc<[Source]>, Arc<Plan>), ReadError> {
         let key = &session.snapshot.row.key;
-        let Whereabouts::Located(located) = self.locate(key, Duration::ZERO, Some(gone)).await? else {
+        let Opened::Session(found) = self.locate(key, Duration::ZERO, Some(gone)).await? else {
             return Err(ReadError::Deleted);
         };
-        let (mut plan, before) = (Arc::unwrap_or_clone(located.plan), Arc::clone(&session.plan));
+        let (mut plan, before) = (Arc::unwrap_or_clone(found.plan), Arc::clone(&session.plan));
         let plan = self.pool.run(move || plan.restrict(&before).map(|()| plan)).await??;
-        Ok((located.sources, Arc::new(plan)))
+        Ok((found.sources, Arc::new(plan)))
     }
 
     /// Writes all events behind the first `given`, and counts those that it gave.

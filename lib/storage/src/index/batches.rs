@@ -265,7 +265,7 @@ async fn publish_in(tx: &mut PgConnection, publishing: &Publishing<'_>) -> Resul
     let mut rows = swapped.rows_affected();
     let activity_rows = note_activity(tx, publishing.activity).await?;
     if let Some((object, filter)) = publishing.object
-        && !make_live(tx, object, Some(filter.as_bytes())).await?
+        && !make_live_from(tx, object, Some(filter.as_bytes()), &[]).await?
     {
         return Ok(None);
     }
@@ -329,17 +329,8 @@ async fn note_activity(tx: &mut PgConnection, activity: &[(SessionKey, u64)]) ->
     .map_err(failed("note activity"))
 }
 
-/// Turns a staged row live; `false` when it is staged no more.
-pub(super) async fn make_live(
-    tx: &mut PgConnection,
-    object: &Uploaded,
-    filter: Option<&[u8]>,
-) -> Result<bool, IndexError> {
-    make_live_from(tx, object, filter, &[]).await
-}
-
-/// The same for an object whose unreadable records come from these, which are live still: when they were set aside goes
-/// with them. The latest time of all counts, so that a list in this order, once begun, meets what is moved meanwhile.
+/// Turns a staged row live; `false` when it is staged no more. Its unreadable records may come from these objects, which are live
+/// still: when they were set aside goes with them. The latest time of all counts, so that a list in this order, once begun, meets what is moved meanwhile.
 pub(super) async fn make_live_from(
     tx: &mut PgConnection,
     object: &Uploaded,

@@ -7,7 +7,6 @@ use engine::retention::Facts;
 use schemas::control::{Entry, News};
 use schemas::http::{DeletionItem, DeletionState};
 use schemas::paths::ObjectKey;
-use schemas::shared_object::SessionFilter;
 use schemas::{DeletionId, ObjectId, SessionKey, WorkspaceId};
 use service_kit::time::now_ms;
 use sqlx::postgres::PgRow;
@@ -15,7 +14,7 @@ use sqlx::{PgConnection, Row as _};
 use uuid::Uuid;
 
 use super::links::ReferenceFilter;
-use super::sessions::{lock_sessions, may_contain};
+use super::sessions::{filter_may_contain, lock_sessions, may_contain};
 use super::{Index, IndexError, failed, key_arrays, object_columns, object_key, outbox, session_key, unsigned};
 
 /// A session that is on its way out.
@@ -61,11 +60,15 @@ macro_rules! sessions_due {
     };
 }
 
-/// Live sessions of the links that the deletion `$1` marked, begun by then.
-macro_rules! sessions_of_reference {
-    () => {
-        " from link l join session s on s.workspace_id = l.workspace_id and s.link_id = l.id
-         where l.deletion_id = $1 and s.state = 0 and least(s.consented_at, s.started_at) <= l.begun_before "
+/// Live sessions of links that such deletions marked, begun by then.
+macro_rules! sessions_marked {
+    ($by:literal) => {
+        concat!(
+            " from link l join session s on s.workspace_id = l.workspace_id and s.link_id = l.id
+             where l.deletion_id ",
+            $by,
+            " and s.state = 0 and least(s.consented_at, s.started_at) <= l.begun_before "
+        )
     };
 }
 
@@ -123,14 +126,7 @@ impl Index {
         .map_err(failed("find a deletion of the reference"))?;
         let deletion = DeletionId(finding.unwrap_or_else(Uuid::now_v7));
         if finding.is_none() {
-            sqlx::query(
-                "insert into deletion (id, workspace_id, cause, finding) values ($1, $2, 'by_reference', true)",
-            )
-            .bind(deletion.0)
-            .bind(workspace.0)
-            .execute(&mut *tx)
-            .await
-            .map_err(failed("insert deletion"))?;
+            insert_deletion(&mut tx, deletion, workspace, "by_reference", true).await?;
         }
         // The time once all locks are held: a session that was let in meanwhile began before.
         sqlx::query(
@@ -152,7 +148,7 @@ impl Index {
         let mut tx = self.pool.begin().await.map_err(failed("begin finding"))?;
         let rows = sqlx::query(concat!(
             "with some_of as (select s.workspace_id, s.id",
-            sessions_of_reference!(),
+            sessions_marked!("= $1"),
             "limit $2) select s.workspace_id, s.id as session_id from session s join some_of using (workspace_id, id)
              where s.state = 0 order by s.workspace_id, s.id for update of s"
         ))
@@ -166,7 +162,7 @@ impl Index {
             add_to_deletion(&mut tx, deletion, first.workspace, &found).await?;
         } else {
             // Those that were found may be another's by now who does this too, and there may be more behind them.
-            let is_more: bool = sqlx::query_scalar(concat!("select exists (select", sessions_of_reference!(), ")"))
+            let is_more: bool = sqlx::query_scalar(concat!("select exists (select", sessions_marked!("= $1"), ")"))
                 .bind(deletion.0)
                 .fetch_one(&mut *tx)
                 .await
@@ -186,32 +182,21 @@ impl Index {
     /// that: by a batcher of an earlier release, which knows of no such mark. Gives how many.
     pub async fn delete_overlooked(&self, limit: i64) -> Result<u64, IndexError> {
         let mut tx = self.pool.begin().await.map_err(failed("begin deletion"))?;
-        let rows = sqlx::query(
-            "with some_of as (
-                 select s.workspace_id, s.id, l.deletion_id
-                 from link l join session s on s.workspace_id = l.workspace_id and s.link_id = l.id
-                 where l.deletion_id is not null and s.state = 0 and least(s.consented_at, s.started_at) <= l.begun_before
-                 limit $1
-             )
-             select s.workspace_id, s.id as session_id, some_of.deletion_id from session s
-             join some_of using (workspace_id, id) where s.state = 0 order by s.workspace_id, s.id for update of s",
-        )
+        let rows = sqlx::query(concat!(
+            "with some_of as (select s.workspace_id, s.id, l.deletion_id",
+            sessions_marked!("is not null"),
+            "limit $1) select s.workspace_id, s.id as session_id, some_of.deletion_id from session s
+             join some_of using (workspace_id, id) where s.state = 0 order by s.workspace_id, s.id for update of s"
+        ))
         .bind(limit)
         .fetch_all(&mut *tx)
         .await
         .map_err(failed("find sessions that were overlooked"))?;
-        let mut found: Vec<(DeletionId, SessionKey)> =
-            rows.iter().map(|row| (DeletionId(row.get("deletion_id")), session_key(row))).collect();
-        found.sort_unstable();
-        for of_deletion in found.chunk_by(|one, other| (one.0, one.1.workspace) == (other.0, other.1.workspace)) {
-            if let Some((deletion, first)) = of_deletion.first() {
-                let keys: Vec<SessionKey> = of_deletion.iter().map(|(_, key)| *key).collect();
-                join_deletion(&mut tx, *deletion, first.workspace, &keys).await?;
-            }
-        }
+        let found = rows.iter().map(|row| (DeletionId(row.get("deletion_id")), session_key(row))).collect();
+        join_deletions(&mut tx, found).await?;
         tx.commit().await.map_err(failed("commit deletion"))?;
         self.outbox.notify_one();
-        Ok(found.len() as u64)
+        Ok(rows.len() as u64)
     }
 
     /// Which of these objects are staged: whoever puts them has not ended.
@@ -490,12 +475,7 @@ impl Index {
         .map_err(failed("find quarantine objects"))?;
         let may_hold = |row: &PgRow| {
             let sources: Option<Vec<Option<Vec<u8>>>> = row.get("source_filters");
-            let of_sources = sources.as_ref().is_some_and(|filters| {
-                let may = |filter: &Option<Vec<u8>>| {
-                    filter.as_ref().is_none_or(|bytes| SessionFilter::from_bytes(bytes.clone()).may_contain(key))
-                };
-                filters.iter().any(may)
-            });
+            let of_sources = sources.into_iter().flatten().any(|filter| filter_may_contain(filter, key));
             of_sources || may_contain(row, key)
         };
         Ok(rows.iter().any(may_hold))
@@ -717,9 +697,25 @@ async fn end_deletion(tx: &mut PgConnection, deletion: DeletionId) -> Result<(),
     .map_err(failed("mark deletion erased"))
 }
 
+/// Adds sessions whose rows are locked to deletions that they come too late for. Gives the rows written.
+pub(super) async fn join_deletions(
+    tx: &mut PgConnection,
+    mut late: Vec<(DeletionId, SessionKey)>,
+) -> Result<u64, IndexError> {
+    late.sort_unstable();
+    let mut rows = 0;
+    for of_deletion in late.chunk_by(|one, other| (one.0, one.1.workspace) == (other.0, other.1.workspace)) {
+        if let Some((deletion, first)) = of_deletion.first() {
+            let keys: Vec<SessionKey> = of_deletion.iter().map(|(_, key)| *key).collect();
+            rows += join_deletion(tx, *deletion, first.workspace, &keys).await?;
+        }
+    }
+    Ok(rows)
+}
+
 /// Adds sessions whose rows are locked to a deletion, or to a new one like it when that is over: what was said of it stays true.
 /// Gives the rows written.
-pub(super) async fn join_deletion(
+async fn join_deletion(
     tx: &mut PgConnection,
     deletion: DeletionId,
     workspace: WorkspaceId,
@@ -751,15 +747,27 @@ pub(super) async fn begin_deletion(
     keys: &[SessionKey],
 ) -> Result<Begun, IndexError> {
     let deletion = DeletionId(Uuid::now_v7());
-    sqlx::query("insert into deletion (id, workspace_id, cause) values ($1, $2, $3)")
+    insert_deletion(tx, deletion, workspace, cause, false).await?;
+    let rows = 1 + add_to_deletion(tx, deletion, workspace, keys).await?;
+    Ok(Begun { deletion, rows })
+}
+
+async fn insert_deletion(
+    tx: &mut PgConnection,
+    deletion: DeletionId,
+    workspace: WorkspaceId,
+    cause: &'static str,
+    finding: bool,
+) -> Result<(), IndexError> {
+    sqlx::query("insert into deletion (id, workspace_id, cause, finding) values ($1, $2, $3, $4)")
         .bind(deletion.0)
         .bind(workspace.0)
         .bind(cause)
+        .bind(finding)
         .execute(&mut *tx)
         .await
-        .map_err(failed("insert deletion"))?;
-    let rows = 1 + add_to_deletion(tx, deletion, workspace, keys).await?;
-    Ok(Begun { deletion, rows })
+        .map(drop)
+        .map_err(failed("insert deletion"))
 }
 
 /// Tombstones sessions whose rows are locked, as some of a deletion. Everybody is told of it by the outbox. Gives the rows written.

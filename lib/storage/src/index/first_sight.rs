@@ -17,7 +17,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::batches::FirstSight;
-use super::deletions::{begin_deletion, join_deletion};
+use super::deletions::{begin_deletion, join_deletions};
 use super::workspaces::tell_rules;
 use super::{IndexError, failed, key_arrays, moment, outbox, session_key, unsigned};
 
@@ -63,12 +63,7 @@ pub(super) async fn insert(
             }
         }
     }
-    for of_deletion in judged.deleted.chunk_by(|one, other| (one.0, one.1.workspace) == (other.0, other.1.workspace)) {
-        if let Some((deletion, first)) = of_deletion.first() {
-            let keys: Vec<SessionKey> = of_deletion.iter().map(|(_, key)| *key).collect();
-            rows += join_deletion(tx, *deletion, first.workspace, &keys).await?;
-        }
-    }
+    rows += join_deletions(tx, judged.deleted).await?;
     rows += tell_exhaustion(tx, &links, &judged.touched).await?;
     rows += count_in_days(tx, &judged.admitted).await?;
     Ok(rows)
@@ -153,7 +148,7 @@ struct Judged {
     over: Vec<SessionKey>,
     /// They began after their link was revoked. In key order.
     revoked: Vec<SessionKey>,
-    /// They were admitted, and are deleted with all others of their reference. In order.
+    /// They were admitted, and are deleted with all others of their reference.
     deleted: Vec<(DeletionId, SessionKey)>,
     /// Known links of new sessions.
     touched: BTreeSet<LinkKey>,
@@ -189,7 +184,6 @@ fn judge(links: &mut BTreeMap<LinkKey, Link>, arrived: &[&FirstSight]) -> Judged
     }
     judged.over.sort_unstable();
     judged.revoked.sort_unstable();
-    judged.deleted.sort_unstable();
     judged
 }
 

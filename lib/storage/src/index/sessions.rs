@@ -253,8 +253,11 @@ pub(super) async fn lock_sessions(tx: &mut PgConnection, keys: &[SessionKey]) ->
     .map_err(failed("lock sessions"))
 }
 
-/// A staged object has no filter yet, and may hold anything.
 pub(super) fn may_contain(row: &PgRow, key: &SessionKey) -> bool {
-    let filter: Option<Vec<u8>> = row.get("sessions_filter");
+    filter_may_contain(row.get("sessions_filter"), key)
+}
+
+/// A staged object has no filter yet, and may hold anything.
+pub(super) fn filter_may_contain(filter: Option<Vec<u8>>, key: &SessionKey) -> bool {
     filter.is_none_or(|bytes| SessionFilter::from_bytes(bytes).may_contain(key))
 }

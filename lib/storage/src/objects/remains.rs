@@ -1,6 +1,6 @@
 //! What a bucket keeps besides objects as readers see them: older versions, delete markers, parts of uploads that nobody ended.
 //!
-//! Not every server has these, and one that has none does not know the calls that list them: what a bucket keeps is asked once.
+//! Not every server has these, and one that has none does not know the calls that list them: what a bucket keeps is asked first.
 
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::types::{BucketVersioningStatus, Delete, ObjectIdentifier};
@@ -44,12 +44,17 @@ pub struct OpenUpload {
 impl Objects {
     /// Asks what the bucket keeps.
     pub async fn keeps(&self) -> Result<Keeps, ObjectError> {
-        let versioning = self.client.get_bucket_versioning().bucket(&self.bucket).send().await;
-        let versions = self.known("ask for bucket's versioning", versioning)?.and_then(|answer| answer.status);
-        let versions = matches!(versions, Some(BucketVersioningStatus::Enabled | BucketVersioningStatus::Suspended));
+        let versions = self.keeps_versions().await?;
         let uploads = self.client.list_multipart_uploads().bucket(&self.bucket).max_uploads(1).send().await;
         let uploads = self.known("list uploads", uploads)?.is_some();
         Ok(Keeps { versions, uploads })
+    }
+
+    /// Asks whether it keeps versions: that can be switched on at any time.
+    pub async fn keeps_versions(&self) -> Result<bool, ObjectError> {
+        let versioning = self.client.get_bucket_versioning().bucket(&self.bucket).send().await;
+        let status = self.known("ask for bucket's versioning", versioning)?.and_then(|answer| answer.status);
+        Ok(matches!(status, Some(BucketVersioningStatus::Enabled | BucketVersioningStatus::Suspended)))
     }
 
     /// An answer, or none from a server that does not know the call.
@@ -179,17 +184,17 @@ impl Objects {
     }
 
     /// Ends an upload that nobody goes on with, and removes its parts. One that is gone already is no error.
-    pub async fn abort(&self, open: &OpenUpload) -> Result<(), ObjectError> {
+    pub async fn abort(&self, key: &ObjectKey, upload: &str) -> Result<(), ObjectError> {
         let aborted = self
             .client
             .abort_multipart_upload()
             .bucket(&self.bucket)
-            .key(self.full_key(&open.key))
-            .upload_id(&open.upload)
+            .key(self.full_key(key))
+            .upload_id(upload)
             .send()
             .await;
         match aborted {
-            Err(error) if error.code() != Some("NoSuchUpload") => Err(self.failed("end abandoned upload", error)),
+            Err(error) if error.code() != Some("NoSuchUpload") => Err(self.failed("give up upload in parts", error)),
             _ => Ok(()),
         }
     }

@@ -180,16 +180,8 @@ impl Objects {
 
     /// Its parts would lie there, and be paid for, until somebody looks. Where this fails too, that is how it is.
     pub(super) async fn give_up_parts(&self, key: &ObjectKey, upload: &str) {
-        let given_up = self
-            .client
-            .abort_multipart_upload()
-            .bucket(&self.bucket)
-            .key(self.full_key(key))
-            .upload_id(upload)
-            .send()
-            .await;
-        if let Err(error) = given_up {
-            tracing::debug!(error = %self.failed("give up upload in parts", error), "parts stay");
+        if let Err(error) = self.abort(key, upload).await {
+            tracing::debug!(%error, "parts stay");
         }
     }
 }
