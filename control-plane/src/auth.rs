@@ -27,6 +27,7 @@ pub(crate) struct Caller {
     pub(crate) origins: Vec<String>,
     pub(crate) plan: Plan,
     pub(crate) scopes: Vec<Scope>,
+    pub(crate) state: WorkspaceState,
 }
 
 /// What a call needs.
@@ -63,11 +64,13 @@ rights! {
     Read [Scope::Read], NOT_CLOSED;
     /// Deleting sessions.
     Delete [Scope::Delete], NOT_CLOSED;
-    /// Changing the workspace and its keys.
+    /// Changing the workspace's keys.
     Administer [Scope::Admin], NOT_CLOSED;
+    /// Changing the workspace: one that is closed can be opened again.
+    ChangeWorkspace [Scope::Admin], &WorkspaceState::ALL;
     /// Seeing who read what: it names keys, as only their administration does.
     Audit [Scope::Admin], NOT_CLOSED;
-    /// Seeing the workspace: the one call that is left when it is closed.
+    /// Seeing and closing the workspace.
     SeeWorkspace [Scope::Admin], &WorkspaceState::ALL;
 }
 
@@ -110,8 +113,8 @@ impl<R: Right> FromRequestParts<State> for By<R> {
                 WorkspaceState::Active | WorkspaceState::Suspended => ErrorCode::WorkspaceSuspended.into(),
             });
         }
-        let Found { key, workspace, origins, plan, scopes, .. } = found;
-        Ok(Self(Caller { key, workspace, origins, plan, scopes }, PhantomData))
+        let Found { key, workspace, origins, plan, scopes, state, .. } = found;
+        Ok(Self(Caller { key, workspace, origins, plan, scopes, state }, PhantomData))
     }
 }
 

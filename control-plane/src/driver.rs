@@ -18,11 +18,13 @@ use service_kit::pool::Pool;
 use service_kit::retry;
 use service_kit::service::Surroundings;
 use service_kit::telemetry::chain;
-use storage::Schema;
+use storage::index::workspaces::Graces;
 use storage::index::{Index, outbox};
+use storage::journal::Journal;
 use storage::reading::Reader;
 use storage::references::{ReferenceError, References};
 use storage::session_keys::SessionKeys;
+use storage::{Life, Schema};
 
 use crate::readings::Readings;
 use crate::{Config, metrics, routes};
@@ -39,8 +41,10 @@ pub(crate) struct State {
     /// Keys of tokens, as their file has them by now.
     pub(crate) token_keys: Arc<Watched<ControlKeys>>,
     pub(crate) silence: Duration,
-    /// How long sessions are kept as before when their plan's window becomes shorter.
-    pub(crate) plan_grace: Duration,
+    /// How long what a change of a workspace takes away stays.
+    pub(crate) graces: Graces,
+    /// Where deletions are written before they are said to be accepted.
+    pub(crate) journal: Journal,
     /// SHA-256 of the keys of operators.
     pub(crate) operators: Arc<[[u8; 32]]>,
 }
@@ -63,9 +67,21 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
     let connecting =
         storage::connect(&config.postgres, &config.keystore, &config.s3, Schema::Migrate, &health, &shutdown);
     let Some(stores) = connecting.await? else { return Ok(()) };
-    let session_keys = SessionKeys::new(stores.keystore, keyring, config.keys.cache, &shutdown);
+    let session_keys = SessionKeys::new(stores.keystore.clone(), keyring, config.keys.cache, &shutdown);
     session_keys.follow_deletions(&config.control, "control-plane", &shutdown).context("follow control entries")?;
-    let references = References::new(stores.index.clone(), session_keys.clone());
+    let journal = Journal::new(
+        stores.index.clone(),
+        stores.keystore,
+        stores.objects.clone(),
+        session_keys.storage_keys(),
+        config.backups,
+    );
+    // Nobody is served by an index that a backup took deletions from, nor by a server that took over until it was looked at.
+    let life = Arc::new(Life::default());
+    let Some(replayed) = journal.guard(&life, health.part("journal"), &shutdown).await else { return Ok(()) };
+    replayed.tell();
+    let index = Index::trusted(&config.postgres, &life)?;
+    let references = References::new(index.clone(), session_keys.clone());
     // Nobody is served while references lie in clear that could be sealed.
     if retry::until_ok("seal references", &sealed, &shutdown, || seal_references(&references)).await.is_none() {
         return Ok(());
@@ -79,18 +95,19 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         }
     });
     let publisher = Publisher::new(&config.control, "control-plane").context("make producer")?;
-    tokio::spawn(outbox::relay(stores.index.clone(), publisher, shutdown.clone()));
+    tokio::spawn(outbox::relay(index.clone(), publisher, shutdown.clone()));
     let pool = Pool::new("control", None).context("start pool")?;
-    let reader = Reader::new(stores.index.clone(), stores.objects, session_keys.clone(), pool, FOOTERS_BYTES_MAX);
+    let reader = Reader::new(index.clone(), stores.objects, session_keys.clone(), pool, FOOTERS_BYTES_MAX);
     let state = State {
-        index: stores.index,
+        index,
         keys: session_keys,
         reader,
         readings: Readings::new(config.readings_max),
         references,
         token_keys,
         silence: config.silence,
-        plan_grace: config.plan_grace,
+        graces: Graces { plan: config.plan_grace, termination: config.termination_grace },
+        journal,
         operators: config.operators.into(),
     };
     let router = routes::router().with_state(state).layer(middleware::from_fn(measure));

@@ -44,6 +44,10 @@ pub struct Config {
     pub silence: Duration,
     /// How long sessions of a workspace whose plan's window became shorter are kept as before.
     pub plan_grace: Duration,
+    /// How long all of a closed workspace stays, and it can be opened again.
+    pub termination_grace: Duration,
+    /// How old a backup of the index may be that is restored.
+    pub backups: Duration,
     /// Readings of events at once.
     pub readings_max: usize,
     /// SHA-256 of the keys of operators.
@@ -81,6 +85,15 @@ const PLAN_GRACE_MS: Knob = Knob {
     default: Some("86400000"),
     secret: false,
 };
+const TERMINATION_GRACE_DAYS: Knob = Knob {
+    name: "CLAIRVIO_TERMINATION_GRACE_DAYS",
+    doc: "How long a closed workspace can be opened again, before all of it is deleted. 25 at most: all is gone within 30.",
+    unit: "days from 0 to 25",
+    default: Some("14"),
+    secret: false,
+};
+/// All of a closed workspace is gone within 30 days (P9), and deleting takes some.
+const TERMINATION_GRACE_DAYS_MAX: u64 = 25;
 const READINGS_MAX: Knob = Knob {
     name: "CLAIRVIO_READINGS_MAX",
     doc: "Readings of events at once; a quarter of them at most for one workspace. Each takes up to some 60 MiB while it goes on, most a few.",
@@ -118,6 +131,13 @@ impl Config {
             keys_file: env.path(&KEYS_FILE),
             silence: ages::session_silence(env),
             plan_grace: env.millis(&PLAN_GRACE_MS),
+            termination_grace: Duration::from_secs(
+                86_400
+                    * env.parsed(&TERMINATION_GRACE_DAYS, 0, |text| {
+                        text.parse().ok().filter(|days| *days <= TERMINATION_GRACE_DAYS_MAX)
+                    }),
+            ),
+            backups: ages::backups(env),
             readings_max: env.number(&READINGS_MAX, 1) as usize,
             operators: env.parsed(&OPERATOR_KEY_HASHES, Vec::new(), hashes),
         }

@@ -6,6 +6,7 @@ use schemas::ErrorCode;
 use schemas::codes::{PROBLEM_CONTENT_TYPE, Refusal};
 use service_kit::telemetry::chain;
 use storage::index::IndexError;
+use storage::journal::JournalError;
 use storage::reading::ReadError;
 use storage::references::ReferenceError;
 use storage::session_keys::KeyError;
@@ -55,6 +56,14 @@ impl From<ReadError> for Refused {
                 ErrorCode::Internal.into()
             }
         }
+    }
+}
+
+impl From<JournalError> for Refused {
+    fn from(error: JournalError) -> Self {
+        // What was to be deleted is unreadable, and the retention worker writes what is not written: but it cannot be promised yet.
+        tracing::warn!(error = %chain(&error), "write journal of deletions");
+        ErrorCode::Unavailable.into()
     }
 }
 

@@ -42,8 +42,10 @@ pub const CALLS: &[(&str, &str)] = &[
     ("get", "/v1/reads"),
     ("post", "/v1/deletions"),
     ("get", "/v1/deletions/{id}"),
+    ("get", "/v1/deletions/{id}/receipts"),
     ("get", "/v1/workspace"),
     ("patch", "/v1/workspace"),
+    ("delete", "/v1/workspace"),
     ("get", "/v1/usage"),
     ("post", "/v1/keys"),
     ("get", "/v1/keys"),
@@ -52,6 +54,9 @@ pub const CALLS: &[(&str, &str)] = &[
     ("get", "/v1/operator/workspaces"),
     ("get", "/v1/operator/workspaces/{id}"),
     ("patch", "/v1/operator/workspaces/{id}"),
+    ("get", "/v1/operator/workspaces/{id}/receipts"),
+    ("post", "/v1/operator/deletions"),
+    ("get", "/v1/operator/deletions/{id}"),
     ("get", "/v1/operator/links/{id}"),
 ];
 
@@ -65,12 +70,19 @@ pub(crate) fn router() -> Router<State> {
         .route("/v1/reads", get(reads::list_reads))
         .route("/v1/deletions", post(deletions::delete_reference))
         .route("/v1/deletions/{id}", get(deletions::get_deletion))
-        .route("/v1/workspace", get(account::workspace).patch(account::change_workspace))
+        .route("/v1/deletions/{id}/receipts", get(deletions::list_receipts))
+        .route(
+            "/v1/workspace",
+            get(account::workspace).patch(account::change_workspace).delete(account::close_workspace),
+        )
         .route("/v1/usage", get(account::usage))
         .route("/v1/keys", post(account::create_key).get(account::list_keys))
         .route("/v1/keys/{id}", delete(account::revoke_key))
         .route("/v1/operator/workspaces", post(operator::create_workspace).get(operator::list_workspaces))
         .route("/v1/operator/workspaces/{id}", get(operator::workspace).patch(operator::change_workspace))
+        .route("/v1/operator/workspaces/{id}/receipts", get(operator::list_receipts))
+        .route("/v1/operator/deletions", post(operator::delete))
+        .route("/v1/operator/deletions/{id}", get(operator::deletion))
         .route("/v1/operator/links/{id}", get(operator::link))
         .layer(DefaultBodyLimit::max(limits::SMALL_BODY_BYTES_MAX))
         .fallback(|| async { Refused::from(ErrorCode::NotFound) })

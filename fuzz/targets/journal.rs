@@ -3,9 +3,10 @@
 
 use fuzz::{plant, session};
 use libfuzzer_sys::fuzz_target;
-use schemas::journal::{Cause, Entry, SESSIONS_MAX};
+use schemas::deletion::Cause;
+use schemas::journal::{Entry, Marks, SESSIONS_MAX};
 use schemas::object::{ObjectKind, PREAMBLE_BYTES, TRAILER_BYTES};
-use schemas::{DeletionId, ObjectId};
+use schemas::{DeletionId, LinkId, ObjectId};
 use uuid::Uuid;
 
 fn seeds() -> impl Iterator<Item = Vec<u8>> {
@@ -17,6 +18,7 @@ fn seeds() -> impl Iterator<Item = Vec<u8>> {
             cause: Cause::Withdrawn,
             requested_at_ms: 1_790_000_000_000,
             sessions: vec![session().session; sessions],
+            marks: (sessions == 1).then(|| Marks { links: vec![LinkId(Uuid::from_u128(7))], begun_before_ms: 9 }),
         };
         entry.encode()
     })

@@ -1,4 +1,4 @@
-//! Tokens. An input is taken as a token, and as the parts of one that our key signed: only so do its claims get read.
+//! Tokens and receipts. An input is taken as a token, and as the parts of one that our key signed: only so do its claims get read.
 #![no_main]
 
 use std::sync::LazyLock;
@@ -6,10 +6,12 @@ use std::sync::LazyLock;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ed25519_dalek::{Signer as _, SigningKey};
+use engine::receipt::read;
 use engine::token::{Signing, Verifiers};
 use fuzz::{consent, plant, session};
 use libfuzzer_sys::fuzz_target;
 use schemas::ErrorCode;
+use schemas::deletion::RECEIPT_VERSION;
 use schemas::limits::{TOKEN_BYTES_MAX, TOKEN_LEEWAY_S};
 use schemas::token::{ALGORITHM, AUDIENCE, JoseHeader, LinkClaims, SessionClaims, TokenType, join, parse};
 
@@ -59,7 +61,16 @@ fn seeds() -> impl Iterator<Item = Vec<u8>> {
     };
     let early = SessionClaims { iat: NOW_S + TOKEN_LEEWAY_S + 1, ..session.clone() };
     let late = LinkClaims { exp: NOW_S, ..link.clone() };
+    let time = "2026-11-30T00:00:00Z";
+    let receipt = serde_json::json!({
+        "version": 1, "deletion_id": session.ses, "workspace_id": session.ws, "cause": "by_hand", "part": 1, "parts": 1,
+        "requested_at": time, "unreadable_at": null, "shredded_at": time, "erased_at": time, "verified_at": time,
+        "sessions": 1, "objects": 1, "bytes": 9, "shared_objects": 0,
+        "scope": { "key": URL_SAFE_NO_PAD.encode([1; 32]), "sessions": ["AAAA"] },
+        "remains": [{ "what": "log", "until": time }], "residual_until": time,
+    });
     [
+        parts(TokenType::Receipt, serde_json::to_vec(&receipt)),
         parts(TokenType::Session, serde_json::to_vec(&early)),
         parts(TokenType::Link, serde_json::to_vec(&late)),
         parts(TokenType::Link, serde_json::to_vec(&link)),
@@ -107,6 +118,11 @@ fuzz_target!(init: plant(seeds()), |data: &[u8]| {
     let Some((len, rest)) = data.split_first() else { return };
     let Some((header, claims)) = rest.split_at_checked(usize::from(*len)) else { return };
     let token = signed(header, claims);
+    if let Ok(receipt) = read(&token, |kid| (kid == KID).then(|| KEY.verifying_key())) {
+        assert_eq!(receipt.version, RECEIPT_VERSION);
+        let _ = receipt.scope.covers(receipt.workspace_id, session().session);
+        assert!(verify(&token).is_none(), "a receipt passes as a token");
+    }
     if verify(&token).is_none() {
         return;
     }

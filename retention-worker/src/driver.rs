@@ -1,23 +1,31 @@
 //! The worker's loop.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use engine::receipt::Residuals;
 use engine::retention::{Step, next_step};
-use futures::future::BoxFuture;
-use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
+use engine::token::Signing;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use schemas::control::{Entry, News};
 use schemas::paths::{self, ObjectKey};
 use schemas::{ObjectId, SessionKey};
 use service_kit::kafka::control::{self, Publisher};
+use service_kit::keys::receipts::ReceiptKeys;
+use service_kit::keys::{self, Watched};
 use service_kit::service::Surroundings;
+use service_kit::telemetry::chain;
 use service_kit::{passes, retry};
 use storage::index::deletions::{Leaving, Removable};
 use storage::index::{Index, outbox};
+use storage::journal::{Journal, Replayed};
 use storage::keystore::KeyStore;
-use storage::objects::{DELETE_KEYS_MAX, Keeps, Lying, Objects, OpenUpload};
-use storage::{Schema, Stores};
+use storage::objects::{DELETE_KEYS_MAX, Keeps, Looked, Lying, Objects, OpenUpload};
+use storage::receipts::{ReceiptError, Receipts};
+use storage::session_keys::StorageKeys;
+use storage::{Life, Schema, Stores};
 
 use crate::cleaning::Cleaning;
 use crate::withdrawals::Withdrawals;
@@ -26,8 +34,8 @@ use crate::{Config, metrics};
 /// Rows of one transaction, objects of one request.
 const BATCH: i64 = DELETE_KEYS_MAX as i64;
 
-/// Sessions that are led on at once, and listings.
-const LED_AT_ONCE: usize = 4;
+/// Listings at once.
+const LISTED_AT_ONCE: usize = 4;
 
 /// So many sessions expire without a second clock, unless they are most of all,
 const DUE_UNCHECKED_MAX: i64 = 1_000;
@@ -42,8 +50,14 @@ const OVERLOOKED_INTERVAL: Duration = Duration::from_secs(60);
 /// How often uploads are looked for that nobody ends.
 const UPLOADS_INTERVAL: Duration = Duration::from_secs(600);
 
-/// Deletions by reference that are gone on with by one pass.
-const FINDING_AT_ONCE: i64 = 100;
+/// Deletions by reference that are gone on with by one pass, deletions that are journalled, closed workspaces.
+const DELETIONS_AT_ONCE: i64 = 100;
+
+/// Deletions that get their receipts by one pass.
+const RECEIPTS_AT_ONCE: i64 = 500;
+
+/// How often entries of the journal are looked for that are older than any backup.
+const JOURNAL_INTERVAL: Duration = Duration::from_secs(600);
 
 /// How often entries of the read-access audit are looked for that are older than they have to be.
 const AUDIT_INTERVAL: Duration = Duration::from_secs(600);
@@ -56,6 +70,10 @@ struct Worker {
     index: Index,
     keystore: KeyStore,
     objects: Objects,
+    journal: Journal,
+    receipts: Receipts,
+    /// The key that signs them, as its file has it by now.
+    receipt_keys: Arc<Watched<ReceiptKeys>>,
     keeps: Keeps,
     /// An upload cannot land later than this after its row was staged.
     put_horizon: Duration,
@@ -69,6 +87,8 @@ struct Worker {
     overlooked: Seldom,
     /// Looking for uploads that nobody ends.
     uploads: Seldom,
+    /// Looking for entries of the journal that are too old.
+    old_entries: Seldom,
 }
 
 /// What is done now and then.
@@ -95,6 +115,9 @@ impl Seldom {
 pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<()> {
     let Surroundings { health, shutdown, .. } = surroundings;
     service_kit::telemetry::describe(metrics::ALL);
+    let receipt_keys = Watched::start(config.receipt_keys_file.clone(), &shutdown)?;
+    signing(&receipt_keys.get()).context("receipt key is not 32 bytes in base64")?;
+    let keyring = keys::keyring::open(&config.keyring, &shutdown)?;
     let connecting =
         storage::connect(&config.postgres, &config.keystore, &config.s3, Schema::Await, &health, &shutdown);
     let Some(stores) = connecting.await? else { return Ok(()) };
@@ -110,10 +133,16 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
             "the bucket's server lists no uploads: parts of those that nobody ended stay until it removes them"
         );
     }
+    let storage_keys = StorageKeys::new(keyring);
+    let journal = Journal::new(index.clone(), keystore.clone(), objects.clone(), storage_keys, config.backups);
+    let life = Arc::new(Life::default());
+    let Some(replayed) = journal.guard(&life, health.part("journal"), &shutdown).await else { return Ok(()) };
+    replayed.tell();
+    let index = Index::trusted(&config.postgres, &life)?;
     let publisher = || Publisher::new(&config.control, "retention-worker").context("make producer");
     tokio::spawn(outbox::relay(index.clone(), publisher()?, shutdown.clone()));
     let (withdrawals, cleaning) = (Withdrawals::default(), Cleaning::default());
-    tokio::spawn(withdrawals.clone().run(index.clone(), postgres.clone(), shutdown.clone()));
+    tokio::spawn(withdrawals.clone().run(index.clone(), journal.clone(), postgres.clone(), shutdown.clone()));
     let cleaner = cleaning.clone();
     let on_entry = move |entry: Entry| {
         cleaning.add(&entry);
@@ -126,7 +155,17 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         .context("follow control entries")?;
     tokio::spawn(following.clone().report(health.part("control"), HEARD_WITHIN, shutdown.clone()));
     tokio::spawn(cleaner.run(index.clone(), publisher()?, following, shutdown.clone()));
+    let residuals = Residuals {
+        // A segment is a twenty-fourth of the retention, and is removed an hour later at most.
+        log: duration(config.log_retention + config.log_retention / 24) + time::Duration::HOUR,
+        keystore_backups: duration(config.keystore_backups),
+        index_backups: duration(config.backups),
+        keys_cached_ms: u64::try_from(config.key_cache.as_millis()).unwrap_or(u64::MAX),
+    };
     let mut worker = Worker {
+        receipts: Receipts::new(index.clone(), keystore.clone(), residuals),
+        receipt_keys,
+        journal,
         config,
         index,
         keystore,
@@ -138,17 +177,29 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         clock_is_wrong: false,
         overlooked: Seldom::every(OVERLOOKED_INTERVAL),
         uploads: Seldom::every(UPLOADS_INTERVAL.min(put_horizon)),
+        old_entries: Seldom::every(JOURNAL_INTERVAL),
     };
     passes::run(&shutdown, interval, &postgres, metrics::FAILURES, async || worker.pass().await).await;
     Ok(())
+}
+
+fn signing(keys: &ReceiptKeys) -> Option<Signing> {
+    Some(Signing::new(keys.signing.kid.clone(), &keys.signing.bytes()?))
+}
+
+/// No setting is so long that it has no such form.
+fn duration(of: Duration) -> time::Duration {
+    of.try_into().unwrap_or(time::Duration::MAX)
 }
 
 impl Worker {
     /// One pass; whether a bound cut it short.
     async fn pass(&mut self) -> anyhow::Result<bool> {
         // Before all else, and whatever else fails: nothing of a deletion is more urgent.
+        let journalled = self.journal().await;
         let shredded = self.shred().await;
         let finding_goes_on = self.find_deleted().await;
+        let terminating_goes_on = self.terminate().await?;
         let expired = self.expire().await?;
         ::metrics::counter!(metrics::EXPIRED).increment(expired);
         let stale = self.index.condemn_stale(self.config.staged_stale).await?;
@@ -168,10 +219,15 @@ impl Worker {
         self.delete(&removable).await?;
         self.verify(&verifiable).await?;
         self.end_uploads().await?;
-        let forgetting_goes_on = self.forget_reads().await?;
+        let receipting_goes_on = self.sign_receipts().await?;
+        let forgetting_goes_on = self.forget_reads().await? | self.forget_entries().await?;
+        let journalling_goes_on = journalled? as i64 == DELETIONS_AT_ONCE;
         let shredding_goes_on = shredded? == DELETE_KEYS_MAX;
         Ok(shredding_goes_on
+            || journalling_goes_on
             || finding_goes_on
+            || terminating_goes_on
+            || receipting_goes_on
             || forgetting_goes_on
             || expired == BATCH as u64
             || removable.len() == DELETE_KEYS_MAX
@@ -197,7 +253,7 @@ impl Worker {
                 tracing::info!("the index's clock and the bucket's agree again; what is past its window expires");
             }
         }
-        if is_wrong { Ok(0) } else { Ok(self.index.expire(BATCH).await?) }
+        if is_wrong { Ok(0) } else { Ok(self.index.expire(due.now_s, BATCH).await?) }
     }
 
     /// Ends uploads that whoever began them does not go on with: killed, or without an answer. Now and then.
@@ -241,7 +297,7 @@ impl Worker {
     }
 
     async fn find_some_deleted(&mut self) -> anyhow::Result<bool> {
-        let finding = self.index.finding(FINDING_AT_ONCE).await?;
+        let finding = self.index.finding(DELETIONS_AT_ONCE).await?;
         for deletion in &finding {
             self.index.find_deleted(*deletion, BATCH).await?;
         }
@@ -249,6 +305,68 @@ impl Worker {
             self.overlooked.note_done();
         }
         Ok(!finding.is_empty())
+    }
+
+    /// Writes into the journal what was deleted and is not in it; of how many deletions. Has keys destroyed once more that the key store
+    /// forgot to have destroyed.
+    async fn journal(&self) -> anyhow::Result<usize> {
+        let written = self.journal.write_all(DELETIONS_AT_ONCE as usize).await?;
+        ::metrics::counter!(metrics::JOURNALLED).increment(written as u64);
+        let keys = self.journal.shred_again().await?;
+        ::metrics::counter!(metrics::SHREDDED_AGAIN).increment(keys);
+        Replayed { keys, ..Replayed::default() }.tell();
+        Ok(written)
+    }
+
+    /// Deletes what is a closed workspace's whose time is over; whether there is more.
+    async fn terminate(&self) -> anyhow::Result<bool> {
+        let mut goes_on = self.index.forget_reads_of_gone(BATCH).await? > 0;
+        for terminated in self.index.terminated(DELETIONS_AT_ONCE).await? {
+            let found = self.index.delete_of_terminated(&terminated, BATCH).await?;
+            goes_on |= found == BATCH as u64;
+            if found == 0 && terminated.is_receipted {
+                // Before the rows of its links: whatever backup has them has nothing that opens them.
+                self.keystore.shred_references(terminated.workspace).await?;
+                let is_gone = self.index.forget_workspace(terminated.workspace, BATCH).await?;
+                ::metrics::counter!(metrics::TERMINATED).increment(u64::from(is_gone));
+                goes_on |= !is_gone;
+            }
+        }
+        Ok(goes_on)
+    }
+
+    /// Verifies deletions that are over, and signs that they are; whether there are more.
+    async fn sign_receipts(&self) -> anyhow::Result<bool> {
+        let due = self.receipts.due(RECEIPTS_AT_ONCE).await?;
+        let signing = signing(&self.receipt_keys.get()).context("receipt key is not 32 bytes in base64")?;
+        let mut unverified = 0;
+        for deletion in &due {
+            match self.receipts.sign(*deletion, &signing).await {
+                Ok(true) => ::metrics::counter!(metrics::RECEIPTS).increment(1),
+                // Another worker was faster.
+                Ok(false) => {}
+                Err(error @ ReceiptError::Unverified(..)) => {
+                    // Only this one waits for an operator, not all that stand behind it.
+                    unverified += 1;
+                    tracing::error!("{}", chain(&error));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        ::metrics::gauge!(metrics::UNVERIFIED).set(f64::from(unverified));
+        Ok(due.len() as i64 == RECEIPTS_AT_ONCE && unverified == 0)
+    }
+
+    /// Removes entries of the journal that are older than any backup, now and then; whether there may be more.
+    async fn forget_entries(&mut self) -> anyhow::Result<bool> {
+        if !self.old_entries.is_due() {
+            return Ok(false);
+        }
+        let forgotten = self.journal.forget(self.keeps).await?;
+        if forgotten == 0 {
+            self.old_entries.note_done();
+        }
+        Ok(forgotten > 0)
     }
 
     /// Removes entries of the audit that are too old, now and then; whether there may be more.
@@ -272,57 +390,50 @@ impl Worker {
             return Ok(0);
         }
         let keys: Vec<SessionKey> = due.iter().map(|(_, key)| *key).collect();
-        self.keystore.shred(&keys).await?;
-        self.index.mark_shredded(&due).await?;
+        let shreddings = self.keystore.shred(&keys).await?;
+        self.index.mark_shredded(&due, shreddings).await?;
         ::metrics::counter!(metrics::SHREDDED).increment(due.len() as u64);
         Ok(due.len())
     }
 
-    /// Leads each of these one step on: barriers at once, whatever needs questions of its own a few at a time.
+    /// Leads each of these one step on, all that have the same step before them at once.
     async fn lead_all_on(&self, leaving: &[Leaving]) -> anyhow::Result<()> {
-        let (barred, others): (Vec<&Leaving>, Vec<&Leaving>) =
-            leaving.iter().partition(|session| next_step(&session.facts) == Step::SetBarrier);
+        let (mut barred, mut noted, mut wanted) = (Vec::new(), Vec::new(), BTreeSet::new());
+        for session in leaving {
+            match next_step(&session.facts) {
+                Step::SetBarrier => barred.push(session),
+                Step::NoteBlockers => noted.push(session),
+                Step::VerifyAbsent => drop(wanted.insert(session.key)),
+                // The journal is written at the beginning of a pass, and keys are destroyed.
+                Step::Journal | Step::Shred | Step::AwaitBarrier | Step::AwaitRemoval => {}
+            }
+        }
         self.index.set_barriers(&barred).await?;
-        // Boxed, since the compiler does not see that closures which borrow give futures that can be sent.
-        let leading: Vec<BoxFuture<'_, anyhow::Result<()>>> =
-            others.into_iter().map(|session| self.lead_on(session).boxed()).collect();
-        stream::iter(leading).buffer_unordered(LED_AT_ONCE).try_collect().await
+        self.index.note_blockers(&noted).await?;
+        if wanted.is_empty() { Ok(()) } else { self.look_at(wanted).await }
     }
 
-    async fn lead_on(&self, session: &Leaving) -> anyhow::Result<()> {
-        match next_step(&session.facts) {
-            // Set for all.
-            Step::SetBarrier => {}
-            Step::NoteBlockers => self.index.note_blockers(session).await?,
-            // Keys are destroyed at the beginning of a pass.
-            Step::Shred | Step::AwaitBarrier | Step::AwaitRemoval => {}
-            Step::VerifyAbsent if self.index.may_be_quarantined(&session.key).await? => {
-                ::metrics::counter!(metrics::HELD).increment(1);
-            }
-            Step::VerifyAbsent => {
-                let prefix = paths::session_prefix(&session.key);
-                let found = self.objects.lying(&prefix, self.keeps).await?;
-                let uploads = self.objects.open_uploads(&prefix, self.keeps).await?;
-                if found.is_empty() && uploads.is_empty() {
-                    self.index.mark_erased(session).await?;
-                    ::metrics::counter!(metrics::ERASED).increment(1);
-                } else {
-                    // No row names them: uploads that landed late, or not at all. The next pass lists again.
-                    self.abort(&uploads).await?;
-                    let left = self.objects.remove(&found).await?;
-                    let strangers = found.iter().filter(|lying| lying.key.is_err()).count();
-                    ::metrics::counter!(metrics::RETURNED).increment((found.len() - strangers - left.len()) as u64);
-                    if strangers > 0 {
-                        // Only this session waits for an operator, not all that stand behind it.
-                        ::metrics::counter!(metrics::FAILURES).increment(1);
-                        tracing::error!(
-                            strangers,
-                            prefix,
-                            "objects below a deleted session's prefix are not ours to delete; look at them"
-                        );
-                    }
-                }
-            }
+    /// Erases sessions of which listings show nothing; of others what is there is removed, and the next pass looks again.
+    async fn look_at(&self, mut wanted: BTreeSet<SessionKey>) -> anyhow::Result<()> {
+        let held = self.index.held_by_quarantine(&wanted).await?;
+        ::metrics::counter!(metrics::HELD).increment(held.len() as u64);
+        wanted.retain(|key| !held.contains(key));
+        let Looked { absent, lying, uploads } = self.objects.look_at(&wanted, self.keeps).await?;
+        self.index.mark_erased(&absent).await?;
+        ::metrics::counter!(metrics::ERASED).increment(absent.len() as u64);
+        // No row names them: uploads that landed late, or not at all.
+        self.abort(&uploads).await?;
+        let left = self.objects.remove(&lying).await?;
+        let strangers: Vec<&String> = lying.iter().filter_map(|lying| lying.key.as_ref().err()).collect();
+        ::metrics::counter!(metrics::RETURNED).increment((lying.len() - strangers.len() - left.len()) as u64);
+        if let Some(first) = strangers.first() {
+            // Only their sessions wait for an operator, not all that stand behind them.
+            ::metrics::counter!(metrics::FAILURES).increment(1);
+            tracing::error!(
+                strangers = strangers.len(),
+                first,
+                "objects below deleted sessions' prefixes are not ours to delete; look at them"
+            );
         }
         Ok(())
     }
@@ -361,7 +472,7 @@ impl Worker {
             let (bucket, keeps) = (self.objects.clone(), self.keeps);
             async move { bucket.lying(&prefix, keeps).await.map(|found| (objects, found)) }
         });
-        let listed: Vec<(Vec<&Removable>, Vec<Lying>)> = listing.buffer_unordered(LED_AT_ONCE).try_collect().await?;
+        let listed: Vec<(Vec<&Removable>, Vec<Lying>)> = listing.buffer_unordered(LISTED_AT_ONCE).try_collect().await?;
         let mut absent = Vec::new();
         for (objects, found) in listed {
             for object in objects {

@@ -3,17 +3,20 @@
 //! Each pass makes tombstones of sessions past their plan window, leads every deletion one step on (decided by
 //! [`engine::retention`]), and removes objects that nobody needs: condemned ones after a grace, rows only when a listing
 //! shows the object absent. Beside the passes it makes withdrawals, which it hears of on `control`, into deletions within
-//! seconds, and takes entries off that topic that nobody needs any more. Every step can be repeated, and several workers can run at once.
+//! seconds, and takes entries off that topic that nobody needs any more. What is deleted is written into the journal ([`storage::journal`]),
+//! and signed once it is gone ([`storage::receipts`]). Every step can be repeated, and several workers can run at once.
 
 mod cleaning;
 mod driver;
+pub mod dry_run;
 mod metrics;
 mod withdrawals;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use service_kit::config::kafka::ControlConfig;
-use service_kit::config::keys::KeyStoreConfig;
+use service_kit::config::keys::{KeyStoreConfig, KeyringSource, key_cache, keyring_source, receipt_keys_file};
 use service_kit::config::postgres::PostgresConfig;
 use service_kit::config::s3::S3Config;
 use service_kit::config::{Env, Knob, ages};
@@ -30,6 +33,10 @@ pub struct Config {
     pub postgres: PostgresConfig,
     /// The key store.
     pub keystore: KeyStoreConfig,
+    /// The keyring, of which it has the storage's key alone: that of the journal.
+    pub keyring: KeyringSource,
+    /// Where the key is that signs receipts.
+    pub receipt_keys_file: PathBuf,
     /// The bucket.
     pub s3: S3Config,
     /// How often a pass begins when there is nothing to do.
@@ -38,6 +45,14 @@ pub struct Config {
     pub condemned_grace: Duration,
     /// A staged object of this age is given up.
     pub staged_stale: Duration,
+    /// How long any process keeps an unwrapped key.
+    pub key_cache: Duration,
+    /// How long the log keeps records.
+    pub log_retention: Duration,
+    /// How old a backup of the index gets.
+    pub backups: Duration,
+    /// How old a backup of the key store gets.
+    pub keystore_backups: Duration,
 }
 
 const CONDEMNED_GRACE_MS: Knob = Knob {
@@ -52,6 +67,21 @@ const STAGED_STALE_MS: Knob = Knob {
     doc: "A staged object of this age is given up: longer than the longest upload and its publishing.",
     unit: "milliseconds",
     default: Some("900000"),
+    secret: false,
+};
+
+const LOG_RETENTION_HOURS: Knob = Knob {
+    name: "CLAIRVIO_LOG_RETENTION_HOURS",
+    doc: "How long the topic of events keeps records, as `clairvio topics` made it: receipts name until when the log holds some.",
+    unit: "hours",
+    default: Some("72"),
+    secret: false,
+};
+const KEYSTORE_BACKUP_DAYS: Knob = Knob {
+    name: "CLAIRVIO_KEYSTORE_BACKUP_DAYS",
+    doc: "How old a backup of the key store gets: receipts name until when one holds a destroyed key.",
+    unit: "days",
+    default: Some("7"),
     secret: false,
 };
 
@@ -71,11 +101,17 @@ impl Config {
         Self {
             control,
             keystore: KeyStoreConfig::load(env, &postgres.url),
+            keyring: keyring_source(env),
+            receipt_keys_file: receipt_keys_file(env),
             postgres,
             s3: S3Config::load(env),
             pass_interval: ages::pass_interval(env),
             condemned_grace: env.millis(&CONDEMNED_GRACE_MS),
             staged_stale: env.millis(&STAGED_STALE_MS),
+            key_cache: key_cache(env),
+            log_retention: Duration::from_secs(env.number(&LOG_RETENTION_HOURS, 1).saturating_mul(3_600)),
+            backups: ages::backups(env),
+            keystore_backups: Duration::from_secs(env.number(&KEYSTORE_BACKUP_DAYS, 1).saturating_mul(86_400)),
         }
     }
 }

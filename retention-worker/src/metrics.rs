@@ -19,6 +19,11 @@ pub(crate) const RETURNED: &str = "retention_returned_objects_total";
 pub(crate) const CLOCKS_DIFFER: &str = "retention_clocks_differ_seconds";
 pub(crate) const UPLOADS_ENDED: &str = "retention_ended_uploads_total";
 pub(crate) const READS_FORGOTTEN: &str = "retention_forgotten_reads_total";
+pub(crate) const TERMINATED: &str = "retention_terminated_workspaces_total";
+pub(crate) const JOURNALLED: &str = "retention_journalled_deletions_total";
+pub(crate) const RECEIPTS: &str = "retention_receipted_deletions_total";
+pub(crate) const UNVERIFIED: &str = "retention_unverified_deletions";
+pub(crate) const SHREDDED_AGAIN: &str = "retention_shredded_again_total";
 pub(crate) const FAILURES: &str = "retention_failures_total";
 
 pub(crate) const ALL: &[Described] = &[
@@ -43,6 +48,14 @@ pub(crate) const ALL: &[Described] = &[
     ),
     Counter(UPLOADS_ENDED, "Uploads that nobody ended, ended with their parts."),
     Counter(READS_FORGOTTEN, "Entries of the read-access audit removed since they were older than 400 days."),
+    Counter(TERMINATED, "Closed workspaces of which nothing is left but receipts and tombstones."),
+    Counter(JOURNALLED, "Deletions that were written into the journal here since who began them had not."),
+    Counter(RECEIPTS, "Deletions that were verified and have their signed receipts."),
+    Gauge(UNVERIFIED, "Deletions of the last pass that are over, and of which something is there still. Alarm on any."),
+    Counter(
+        SHREDDED_AGAIN,
+        "Keys that were destroyed once more since the key store had forgotten it: it is one of a backup. Alarm on any.",
+    ),
     Counter(FAILURES, "Passes that failed; what remains is done by the next."),
     outbox::ROWS_DESCRIBED,
     outbox::FAILURES_DESCRIBED,

@@ -12,6 +12,7 @@ use service_kit::health::Part;
 use service_kit::retry;
 use service_kit::shutdown::Shutdown;
 use storage::index::Index;
+use storage::journal::{Journal, JournalError};
 use tokio::sync::Notify;
 
 use crate::metrics;
@@ -36,8 +37,9 @@ impl Withdrawals {
         self.0.came.notify_one();
     }
 
-    /// Makes deletions of them until the shutdown. While Postgres is away they wait.
-    pub(crate) async fn run(self, index: Index, postgres: Part, shutdown: Shutdown) {
+    /// Makes deletions of them until the shutdown, each in the journal before its entry goes. While Postgres or the bucket are away they
+    /// wait.
+    pub(crate) async fn run(self, index: Index, journal: Journal, postgres: Part, shutdown: Shutdown) {
         loop {
             let batch: Vec<SessionKey> = self.queue().iter().take(BATCH).map(|(key, _)| *key).collect();
             self.show();
@@ -49,7 +51,7 @@ impl Withdrawals {
             }
             let withdraw = || {
                 self.show();
-                index.withdraw(&batch)
+                delete(&index, &journal, &batch)
             };
             let Some(deleted) = retry::until_ok("withdraw sessions", &postgres, &shutdown, withdraw).await else {
                 return;
@@ -70,4 +72,12 @@ impl Withdrawals {
     fn queue(&self) -> MutexGuard<'_, VecDeque<(SessionKey, Instant)>> {
         self.0.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Deletes sessions whose end users took consent back; how many were not deleted before.
+async fn delete(index: &Index, journal: &Journal, batch: &[SessionKey]) -> Result<u64, JournalError> {
+    let (deletions, new) = index.withdraw(batch).await?;
+    journal.write_each(deletions).await?;
+    index.forget_withdrawals(batch).await?;
+    Ok(new)
 }

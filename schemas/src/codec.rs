@@ -99,6 +99,11 @@ impl<'a> Reader<'a> {
         if self.0.is_empty() { Ok(()) } else { Err(FormatError::Trailing) }
     }
 
+    /// Whether nothing is left.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The next `len` bytes.
     pub fn raw(&mut self, len: usize) -> Result<&'a [u8], FormatError> {
         let (head, tail) = self.0.split_at_checked(len).ok_or(FormatError::Truncated)?;

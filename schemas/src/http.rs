@@ -6,6 +6,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::control::WorkspaceState;
+use crate::deletion::Cause;
 use crate::facts::BatchFacts;
 use crate::ids::{ApiKeyId, DeletionId, LinkId, ReceiptId, SessionId, WorkspaceId};
 use crate::limits;
@@ -454,6 +455,9 @@ pub struct WorkspaceItem {
     /// When it was made.
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
+    /// When all of a closed workspace goes: until then it can be opened again. Null while it is open.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub terminates_at: Option<OffsetDateTime>,
 }
 
 /// `PATCH /v1/workspace`. What is left out stays.
@@ -469,6 +473,9 @@ pub struct WorkspacePatch {
     /// Versions of the notice that are accepted; empty for any.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub notice_versions: Option<Vec<String>>,
+    /// `active` opens a closed workspace again, before it goes. Nothing else can be asked for.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub state: Option<WorkspaceState>,
 }
 
 /// Sessions that began in one day.
@@ -517,7 +524,7 @@ pub struct OperatorPatch {
     /// What it pays for.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub plan: Option<Plan>,
-    /// Whether it may record. `terminated` is for ever.
+    /// Whether it may record. `terminated` can be taken back until it goes.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub state: Option<WorkspaceState>,
 }
@@ -791,8 +798,8 @@ pub struct DeletionItem {
     pub id: DeletionId,
     /// How far it is.
     pub state: DeletionState,
-    /// Why: `by_hand`, `by_reference`, `expired`, `withdrawn`, `exhausted` or `revoked`.
-    pub cause: String,
+    /// Why.
+    pub cause: Cause,
     /// Sessions that it covers. Of a deletion by reference more may come while it is not erased: those that were on their way.
     pub sessions: u64,
     /// Those of them whose keys are gone.
@@ -805,8 +812,47 @@ pub struct DeletionItem {
     /// When the last byte was seen gone.
     #[serde(with = "time::serde::rfc3339::option")]
     pub erased_at: Option<OffsetDateTime>,
-    /// The signed receipt, once there is one.
-    pub receipt: Option<Value>,
+    /// The signed receipt, once there is one: a compact JWS whose payload is [`Receipt`](crate::deletion::Receipt). The first of
+    /// several.
+    pub receipt: Option<String>,
+    /// How many receipts there are: of a deletion of very many sessions more than one, at `GET /v1/deletions/{id}/receipts`.
+    pub receipts: u64,
+}
+
+/// A receipt, in a list of those of a deletion or a workspace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReceiptItem {
+    /// The deletion that it is of.
+    pub deletion_id: DeletionId,
+    /// Which of its receipts, from 1.
+    pub part: u32,
+    /// Sessions in it.
+    pub sessions: u64,
+    /// When it was signed.
+    #[serde(with = "time::serde::rfc3339")]
+    pub signed_at: OffsetDateTime,
+    /// The receipt, a compact JWS.
+    pub receipt: String,
+}
+
+/// `POST /v1/operator/deletions`: of one session, or of all of a reference; exactly one is given.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OperatorDeletion {
+    /// Whose.
+    pub workspace_id: WorkspaceId,
+    /// The session.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub session_id: Option<SessionId>,
+    /// Whose sessions are to go.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub reference: Option<String>,
+}
+
+impl std::fmt::Debug for OperatorDeletion {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OperatorDeletion").field("workspace_id", &self.workspace_id).finish_non_exhaustive()
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The nouns of the system: everything that crosses a process boundary, and nothing that does I/O.
 //!
 //! HTTP bodies ([`http`]), token claims ([`token`]), Kafka records ([`record`], [`control`]), object formats ([`object`],
-//! [`shared_object`], [`session_object`], [`stream_note`], [`journal`]), object keys ([`paths`]), bounds ([`limits`]), plans ([`plan`]) and the
+//! [`shared_object`], [`session_object`], [`stream_note`], [`journal`]), deletions and their receipts ([`deletion`]), object keys ([`paths`]), bounds ([`limits`]), plans ([`plan`]) and the
 //! stable error codes ([`codes`]). The SQL migrations lie beside this crate, in `migrations/`.
 //!
 //! Every decoder here is total: any bytes give a value or a [`codec::FormatError`], never a panic.
@@ -9,6 +9,7 @@
 pub mod codec;
 pub mod codes;
 pub mod control;
+pub mod deletion;
 pub mod facts;
 pub mod http;
 pub mod ids;

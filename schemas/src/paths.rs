@@ -77,9 +77,14 @@ fn id(text: &str) -> Option<ObjectId> {
     Uuid::parse_str(text).ok().map(ObjectId)
 }
 
+/// The prefix below which all objects of a workspace's sessions lie, with its slash.
+pub fn workspace_prefix(workspace: WorkspaceId) -> String {
+    format!("sessions/{workspace}/")
+}
+
 /// The prefix below which all objects of one session lie, with its slash.
 pub fn session_prefix(key: &SessionKey) -> String {
-    format!("sessions/{}/{}/", key.workspace, key.session)
+    format!("{}{}/", workspace_prefix(key.workspace), key.session)
 }
 
 impl fmt::Display for ObjectKey {

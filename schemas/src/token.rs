@@ -1,4 +1,4 @@
-//! Claims of link and session tokens, and the shape of their compact form (JWS, RFC 7515).
+//! Claims of link and session tokens, and the shape of the compact form (JWS, RFC 7515) that they and receipts have.
 //!
 //! No cryptography here: signing and verifying is the `engine`'s. The claims hold no personal data: the reference of
 //! a link stays in Postgres.
@@ -24,6 +24,8 @@ pub enum TokenType {
     Link,
     /// A session's token: sends events.
     Session,
+    /// No token: the receipt of a deletion.
+    Receipt,
 }
 
 impl TokenType {
@@ -32,6 +34,7 @@ impl TokenType {
         match self {
             Self::Link => "clairvio-link",
             Self::Session => "clairvio-session",
+            Self::Receipt => "clairvio-receipt",
         }
     }
 }
@@ -127,7 +130,12 @@ pub struct Parts<'a> {
 
 /// Takes a compact token apart. Base64 must be canonical, JSON without doubled keys.
 pub fn split(token: &str) -> Result<Parts<'_>, Malformed> {
-    if token.len() > limits::TOKEN_BYTES_MAX {
+    split_within(token, limits::TOKEN_BYTES_MAX)
+}
+
+/// The same of what may have so many bytes.
+pub fn split_within(token: &str, bytes_max: usize) -> Result<Parts<'_>, Malformed> {
+    if token.len() > bytes_max {
         return Err(Malformed);
     }
     let (signed, signature) = token.rsplit_once('.').ok_or(Malformed)?;

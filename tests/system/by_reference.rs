@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use devstack::DeploymentOptions;
+use schemas::deletion::Cause;
 use schemas::http::{DeletionItem, DeletionState, StoredAs};
 use schemas::plan::Plan;
 use schemas::{DeletionId, SessionId};
@@ -115,8 +116,7 @@ fn r07_all_sessions_of_a_reference_go_with_those_on_their_way() -> Result<()> {
         wait_erased(&system.api, deletion).await?;
         let item = system.api.deletion(deletion).await?;
         ensure!(
-            (item.cause.as_str(), item.sessions, item.sessions_shredded, item.sessions_erased)
-                == ("by_reference", 3, 3, 3),
+            (item.cause, item.sessions, item.sessions_shredded, item.sessions_erased) == (Cause::ByReference, 3, 3, 3),
             "{item:?}"
         );
         for session in [&stored, &running, &coming] {
@@ -202,7 +202,7 @@ fn sessions_of_a_reference_are_found_by_several_at_once() -> Result<()> {
             .await?;
         let hash = hash.try_into().ok().context("a hash has 32 bytes")?;
         let filter = ReferenceFilter { hash: Some(hash), clear: String::new() };
-        let deletion = system.index.delete_reference(system.workspace, &filter).await?;
+        let deletion = system.index.delete_reference(system.workspace, &filter, Cause::ByReference).await?;
         let find = async || {
             let mut found = 0;
             while let Some(some) = system.index.find_deleted(deletion, 100).await? {

@@ -60,6 +60,17 @@ pub(crate) async fn index(system: &System<'_>) -> Result<()> {
     let made = system.gaps_made.load(std::sync::atomic::Ordering::Acquire);
     ensure!(gaps == i64::from(made), "B2: {gaps} gaps were noted, and the test made {made}");
 
+    let early = system
+        .count(
+            "select count(*) from deletion d where receipted_at is not null and (erased_at is null or finding
+                 or (select coalesce(sum(sessions), 0) from receipt where deletion_id = d.id)
+                     <> (select count(*) from deletion_session where deletion_id = d.id)
+                 or exists (select from deletion_session s where s.deletion_id = d.id
+                     and (erased_at is null or shredded_at is null or entry_id is null)))",
+        )
+        .await?;
+    ensure!(early == 0, "R3, R10: {early} deletions have receipts and are not over, or of other sessions");
+
     let rows = sqlx::query(
         "select id, kind, partition, workspace_id, session_id, bytes, sha256, footer_at, footer_len, offset_first,
              offset_next from object where state = 1",
@@ -116,12 +127,13 @@ fn key_of(row: &sqlx::postgres::PgRow) -> SessionKey {
     }
 }
 
-/// No object lies in the bucket that no row names.
+/// No object lies in the bucket that no row names; entries of the journal are named by themselves.
 async fn garbage(system: &System<'_>) -> Result<()> {
     let named: Vec<Uuid> = sqlx::query_scalar("select id from object").fetch_all(system.index.pool()).await?;
     let named: BTreeSet<ObjectId> = named.into_iter().map(ObjectId).collect();
     for listed in system.objects.list("").await? {
         match listed {
+            Ok(ObjectKey::Journal { .. }) => {}
             Ok(key) => ensure!(named.contains(&key.id()), "object {key} lies in the bucket and no row names it"),
             Err(name) => bail!("{name} lies in the bucket and is none of ours"),
         }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use devstack::DeploymentOptions;
 use schemas::control::{Entry, News};
+use schemas::deletion::Cause;
 use schemas::limits::CONTROL_DELETION_KEPT_S;
 use schemas::{SessionId, SessionKey};
 use service_kit::config::kafka::ControlConfig;
@@ -77,7 +78,7 @@ fn r02_a_deleted_sessions_key_is_dropped_everywhere_at_once() -> Result<()> {
         let took = wait_keys(system, &WRITERS, 3, LATER).await?;
         ensure!(took <= FORGOTTEN_WITHIN, "with all control planes dead it took {took:?}");
         // By this process, which tells nobody: the worker alone is left to.
-        system.index.delete_session(&system.key(by_worker)).await?;
+        system.index.delete_session(&system.key(by_worker), Cause::ByHand).await?;
         let took = wait_keys(system, &WRITERS, 2, LATER).await?;
         ensure!(took <= FORGOTTEN_WITHIN, "the worker alone took {took:?}");
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, ensure};
-use devstack::DeploymentOptions;
+use devstack::{DeploymentOptions, find_binary};
 use schemas::paths::session_prefix;
 use schemas::plan::Plan;
 use schemas::{SessionId, SessionKey, shared_object};
@@ -277,4 +277,32 @@ async fn send_unnoted(sdk: &Sdk, session: &Session, seq: u32) -> Result<()> {
     sdk.send(session, 0, seq, false, &body).await?;
     tokio::task::yield_now().await;
     Ok(())
+}
+
+/// Goal: who wants to know what would go hears of that and of nothing else, with the reason, and nothing is changed. Method: of two sessions
+/// one is past its window; no worker runs.
+#[test]
+fn a_dry_run_lists_what_would_go_and_changes_nothing() -> Result<()> {
+    let options = DeploymentOptions { plan: Plan::Free, workers: 0, ..DeploymentOptions::named("dryrun") };
+    run(options, &[], async |system| {
+        let (sdk, link) = (system.sdk(1)?, system.link("dry").await?);
+        let [old, young] = [load::begin(system, &sdk, &link).await?, load::begin(system, &sdk, &link).await?];
+        system.wait_count("the sessions are seen", "select count(*) from session", 2, SOON).await?;
+        sqlx::query("update session set started_at = started_at - interval '8 days' where id = $1")
+            .bind(old.id.0)
+            .execute(system.index.pool())
+            .await?;
+        let mut command = std::process::Command::new(find_binary("retention-worker")?);
+        command.arg("--dry-run").envs(system.settings(&system.service("control-plane", 1))?);
+        let output = command.output().context("run retention-worker")?;
+        let (said, told) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        ensure!(output.status.success(), "{told}");
+        let lines: Vec<&str> = said.lines().collect();
+        let is_named = |id: SessionId| lines.iter().any(|line| line.contains(&id.to_string()));
+        ensure!(lines.len() == 1 && is_named(old.id) && !is_named(young.id), "it lists {lines:?}");
+        ensure!(lines[0].contains("the plan free keeps it for 7 days"), "{lines:?}");
+        ensure!(told.contains("1 sessions of 1 workspaces are past their windows"), "{told}");
+        ensure!(system.count("select count(*) from session where state = 0").await? == 2, "it changed something");
+        Ok(())
+    })
 }

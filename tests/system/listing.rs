@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use devstack::DeploymentOptions;
+use schemas::deletion::Cause;
 use schemas::http::{SessionItem, SessionState};
 use schemas::limits::LIST_ROWS_MAX;
 use schemas::plan::Plan;
@@ -164,7 +165,7 @@ impl Model {
     async fn delete(&mut self, workspace: u128, place: Place) -> Result<()> {
         let Reverse((_, id)) = place;
         let key = SessionKey { workspace: WorkspaceId(Uuid::from_u128(workspace)), session: SessionId(id) };
-        self.index.delete_session(&key).await?;
+        self.index.delete_session(&key, Cause::ByHand).await?;
         self.rows.remove(&place);
         Ok(())
     }

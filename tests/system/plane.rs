@@ -284,7 +284,8 @@ fn workspaces_are_made_changed_and_closed_and_edges_are_told() -> Result<()> {
         refused("reading", api.list_links(None).await, "workspace_terminated")?;
         ensure!(api.workspace().await?.state == WorkspaceState::Terminated, "it is not closed");
         operator.operate(id, &state(WorkspaceState::Terminated)).await.context("close it again")?;
-        refused("opening", operator.operate(id, &state(WorkspaceState::Active)).await, "workspace_terminated")?;
+        operator.operate(id, &state(WorkspaceState::Active)).await.context("open it again")?;
+        ensure!(told.rules(id, 27).await?.state == WorkspaceState::Active, "it is not told to be open");
         let listed = operator.list_workspaces(None).await?.items;
         ensure!(listed.len() == 2 && listed[0].id == id && listed[1].id == system.workspace, "listed are {listed:?}");
         shutdown.begin();

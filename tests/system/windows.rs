@@ -9,7 +9,7 @@ use schemas::WorkspaceId;
 use schemas::plan::Plan;
 use service_kit::config::postgres::PostgresConfig;
 use storage::index::Index;
-use storage::index::workspaces::WorkspaceChange;
+use storage::index::workspaces::{Graces, WorkspaceChange};
 use time::OffsetDateTime;
 use time::macros::datetime;
 use uuid::Uuid;
@@ -27,6 +27,7 @@ const WORKSPACES: u128 = 24;
 const SESSIONS: i64 = 60;
 const EVERY_HOURS: i64 = 37;
 const GRACE: Duration = Duration::from_secs(24 * 3_600);
+const GRACES: Graces = Graces { plan: GRACE, termination: GRACE };
 const PLANS: [(Plan, i64); 4] = [(Plan::Free, 7), (Plan::Starter, 30), (Plan::Growth, 90), (Plan::Scale, 365)];
 
 /// A workspace by the rules.
@@ -110,11 +111,12 @@ fn p07_each_days_survivors_are_those_within_their_windows() -> Result<()> {
                 if day % (11 + number as i64) == 5 {
                     let plan = (workspace.plan + 1 + number % 3) % PLANS.len();
                     let change = WorkspaceChange { plan: Some(PLANS[plan].0), ..WorkspaceChange::default() };
-                    index.change_workspace(*id, &change, GRACE).await?;
+                    index.change_workspace(*id, &change, GRACES).await?;
                     workspace.change(plan, now);
                 }
             }
-            while index.expire(1_000).await? > 0 {}
+            let now_s = index.due(1).await?.now_s;
+            while index.expire(now_s, 1_000).await? > 0 {}
             model.values_mut().for_each(|workspace| workspace.expire(now));
             let live: Vec<Uuid> =
                 sqlx::query_scalar("select id from session where state = 0").fetch_all(index.pool()).await?;

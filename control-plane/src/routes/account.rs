@@ -5,6 +5,7 @@ use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::extract::{Path, Query, State as Extract};
 use bytes::Bytes;
 use http::StatusCode;
+use schemas::control::WorkspaceState;
 use schemas::http::{KeyCreated, KeyItem, KeyRequest, Page, Usage, WorkspaceItem, WorkspacePatch};
 use schemas::limits::USAGE_DAYS_MAX;
 use schemas::{ApiKeyId, ErrorCode};
@@ -17,7 +18,7 @@ use time::{Date, Duration, OffsetDateTime};
 use uuid::Uuid;
 
 use super::{Answer, PageQuery, field, page, page_limit, parse_body, parse_cursor, parse_id, query};
-use crate::auth::{Administer, By, Read, SeeWorkspace};
+use crate::auth::{Administer, By, ChangeWorkspace, Read, SeeWorkspace};
 use crate::driver::State;
 
 /// Days that a usage has when nothing else is asked for, today included.
@@ -33,10 +34,17 @@ pub(super) async fn workspace(
 
 pub(super) async fn change_workspace(
     Extract(state): Extract<State>,
-    By(caller, _): By<Administer>,
+    By(caller, _): By<ChangeWorkspace>,
     body: Result<Bytes, BytesRejection>,
 ) -> Answer<Json<WorkspaceItem>> {
     let patch: WorkspacePatch = parse_body(body)?;
+    // Whoever administers a workspace may open it again that is closed, and not one that was suspended.
+    let opens =
+        patch.state.map(|state| field((state == WorkspaceState::Active).then_some(state), "state")).transpose()?;
+    let is_suspended = caller.state == WorkspaceState::Suspended;
+    if opens.is_some() && is_suspended {
+        return Err(ErrorCode::WorkspaceSuspended.into());
+    }
     let change = WorkspaceChange {
         name: patch.name.map(|name| field(normal_name(&name), "name")).transpose()?,
         origins: patch.origins.map(|origins| field(normal_origins(&origins), "origins")).transpose()?,
@@ -44,9 +52,20 @@ pub(super) async fn change_workspace(
             .notice_versions
             .map(|versions| field(normal_notice_versions(&versions), "notice_versions"))
             .transpose()?,
+        state: opens,
         ..WorkspaceChange::default()
     };
-    changed(state.index.change_workspace(caller.workspace, &change, state.plan_grace).await?)
+    changed(state.index.change_workspace(caller.workspace, &change, state.graces).await?)
+}
+
+/// Closes the workspace: nothing is recorded any more, and when its time is over all of it goes. Until then it can be opened again.
+pub(super) async fn close_workspace(
+    Extract(state): Extract<State>,
+    By(caller, _): By<SeeWorkspace>,
+) -> Answer<(StatusCode, Json<WorkspaceItem>)> {
+    let change = WorkspaceChange { state: Some(WorkspaceState::Terminated), ..WorkspaceChange::default() };
+    let closed = changed(state.index.change_workspace(caller.workspace, &change, state.graces).await?)?;
+    Ok((StatusCode::ACCEPTED, closed))
 }
 
 /// The answer to a change of a workspace.

@@ -6,14 +6,19 @@ use axum::extract::{Path, Query, State as Extract};
 use bytes::Bytes;
 use http::StatusCode;
 use schemas::control::WorkspaceState;
-use schemas::http::{OperatorLink, OperatorPatch, Page, Scope, WorkspaceCreated, WorkspaceItem, WorkspaceRequest};
-use schemas::{ApiKeyId, ErrorCode, LinkId, WorkspaceId};
+use schemas::deletion::Cause;
+use schemas::http::{
+    DeletionAccepted, DeletionItem, OperatorDeletion, OperatorLink, OperatorPatch, Page, ReceiptItem, Scope,
+    WorkspaceCreated, WorkspaceItem, WorkspaceRequest,
+};
+use schemas::{ApiKeyId, DeletionId, ErrorCode, LinkId, SessionKey, WorkspaceId};
 use service_kit::keys::tokens::make_api_key;
 use storage::index::keys::{FIRST_KEY, NewKey};
 use storage::index::workspaces::{WorkspaceChange, normal_name, normal_origins};
 use uuid::Uuid;
 
 use super::account::changed;
+use super::deletions::{delete_all_of, delete_one};
 use super::{Answer, PageQuery, field, page, page_limit, parse_body, parse_cursor, parse_id, query};
 use crate::auth::Operator;
 use crate::driver::State;
@@ -38,6 +43,7 @@ pub(super) async fn create_workspace(
         notice_versions: Vec::new(),
         limits: request.plan.limits(),
         created_at,
+        terminates_at: None,
     };
     Ok((StatusCode::CREATED, Json(WorkspaceCreated { workspace, api_key })))
 }
@@ -71,7 +77,7 @@ pub(super) async fn change_workspace(
 ) -> Answer<Json<WorkspaceItem>> {
     let patch: OperatorPatch = parse_body(body)?;
     let change = WorkspaceChange { plan: patch.plan, state: patch.state, ..WorkspaceChange::default() };
-    changed(state.index.change_workspace(WorkspaceId(parse_id(&id)?), &change, state.plan_grace).await?)
+    changed(state.index.change_workspace(WorkspaceId(parse_id(&id)?), &change, state.graces).await?)
 }
 
 pub(super) async fn link(
@@ -81,4 +87,49 @@ pub(super) async fn link(
 ) -> Answer<Json<OperatorLink>> {
     let found = state.index.link_of_anyone(LinkId(parse_id(&id)?)).await?;
     found.map(Json).ok_or_else(|| ErrorCode::NotFound.into())
+}
+
+/// Deletes a session or all of a reference, on notice (P23).
+pub(super) async fn delete(
+    Extract(state): Extract<State>,
+    _: Operator,
+    body: Result<Bytes, BytesRejection>,
+) -> Answer<(StatusCode, Json<DeletionAccepted>)> {
+    let OperatorDeletion { workspace_id, session_id, reference } = parse_body(body)?;
+    // A tombstone in a workspace that never was would be nobody's.
+    if state.index.workspace(workspace_id).await?.is_none() {
+        return Err(ErrorCode::NotFound.into());
+    }
+    let deletion_id = match (session_id, reference) {
+        (Some(session), None) => {
+            delete_one(&state, &SessionKey { workspace: workspace_id, session }, Cause::Operator).await?
+        }
+        (None, Some(reference)) => delete_all_of(&state, workspace_id, reference, Cause::Operator).await?,
+        // Both, or neither: who asks means something else than what would be done.
+        _ => field(None, "session_id")?,
+    };
+    Ok((StatusCode::ACCEPTED, Json(DeletionAccepted { deletion_id })))
+}
+
+pub(super) async fn deletion(
+    Extract(state): Extract<State>,
+    _: Operator,
+    Path(id): Path<String>,
+) -> Answer<Json<DeletionItem>> {
+    let found = state.index.deletion(None, DeletionId(parse_id(&id)?)).await?;
+    found.map(Json).ok_or_else(|| ErrorCode::NotFound.into())
+}
+
+/// Receipts of a workspace's deletions, newest first, of each the first: also of one that is gone, which nobody else can ask for.
+pub(super) async fn list_receipts(
+    Extract(state): Extract<State>,
+    _: Operator,
+    Path(id): Path<String>,
+    asked: Result<Query<PageQuery>, QueryRejection>,
+) -> Answer<Json<Page<ReceiptItem>>> {
+    let asked = query(asked)?;
+    let limit = page_limit(asked.limit)?;
+    let before = parse_cursor(asked.cursor.as_deref())?;
+    let items = state.index.receipts(WorkspaceId(parse_id(&id)?), before, limit + 1).await?;
+    Ok(Json(page(items, limit, |item| (item.signed_at, item.deletion_id.0))))
 }

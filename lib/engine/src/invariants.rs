@@ -37,12 +37,16 @@ invariants! {
     C5 "any flip, drop, swap or cut of sealed bytes is an error";
     C6 "no shared object outlives its draining bound";
     R1 "states of sessions and deletions only move forward";
+    R2 "after the shredding of its key, and the bound of key caches, no process opens a session";
     R3 "erased means absent from storage, seen by a listing and not by a 200";
     R4 "a retry does what remains, and only that";
     R5 "nothing is deleted early by plan";
     R6 "a shorter plan applies to old sessions, a longer one revives none";
+    R7 "a deletion by reference covers every session that began before it, those too that are on their way";
     R8 "deleting an unknown session leaves a tombstone";
     R9 "no deletion has an effect on another workspace";
+    R10 "each deleted session stands in exactly one receipt";
+    R11 "no bytes are past their window";
     E1 "an answer of 202 implies the broker's acknowledgement";
     E2 "no byte reaches the log without a verified, unexpired token within its scope";
     E3 "decoded bytes stay within their bound, whatever came";

@@ -9,7 +9,7 @@
 //! - [`batching`]: when a partition's records become an object, and what happens when that fails;
 //! - [`merge`]: the one order in which a session is read, wherever its batches lie;
 //! - [`compaction`]: which objects are merged, what happens when that fails, and where frames are cut;
-//! - [`retention`]: what a deletion has to do next;
+//! - [`retention`]: what a deletion has to do next, and [`receipt`]: what is signed when it is over;
 //! - [`invariants`]: what must always hold, by id.
 
 pub mod admission;
@@ -20,6 +20,7 @@ pub mod events;
 pub mod invariants;
 pub mod merge;
 pub mod rates;
+pub mod receipt;
 pub mod retention;
 pub mod standing;
 pub mod token;

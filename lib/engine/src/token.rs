@@ -45,7 +45,7 @@ impl Signing {
         self.sign(TokenType::Session, claims)
     }
 
-    fn sign(&self, token_type: TokenType, claims: &impl Serialize) -> String {
+    pub(crate) fn sign(&self, token_type: TokenType, claims: &impl Serialize) -> String {
         let input = token::signing_input(token_type, &self.kid, claims);
         let signature = self.key.sign(input.as_bytes());
         token::join(input, &signature.to_bytes())

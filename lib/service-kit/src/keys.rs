@@ -1,12 +1,13 @@
 //! Key files: where a process finds its keys, and how it hears of new ones.
 //!
 //! [`tokens`] sign and verify links and sessions, [`transport`] seals records on their way through the log, [`keyring`] is
-//! above the data keys of sessions, or a [`program`] stands in for it. A file is made by `clairvio keys`, readable by its owner only, and replaced as a whole;
+//! above the data keys of sessions, or a [`program`] stands in for it, [`receipts`] sign what was deleted. A file is made by `clairvio keys`, readable by its owner only, and replaced as a whole;
 //! a process that holds it [`Watched`] goes by the new one within seconds.
 
 pub mod cache;
 pub mod keyring;
 pub mod program;
+pub mod receipts;
 pub mod tokens;
 pub mod transport;
 mod watched;
@@ -70,35 +71,47 @@ pub const TRANSPORT_FILE: &str = "transport-keys.json";
 /// What wraps the data keys of sessions.
 pub const KEYRING_FILE: &str = "keyring.json";
 
+/// What retention workers sign receipts with.
+pub const RECEIPT_FILE: &str = "receipt-keys.json";
+/// What anybody checks receipts with: no secret.
+pub const RECEIPT_PUBLIC_FILE: &str = "receipt-public.json";
+
 /// Makes fresh keys of a deployment, a file for each kind, in `folder`. Files that are there already are neither changed nor
 /// overwritten: their names come second.
 pub fn make(folder: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>), KeysError> {
-    let (edge, control) = tokens::make()?;
     let (mut made, mut kept) = (Vec::new(), Vec::new());
-    let token_files = [folder.join(EDGE_FILE), folder.join(CONTROL_FILE)];
-    // They belong together: one of them alone is of no use, and the other cannot be made to fit.
-    if token_files.iter().all(|path| path.exists()) {
-        kept.extend(token_files);
-    } else {
-        write(&token_files[0], &edge)?;
-        write(&token_files[1], &control)?;
-        made.extend(token_files);
+    if let Some(paths) = missing(folder, [EDGE_FILE, CONTROL_FILE], &mut kept) {
+        let (edge, control) = tokens::make()?;
+        write(&paths[0], &edge)?;
+        write(&paths[1], &control)?;
+        made.extend(paths);
     }
-    let transport_file = folder.join(TRANSPORT_FILE);
-    if transport_file.exists() {
-        kept.push(transport_file);
-    } else {
-        write(&transport_file, &transport::TransportKeys::make()?)?;
-        made.push(transport_file);
+    if let Some([path]) = missing(folder, [TRANSPORT_FILE], &mut kept) {
+        write(&path, &transport::TransportKeys::make()?)?;
+        made.push(path);
     }
-    let keyring_file = folder.join(KEYRING_FILE);
-    if keyring_file.exists() {
-        kept.push(keyring_file);
-    } else {
-        write(&keyring_file, &keyring::KeyringFile::make()?)?;
-        made.push(keyring_file);
+    if let Some([path]) = missing(folder, [KEYRING_FILE], &mut kept) {
+        write(&path, &keyring::KeyringFile::make()?)?;
+        made.push(path);
+    }
+    if let Some(paths) = missing(folder, [RECEIPT_FILE, RECEIPT_PUBLIC_FILE], &mut kept) {
+        let (keys, public) = receipts::make()?;
+        write(&paths[0], &keys)?;
+        write(&paths[1], &public)?;
+        made.extend(paths);
     }
     Ok((made, kept))
+}
+
+/// Files that are to be made, unless all of them are there. They belong together: some of them alone are of no use, and the others
+/// cannot be made to fit.
+fn missing<const N: usize>(folder: &Path, names: [&str; N], kept: &mut Vec<PathBuf>) -> Option<[PathBuf; N]> {
+    let paths = names.map(|name| folder.join(name));
+    if paths.iter().all(|path| path.exists()) {
+        kept.extend(paths);
+        return None;
+    }
+    Some(paths)
 }
 
 /// Reads a key file.
@@ -177,11 +190,11 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("clairvio-keys-{}", uuid::Uuid::now_v7()));
         std::fs::create_dir(&folder).unwrap();
         let (made, kept) = make(&folder).unwrap();
-        assert_eq!((made.len(), kept.len()), (4, 0));
+        assert_eq!((made.len(), kept.len()), (6, 0));
         std::fs::remove_file(folder.join(KEYRING_FILE)).unwrap();
         let before = std::fs::read(folder.join(TRANSPORT_FILE)).unwrap();
         let (made, kept) = make(&folder).unwrap();
-        assert_eq!((made, kept.len()), (vec![folder.join(KEYRING_FILE)], 3));
+        assert_eq!((made, kept.len()), (vec![folder.join(KEYRING_FILE)], 5));
         assert_eq!(std::fs::read(folder.join(TRANSPORT_FILE)).unwrap(), before);
         std::fs::remove_file(folder.join(EDGE_FILE)).unwrap();
         assert!(matches!(make(&folder), Err(KeysError::Write { .. })), "the other half cannot be made to fit");

@@ -1,5 +1,6 @@
 //! What every service's `main.rs` calls.
 
+use std::pin::Pin;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -74,8 +75,27 @@ impl<C> Definition<C> {
     }
 }
 
+/// What a service's program does by a flag instead of serving.
+pub struct Instead<C> {
+    /// The flag, with its dashes.
+    pub flag: &'static str,
+    /// What it does, in one line.
+    pub about: &'static str,
+    /// Does it.
+    pub run: fn(C) -> Pin<Box<dyn Future<Output = anyhow::Result<()>>>>,
+}
+
 /// Runs a service to its end and tells how it went.
 pub fn main<C, F, Fut>(definition: &Definition<C>, run: F) -> ExitCode
+where
+    F: FnOnce(C, Surroundings) -> Fut,
+    Fut: Future<Output = anyhow::Result<()>>,
+{
+    main_or(definition, run, None)
+}
+
+/// The same of a program that does something else by a flag.
+pub fn main_or<C, F, Fut>(definition: &Definition<C>, run: F, instead: Option<Instead<C>>) -> ExitCode
 where
     F: FnOnce(C, Surroundings) -> Fut,
     Fut: Future<Output = anyhow::Result<()>>,
@@ -84,21 +104,26 @@ where
     let lookup = |name: &str| std::env::var(name).ok();
     let mut env = Env::new(&lookup);
     let (common, config) = definition.load_all(&mut env);
+    let other = instead.as_ref().map(|instead| (instead.flag, instead.about));
+    let does_instead = instead.filter(|instead| arguments == [instead.flag]);
     match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         [] => {}
+        _ if does_instead.is_some() => {}
         ["--print-config"] => print!("{}", config::print(env.settings())),
         ["--version"] => println!("{} {}", definition.name, env!("CARGO_PKG_VERSION")),
         ["--help" | "-h"] => println!(
             "{}: {}\n\nAll settings are environment variables; --print-config shows them with their values.\n\n\
-             Options:\n  --print-config  show the settings and stop\n  --version       show the version and stop",
-            definition.name, definition.about
+             Options:\n  --print-config  show the settings and stop\n  --version       show the version and stop{}",
+            definition.name,
+            definition.about,
+            other.map_or_else(String::new, |(flag, about)| format!("\n  {flag:<14}  {about}"))
         ),
         _ => {
             eprintln!("{}: unknown argument\n  hint: see {0} --help", definition.name);
             return ExitCode::from(EXIT_USAGE);
         }
     }
-    if !arguments.is_empty() {
+    if !arguments.is_empty() && does_instead.is_none() {
         return ExitCode::SUCCESS;
     }
     if !env.errors().is_empty() {
@@ -107,7 +132,11 @@ where
         }
         return ExitCode::from(EXIT_USAGE);
     }
-    match start(definition.name, common, |surroundings| run(config, surroundings)) {
+    let done = match does_instead {
+        None => start(definition.name, common, |surroundings| run(config, surroundings)),
+        Some(instead) => runtime().and_then(|runtime| runtime.block_on((instead.run)(config))),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // The one place where a service's last error is told.
@@ -117,14 +146,17 @@ where
     }
 }
 
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start runtime")
+}
+
 fn start<F, Fut>(name: &'static str, common: Common, run: F) -> anyhow::Result<()>
 where
     F: FnOnce(Surroundings) -> Fut,
     Fut: Future<Output = anyhow::Result<()>>,
 {
     let metrics = telemetry::start(&common.log)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start runtime")?;
-    runtime.block_on(async {
+    runtime()?.block_on(async {
         let shutdown = Shutdown::new(common.grace);
         shutdown.begin_on_signal().context("listen for signals")?;
         let bind = |address: std::net::SocketAddr| async move {

@@ -6,14 +6,17 @@
 pub mod batches;
 pub mod deletions;
 mod first_sight;
+pub mod journal;
 pub mod keys;
 pub mod links;
 pub mod listing;
 pub mod outbox;
 pub mod quarantine;
 pub mod reads;
+pub mod receipts;
 pub mod runs;
 pub mod sessions;
+pub mod termination;
 pub mod workspaces;
 
 use std::sync::Arc;
@@ -29,7 +32,7 @@ use time::OffsetDateTime;
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-use crate::postgres;
+use crate::postgres::{self, Life};
 
 /// Why the index did not do what was asked.
 #[derive(Debug, Error)]
@@ -86,8 +89,23 @@ pub struct Index {
 impl Index {
     /// A pool of connections; none is made yet.
     pub fn new(config: &PostgresConfig) -> Result<Self, IndexError> {
-        let (pool, address) = postgres::pool(&config.url, "DATABASE_URL", config.connections_max, None)?;
+        Self::of(config, None)
+    }
+
+    /// The same, to a server only that is trusted.
+    pub fn trusted(config: &PostgresConfig, life: &Arc<Life>) -> Result<Self, IndexError> {
+        Self::of(config, Some(life))
+    }
+
+    fn of(config: &PostgresConfig, life: Option<&Arc<Life>>) -> Result<Self, IndexError> {
+        let (pool, address) = postgres::pool(&config.url, "DATABASE_URL", config.connections_max, None, life)?;
         Ok(Self { pool, address, outbox: Arc::default() })
+    }
+
+    /// When the server was started.
+    pub async fn started(&self) -> Result<String, IndexError> {
+        let mut connection = self.pool.acquire().await.map_err(failed("connect to the index"))?;
+        postgres::started(&mut connection).await.map_err(failed("ask when the server was started"))
     }
 
     /// Whether Postgres answers and has the schema.

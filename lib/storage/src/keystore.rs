@@ -5,14 +5,14 @@
 //! is gone from the table; Postgres overwrites the old row's bytes in its own time (vacuum, recycled log), and what it has not
 //! overwritten yet is still wrapped.
 
-use schemas::SessionKey;
+use schemas::{SessionKey, WorkspaceId};
 use sealing::keyring::KeyVersion;
 use sealing::wrapping::{WRAPPED_BYTES, Wrapped};
 use service_kit::config::keys::KeyStoreConfig;
 use sqlx::Row as _;
 use sqlx::postgres::{PgPool, PgRow};
 
-use crate::index::{IndexError, failed, key_arrays, session_key};
+use crate::index::{IndexError, failed, key_arrays, session_key, signed, unsigned};
 use crate::postgres;
 
 /// The schema that all of it lies in.
@@ -57,7 +57,7 @@ impl KeyStore {
     /// A pool of connections; none is made yet.
     pub fn new(config: &KeyStoreConfig) -> Result<Self, IndexError> {
         let (pool, address) =
-            postgres::pool(&config.url, "KEYSTORE_DATABASE_URL", config.connections_max, Some(SCHEMA))?;
+            postgres::pool(&config.url, "KEYSTORE_DATABASE_URL", config.connections_max, Some(SCHEMA), None)?;
         Ok(Self { pool, address })
     }
 
@@ -123,9 +123,21 @@ impl KeyStore {
     }
 
     /// Destroys the keys of these sessions, for ever; also of those that never had one (R8). Can be repeated. What is no
-    /// session has nothing destroyed: a deletion that names one must not take a workspace's references with it.
-    pub async fn shred(&self, keys: &[SessionKey]) -> Result<(), IndexError> {
-        let (workspaces, sessions) = key_arrays(keys.iter().filter(|key| key.is_session()));
+    /// session has nothing destroyed: a deletion that names one must not take a workspace's references with it. Gives how many times
+    /// keys were destroyed here by then.
+    pub async fn shred(&self, keys: &[SessionKey]) -> Result<u64, IndexError> {
+        let sessions: Vec<SessionKey> = keys.iter().filter(|key| key.is_session()).copied().collect();
+        self.shred_any(&sessions).await
+    }
+
+    /// Destroys the key of a workspace's references, for ever: the workspace is gone.
+    pub async fn shred_references(&self, workspace: WorkspaceId) -> Result<u64, IndexError> {
+        self.shred_any(&[SessionKey::references(workspace)]).await
+    }
+
+    async fn shred_any(&self, keys: &[SessionKey]) -> Result<u64, IndexError> {
+        let (workspaces, sessions) = key_arrays(keys.iter());
+        let mut tx = self.pool.begin().await.map_err(failed("begin shredding"))?;
         sqlx::query(
             "insert into session_key (workspace_id, session_id, shredded_at)
              select w, s, now() from unnest($1::uuid[], $2::uuid[]) as k (w, s) order by w, s
@@ -134,10 +146,34 @@ impl KeyStore {
         )
         .bind(&workspaces)
         .bind(&sessions)
-        .execute(&self.pool)
+        .execute(&mut *tx)
         .await
-        .map(drop)
-        .map_err(failed("shred keys"))
+        .map_err(failed("shred keys"))?;
+        let shreddings: i64 = sqlx::query_scalar("update shreddings set count = count + 1 returning count")
+            .fetch_one(&mut *tx)
+            .await
+            .map_err(failed("count shreddings"))?;
+        tx.commit().await.map_err(failed("commit shredding"))?;
+        Ok(unsigned(shreddings))
+    }
+
+    /// How many times keys were destroyed here. It never gets less, unless the key store is one of a backup.
+    pub async fn shreddings(&self) -> Result<u64, IndexError> {
+        let shreddings: i64 = sqlx::query_scalar("select count from shreddings")
+            .fetch_one(&self.pool)
+            .await
+            .map_err(failed("ask how many keys were shredded"))?;
+        Ok(unsigned(shreddings))
+    }
+
+    /// Counts so many: what was destroyed before a backup of it was restored is destroyed again.
+    pub async fn count_shreddings(&self, shreddings: u64) -> Result<(), IndexError> {
+        sqlx::query("update shreddings set count = $1 where count < $1")
+            .bind(signed(shreddings))
+            .execute(&self.pool)
+            .await
+            .map(drop)
+            .map_err(failed("count shreddings"))
     }
 
     /// Keys that are wrapped under another version than this, behind `after` in id order, `limit` at most.

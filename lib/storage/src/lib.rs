@@ -2,16 +2,18 @@
 //!
 //! [`objects`] puts, gets, lists and deletes; [`index`] has every query, one file per caller; [`keystore`] holds wrapped keys,
 //! [`session_keys`] unwraps them; [`references`] seals whom links are for; [`footers`] opens footers, and [`reading`] puts all together into sessions;
-//! [`quarantine`] has what could not be read. Services call these and decide nothing in SQL of their own.
+//! [`quarantine`] has what could not be read, [`journal`] what was deleted, for indexes that are restored, and [`receipts`] signs that it is gone. Services call these and decide nothing in SQL of their own.
 
 pub mod footers;
 pub mod index;
 pub mod inspect;
+pub mod journal;
 pub mod keystore;
 pub mod objects;
 mod postgres;
 pub mod quarantine;
 pub mod reading;
+pub mod receipts;
 pub mod references;
 pub mod session_keys;
 pub mod stream_notes;
@@ -26,6 +28,8 @@ use service_kit::shutdown::Shutdown;
 use index::{Index, IndexError};
 use keystore::KeyStore;
 use objects::{ObjectError, Objects};
+
+pub use postgres::Life;
 
 /// What a service stores in, and the parts of its health that go with it.
 #[derive(Debug)]

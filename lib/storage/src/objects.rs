@@ -37,7 +37,7 @@ use thiserror::Error;
 
 use crate::index::{FooterAt, Uploaded};
 
-pub use remains::{Keeps, Lying, OpenUpload};
+pub use remains::{Absent, Keeps, Looked, Lying, OpenUpload};
 pub use upload::{Put, Upload};
 
 /// Keys in one request to delete; S3's own bound.
@@ -87,6 +87,15 @@ impl ObjectError {
     pub fn is_damage(&self) -> bool {
         matches!(self, Self::Absent | Self::Short)
     }
+}
+
+/// A page of keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyPage {
+    /// The keys in their order; strangers as text.
+    pub keys: Vec<Result<ObjectKey, String>>,
+    /// Whether there are more behind them.
+    pub is_more: bool,
 }
 
 /// The bucket.
@@ -311,6 +320,22 @@ impl Objects {
             }
         }
         Ok(found)
+    }
+
+    /// One page of keys below a prefix, in their order, behind the one given; strangers as text.
+    pub async fn list_page(&self, prefix: &str, after: Option<&ObjectKey>) -> Result<KeyPage, ObjectError> {
+        let page = self
+            .client
+            .list_objects_v2()
+            .bucket(&self.bucket)
+            .prefix(format!("{}{prefix}", self.prefix))
+            .set_start_after(after.map(|key| self.full_key(key)))
+            .send()
+            .await
+            .map_err(|error| self.failed("list objects", error))?;
+        let found = page.contents().iter().filter_map(|object| object.key());
+        let keys = found.map(|key| self.parse_key(key).ok_or_else(|| key.to_owned())).collect();
+        Ok(KeyPage { keys, is_more: page.is_truncated() == Some(true) })
     }
 
     fn full_key(&self, key: &ObjectKey) -> String {

@@ -78,6 +78,30 @@ pub struct SessionKeys {
     cache: Arc<Mutex<Cache>>,
 }
 
+/// Keys of what belongs to no session, and no others: who has these opens footers and the journal, and nothing that was recorded.
+#[derive(Debug, Clone)]
+pub struct StorageKeys {
+    keyring: Arc<dyn Keyring>,
+}
+
+impl StorageKeys {
+    /// Those of this keyring.
+    pub fn new(keyring: Arc<dyn Keyring>) -> Self {
+        Self { keyring }
+    }
+
+    /// The key as it is used now.
+    pub async fn current(&self) -> Result<StorageKey, KeyError> {
+        let version = self.keyring.current()?;
+        Ok(StorageKey { version, key: self.of(version).await? })
+    }
+
+    /// The key of this version.
+    pub async fn of(&self, version: KeyVersion) -> Result<Key, KeyError> {
+        Ok(self.keyring.key(Owner::Storage, version).await?)
+    }
+}
+
 /// Unwrapped keys in memory.
 #[derive(Debug)]
 struct Cache {
@@ -237,13 +261,17 @@ impl SessionKeys {
 
     /// The storage's key as it is used now.
     pub async fn storage(&self) -> Result<StorageKey, KeyError> {
-        let version = self.keyring.current()?;
-        Ok(StorageKey { version, key: self.storage_of(version).await? })
+        self.storage_keys().current().await
     }
 
     /// The storage's key of this version.
     pub async fn storage_of(&self, version: KeyVersion) -> Result<Key, KeyError> {
-        Ok(self.keyring.key(Owner::Storage, version).await?)
+        self.storage_keys().of(version).await
+    }
+
+    /// The storage's keys alone.
+    pub fn storage_keys(&self) -> StorageKeys {
+        StorageKeys::new(Arc::clone(&self.keyring))
     }
 
     async fn unwrap(&self, key: &SessionKey, wrapped: &Wrapped) -> Result<Key, KeyError> {

@@ -5,6 +5,7 @@
 
 mod keyring;
 mod list;
+mod receipts;
 mod tokens;
 mod transport;
 
@@ -18,7 +19,8 @@ use service_kit::keys;
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Make fresh keys of a deployment: edge-keys.json and transport-keys.json for edges, transport-keys.json and keyring.json
-    /// for batchers, keyring.json for compactors, control-keys.json and keyring.json for control planes.
+    /// for batchers, keyring.json for compactors, control-keys.json and keyring.json for control planes, receipt-keys.json and keyring.json
+    /// for retention workers. receipt-public.json is for everybody: receipts of deletions are checked with it.
     ///
     /// Once, before the first start. Files that are there already are kept.
     Make {
@@ -64,6 +66,10 @@ pub(crate) enum Rotate {
     /// Regularly, and at once when edge-keys.json or control-keys.json may have leaked: twice then, since what stood ready has leaked
     /// too. What the old keys signed is taken until they are retired.
     Tokens(tokens::Files),
+    /// Have a new key sign receipts of deletions. What the old ones signed is valid still.
+    ///
+    /// Yearly, and at once when receipt-keys.json may have leaked: whoever has it can sign receipts for what was never deleted.
+    Receipts(receipts::Files),
     /// Add a version to the keyring, or take the newest into use.
     ///
     /// Yearly, and at once when the keyring may have leaked. In two steps, since a process that lacks a version cannot open what
@@ -105,6 +111,7 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<()> {
         Command::Rotate(Rotate::Transport(file)) => transport::rotate(file),
         Command::Rotate(Rotate::Keyring(rotate)) => rotate.run().await,
         Command::Rotate(Rotate::Tokens(files)) => tokens::rotate(files),
+        Command::Rotate(Rotate::Receipts(files)) => receipts::rotate(files),
         Command::Retire(Retire::Token(retire)) => tokens::retire(retire),
         Command::Rewrap(file) => keyring::rewrap(file).await,
         Command::Retire(Retire::Keyring(retire)) => retire.run().await,

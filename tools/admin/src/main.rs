@@ -2,12 +2,13 @@
 //!
 //! Each command does one thing and says what it did, one line per fact. Settings are those of the services: the same
 //! variables. [`keys`] makes, rotates and destroys keys, [`object`] looks into what lies in the bucket and in the log,
-//! [`quarantine`] lists and replays what no batcher could read, [`workspace`] makes workspaces and keys of theirs.
+//! [`quarantine`] lists and replays what no batcher could read, [`receipt`] checks receipts of deletions, [`workspace`] makes workspaces and keys of theirs.
 
 mod keys;
 mod object;
 mod output;
 mod quarantine;
+mod receipt;
 mod settings;
 mod workspace;
 
@@ -42,6 +43,9 @@ enum Command {
     /// Records that no batcher could read: list them, look at them, replay them.
     #[command(subcommand)]
     Quarantine(quarantine::Command),
+    /// Receipts of deletions: check them, without any service.
+    #[command(subcommand)]
+    Receipt(receipt::Command),
     /// Make the topics, of events and of control, or check that they are as durability needs them.
     ///
     /// Before the first start, and before the start of a release that brings a new topic.
@@ -85,6 +89,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Keys(command) => keys::run(command).await.map(|()| ExitCode::SUCCESS),
         Command::Object(command) => object::run(command).await,
         Command::Quarantine(command) => quarantine::run(command).await,
+        Command::Receipt(command) => receipt::run(command),
         Command::Topics { partitions, replication, min_insync, retention_hours } => {
             let (config, control) = settings::load(|env| {
                 let config = KafkaConfig::load(env);

@@ -32,6 +32,11 @@ pub(crate) const EDGE_FILE: &str = "CLAIRVIO_EDGE_KEYS_FILE";
 /// The file of a control plane's keys of tokens.
 pub(crate) const CONTROL_FILE: &str = "CLAIRVIO_CONTROL_KEYS_FILE";
 
+/// The file of the key that signs receipts.
+pub(crate) const RECEIPT_FILE: &str = "CLAIRVIO_RECEIPT_KEYS_FILE";
+/// The file of the public keys of receipts.
+pub(crate) const RECEIPT_PUBLIC_FILE: &str = "CLAIRVIO_RECEIPT_PUBLIC_FILE";
+
 /// A variable; an empty one is as one that is not given.
 pub(crate) fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
@@ -57,6 +62,11 @@ pub(crate) fn edge_file(flag: Option<PathBuf>) -> anyhow::Result<PathBuf> {
 /// The file of a control plane's keys of tokens: the flag's, else the variable's.
 pub(crate) fn control_file(flag: Option<PathBuf>) -> anyhow::Result<PathBuf> {
     named(flag, CONTROL_FILE)
+}
+
+/// The files of the keys of receipts, secret and public: the flags', else the variables'.
+pub(crate) fn receipt_files(keys: Option<PathBuf>, public: Option<PathBuf>) -> anyhow::Result<(PathBuf, PathBuf)> {
+    Ok((named(keys, RECEIPT_FILE)?, named(public, RECEIPT_PUBLIC_FILE)?))
 }
 
 fn named(flag: Option<PathBuf>, name: &str) -> anyhow::Result<PathBuf> {

@@ -371,6 +371,7 @@ fn specs(
         ("CLAIRVIO_CONTROL_KEYS_FILE", folder.join(keys::CONTROL_FILE).display().to_string()),
         ("CLAIRVIO_TRANSPORT_KEYS_FILE", folder.join(keys::TRANSPORT_FILE).display().to_string()),
         ("CLAIRVIO_KEYRING_FILE", folder.join(keys::KEYRING_FILE).display().to_string()),
+        ("CLAIRVIO_RECEIPT_KEYS_FILE", folder.join(keys::RECEIPT_FILE).display().to_string()),
         ("CLAIRVIO_OPERATOR_KEY_HASHES", operator_key_hash(&endpoints.operator_key)),
         // Short ages: flush 1 s, a session over after 10 s of silence, passes every 2 s, shared objects gone within 30 s;
         // unwrapped keys are forgotten after 5 s.

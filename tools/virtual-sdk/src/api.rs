@@ -7,8 +7,8 @@ use reqwest::header::ACCEPT;
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use schemas::http::{
     DeletionAccepted, DeletionItem, DeletionRequest, KeyCreated, KeyItem, KeyRequest, LinkCreated, LinkItem,
-    LinkRequest, OperatorLink, OperatorPatch, Page, ReadItem, SessionItem, SessionState, Usage, WorkspaceCreated,
-    WorkspaceItem, WorkspacePatch, WorkspaceRequest,
+    LinkRequest, OperatorDeletion, OperatorLink, OperatorPatch, Page, ReadItem, ReceiptItem, SessionItem, SessionState,
+    Usage, WorkspaceCreated, WorkspaceItem, WorkspacePatch, WorkspaceRequest,
 };
 use schemas::{ApiKeyId, DeletionId, LinkId, SessionId, WorkspaceId};
 use serde::Serialize;
@@ -246,6 +246,20 @@ impl Api {
         call::json(CALL, self.take(CALL, StatusCode::OK, request).await?).await
     }
 
+    /// Receipts of a deletion, the first page.
+    pub async fn receipts(&self, deletion: DeletionId) -> Result<Page<ReceiptItem>, CallError> {
+        const CALL: &str = "list receipts";
+        let request = self.call(Method::GET, &format!("/v1/deletions/{deletion}/receipts"));
+        call::json(CALL, self.take(CALL, StatusCode::OK, request).await?).await
+    }
+
+    /// Closes the workspace of the key.
+    pub async fn close_workspace(&self) -> Result<WorkspaceItem, CallError> {
+        const CALL: &str = "close workspace";
+        let request = self.call(Method::DELETE, "/v1/workspace");
+        call::json(CALL, self.take(CALL, StatusCode::ACCEPTED, request).await?).await
+    }
+
     /// The workspace of the key.
     pub async fn workspace(&self) -> Result<WorkspaceItem, CallError> {
         const CALL: &str = "get workspace";
@@ -315,6 +329,27 @@ impl Api {
     pub async fn link_of_anyone(&self, link: LinkId) -> Result<OperatorLink, CallError> {
         const CALL: &str = "look up link";
         let request = self.call(Method::GET, &format!("/v1/operator/links/{link}"));
+        call::json(CALL, self.take(CALL, StatusCode::OK, request).await?).await
+    }
+
+    /// As an operator: deletes a session or all of a reference.
+    pub async fn operator_delete(&self, request: &OperatorDeletion) -> Result<DeletionAccepted, CallError> {
+        const CALL: &str = "delete as operator";
+        let request = self.call(Method::POST, "/v1/operator/deletions").json(request);
+        call::json(CALL, self.take(CALL, StatusCode::ACCEPTED, request).await?).await
+    }
+
+    /// As an operator: how far a deletion is.
+    pub async fn deletion_of_anyone(&self, deletion: DeletionId) -> Result<DeletionItem, CallError> {
+        const CALL: &str = "get deletion as operator";
+        let request = self.call(Method::GET, &format!("/v1/operator/deletions/{deletion}"));
+        call::json(CALL, self.take(CALL, StatusCode::OK, request).await?).await
+    }
+
+    /// As an operator: receipts of a workspace, the first page.
+    pub async fn receipts_of_workspace(&self, workspace: WorkspaceId) -> Result<Page<ReceiptItem>, CallError> {
+        const CALL: &str = "list receipts as operator";
+        let request = self.call(Method::GET, &format!("/v1/operator/workspaces/{workspace}/receipts"));
         call::json(CALL, self.take(CALL, StatusCode::OK, request).await?).await
     }
 

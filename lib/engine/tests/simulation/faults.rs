@@ -14,6 +14,7 @@ pub(crate) enum Kind {
     Trim,
     Recreate,
     Delete,
+    Backup,
     CloseKey,
 }
 
@@ -30,6 +31,8 @@ pub(crate) struct Faults {
     pub(crate) trim_ms: Option<u64>,
     pub(crate) recreate_ms: Option<u64>,
     pub(crate) delete_ms: Option<u64>,
+    /// Between a backup and its restoring.
+    pub(crate) backup_ms: Option<u64>,
     pub(crate) close_key_ms: Option<u64>,
     /// Operations that take long.
     pub(crate) slow: u32,
@@ -67,6 +70,7 @@ impl Faults {
             trim_ms: rate(500, 5_000),
             recreate_ms: rate(1_000, 5_000),
             delete_ms: rate(100, 2_000),
+            backup_ms: rate(300, 3_000),
             close_key_ms: rate(300, 3_000),
             ..Self::default()
         };
@@ -93,6 +97,7 @@ impl Faults {
             (self.trim_ms, Kind::Trim),
             (self.recreate_ms, Kind::Recreate),
             (self.delete_ms, Kind::Delete),
+            (self.backup_ms, Kind::Backup),
             (self.close_key_ms, Kind::CloseKey),
         ]
         .into_iter()
@@ -143,6 +148,34 @@ happened! {
     lost_swaps "publishings that changed no row",
     condemned "staged objects condemned",
     deletions "sessions deleted",
+    worker_crashes "retention workers that crashed",
+    workers_frozen "retention workers frozen",
+    asked_again "deletions asked for again",
+    unknown_deleted "deletions of sessions that nobody had seen",
+    references_deleted "deletions of all sessions of a reference",
+    late_deleted "sessions deleted at first sight",
+    late_of_their_own "sessions that came too late for their deletion",
+    expired "sessions that expired",
+    terminated "sessions of workspaces that ended",
+    terminations_cancelled "ends of workspaces that were cancelled",
+    plans_shortened "plans that became shorter",
+    clocks_found_wrong "passes that found the clocks to differ",
+    stagings_open "stagings whose transactions stayed open",
+    barriers_awaited "waits for a barrier",
+    blockers "shared objects noted for a deletion",
+    held "sessions held up by what is in quarantine",
+    deleted_partly "keys left by a DeleteObjects",
+    returned "listings that found what was deleted",
+    forgotten "rows of objects that went",
+    parts_left "uploads that nobody went on with",
+    uploads_ended "uploads ended",
+    opened_from_memory "sessions opened by a key in memory, behind its shredding",
+    erased "sessions erased",
+    receipts "receipts",
+    restored "backups restored",
+    keys_restored "destroyed keys that a backup had",
+    replayed "sessions that the journal brought to a restored index",
+    strangers "objects without a row that an operator removed",
     keys_late "keys inserted behind their shredding",
     dropped_deleted "records left out since their session was deleted",
     retries "batches sent again",

@@ -84,6 +84,60 @@ pub(crate) enum Mutant {
     RunsBySizeAlone,
     /// A claim does not run out.
     LeasesLastForEver,
+    /// Blockers are noted without any barrier.
+    NoBarrier,
+    /// Blockers are noted as the barrier is set.
+    BlockersBeforeBarrier,
+    /// A session is erased while shared objects may hold some of it.
+    ErasedWhileBlocked,
+    /// Rows go, and sessions are erased, by the word of deletes alone.
+    NothingIsListed,
+    /// Rows of deleted objects go at once.
+    ForgottenBeforeListing,
+    /// Deleted objects are listed while an upload may land still.
+    LatePutsNotAwaited,
+    /// Objects are deleted, and listed, by key alone, in a bucket that keeps versions.
+    OnlyCurrentVersions,
+    /// Parts of uploads are ended by nobody.
+    UploadsGoOn,
+    /// A DeleteObjects with errors in it counts as done.
+    PartlyDeletedTakenAsWhole,
+    /// A receipt is signed while keys may be in memory.
+    ReceiptBeforeCachesRanOut,
+    /// A receipt is signed while sessions are being found.
+    ReceiptWhileFinding,
+    /// Links are marked after their sessions were listed.
+    MarkedAfterListing,
+    /// Late sessions join a deletion that is over.
+    LateJoinWhatIsOver,
+    /// A restored index learns nothing.
+    JournalNotReplayed,
+    /// Sessions count as journalled, and are not.
+    NothingIsJournalled,
+    /// Marks of links are not in the journal.
+    MarksNotJournalled,
+    /// Barriers that a backup had hold in a database that counts its transactions anew.
+    BarriersOfTheOldDatabase,
+    /// Sessions expire by the plan with which they began.
+    ExpiresByPlanAtStart,
+    /// A shorter plan holds at once.
+    NoGraceForPlans,
+    /// However much is due, one clock decides.
+    ClocksNotCompared,
+    /// Sessions expire by what the clock says after it was compared.
+    ExpiresByAnotherClock,
+    /// A key is destroyed by the session's id, in all workspaces.
+    ShredsByIdAlone,
+    /// A workspace ends at its time although that was cancelled.
+    TerminationCannotBeCancelled,
+    /// A worker that was frozen says of a session what it was.
+    StatesGoBack,
+    /// An unknown session gets no tombstone.
+    UnknownLeaveNothing,
+    /// A session that is deleted gets another deletion.
+    DeletedTwice,
+    /// Processes keep keys in memory.
+    KeysCachedForEver,
 }
 
 /// All of them.
@@ -128,4 +182,31 @@ pub(crate) const ALL: &[Mutant] = &[
     Mutant::PartsByClock,
     Mutant::RunsBySizeAlone,
     Mutant::LeasesLastForEver,
+    Mutant::NoBarrier,
+    Mutant::BlockersBeforeBarrier,
+    Mutant::ErasedWhileBlocked,
+    Mutant::NothingIsListed,
+    Mutant::ForgottenBeforeListing,
+    Mutant::LatePutsNotAwaited,
+    Mutant::OnlyCurrentVersions,
+    Mutant::UploadsGoOn,
+    Mutant::PartlyDeletedTakenAsWhole,
+    Mutant::ReceiptBeforeCachesRanOut,
+    Mutant::ReceiptWhileFinding,
+    Mutant::MarkedAfterListing,
+    Mutant::LateJoinWhatIsOver,
+    Mutant::JournalNotReplayed,
+    Mutant::NothingIsJournalled,
+    Mutant::MarksNotJournalled,
+    Mutant::BarriersOfTheOldDatabase,
+    Mutant::ExpiresByPlanAtStart,
+    Mutant::NoGraceForPlans,
+    Mutant::ClocksNotCompared,
+    Mutant::ExpiresByAnotherClock,
+    Mutant::ShredsByIdAlone,
+    Mutant::TerminationCannotBeCancelled,
+    Mutant::StatesGoBack,
+    Mutant::UnknownLeaveNothing,
+    Mutant::DeletedTwice,
+    Mutant::KeysCachedForEver,
 ];

@@ -5,9 +5,9 @@ use std::rc::Rc;
 
 use engine::batching::{Flush, LastRecord};
 use engine::compaction::JobId;
-use schemas::SessionKey;
 use schemas::session_object::Footer;
 use schemas::shared_object::Chunk;
+use schemas::{SessionKey, WorkspaceId};
 
 use crate::mutants::Mutant;
 
@@ -45,11 +45,29 @@ pub(crate) struct Content {
     pub(crate) footer: Option<Footer>,
 }
 
+impl Content {
+    /// Whether bytes of a session are in it.
+    pub(crate) fn holds(&self, key: &SessionKey) -> bool {
+        self.entries.iter().any(|entry| entry.session == Some(*key))
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ObjectKind {
     Shared,
     Session(SessionKey),
-    Quarantine,
+    /// Chunks of a session, or what is nobody's.
+    Quarantine(Option<SessionKey>),
+}
+
+impl ObjectKind {
+    /// Whose prefix it lies below.
+    pub(crate) fn owner(self) -> Option<SessionKey> {
+        match self {
+            Self::Session(key) | Self::Quarantine(Some(key)) => Some(key),
+            Self::Shared | Self::Quarantine(None) => None,
+        }
+    }
 }
 
 /// A job of a compactor's process.
@@ -81,11 +99,18 @@ pub(crate) struct ObjectRow {
     pub(crate) lease: Option<(Owner, u64)>,
     /// What its row says of its bytes: the hash of the real one.
     pub(crate) content: Rc<Content>,
-    /// When its staging was committed, in steps of the index.
+    /// When its staging asked for tombstones, in steps of the index.
     pub(crate) staged_step: u64,
+    /// The bucket said that it is deleted.
+    pub(crate) is_deleted: bool,
 }
 
 impl ObjectRow {
+    /// Whoever put it was answered, and puts it no more.
+    pub(crate) fn was_live(&self) -> bool {
+        self.live_step > 0
+    }
+
     pub(crate) fn is_live(&self, kind: ObjectKind) -> bool {
         self.state == ObjectState::Live && self.kind == kind
     }
@@ -98,15 +123,89 @@ pub(crate) struct Progress {
     pub(crate) last: Option<LastRecord>,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub(crate) enum SessionState {
+    #[default]
+    Live,
+    Tombstoned,
+    Shredded,
+    Erased,
+}
+
 #[derive(Debug, Clone, Default)]
 pub(crate) struct SessionRow {
+    pub(crate) state: SessionState,
     /// The step of its tombstone.
     pub(crate) deleted_step: Option<u64>,
+    pub(crate) link: Option<LinkNumber>,
+    /// By the log's clock.
+    pub(crate) began_ms: u64,
+    /// The plan's window then, for the mutant that keeps to it.
+    pub(crate) window_at_start_ms: u64,
     pub(crate) partitions: BTreeSet<i32>,
     pub(crate) end_seen: bool,
     pub(crate) is_final: bool,
     /// By the database's clock.
     pub(crate) activity_ms: u64,
+}
+
+pub(crate) type LinkNumber = usize;
+pub(crate) type DeletionNumber = u64;
+
+#[derive(Debug, Clone)]
+pub(crate) struct Link {
+    pub(crate) workspace: WorkspaceId,
+    pub(crate) reference: usize,
+    /// Sessions that began no later are deleted, by whom.
+    pub(crate) mark: Option<(u64, DeletionNumber)>,
+}
+
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Workspace {
+    pub(crate) window_ms: u64,
+    /// A longer window, and until when it holds.
+    pub(crate) kept: Option<(u64, u64)>,
+    /// All its sessions go then.
+    pub(crate) terminates_ms: Option<u64>,
+    /// The same, for the mutant that forgets that it was cancelled.
+    pub(crate) first_terminates_ms: Option<u64>,
+}
+
+impl Workspace {
+    pub(crate) fn kept_for_ms(&self, now_ms: u64) -> u64 {
+        let kept = self.kept.filter(|(_, until)| *until > now_ms);
+        kept.map_or(self.window_ms, |(window_ms, _)| window_ms.max(self.window_ms))
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cause {
+    ByHand,
+    ByReference,
+    Expired,
+    Withdrawn,
+    Terminated,
+    Operator,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct DeletionRow {
+    pub(crate) workspace: WorkspaceId,
+    pub(crate) cause: Cause,
+    pub(crate) is_finding: bool,
+    pub(crate) is_erased: bool,
+    pub(crate) is_receipted: bool,
+}
+
+/// A session of a deletion.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct LeavingRow {
+    /// By the database's clock.
+    pub(crate) shredded_ms: Option<u64>,
+    pub(crate) is_journalled: bool,
+    pub(crate) barrier: Option<u64>,
+    pub(crate) blockers: Option<Vec<ObjectNumber>>,
+    pub(crate) is_erased: bool,
 }
 
 /// What publishing wants.
@@ -131,7 +230,19 @@ pub(crate) struct Index {
     pub(crate) locked_objects: BTreeSet<ObjectNumber>,
     /// Rows of sessions that a swap has locked.
     pub(crate) locked_sessions: BTreeSet<SessionKey>,
+    /// And links and deletions that a staging has.
+    pub(crate) locked_links: BTreeSet<LinkNumber>,
+    pub(crate) locked_deletions: BTreeSet<DeletionNumber>,
     pub(crate) step: u64,
+    /// The last transaction's number, and those of transactions that have not ended.
+    pub(crate) transaction: u64,
+    pub(crate) open: BTreeSet<u64>,
+    pub(crate) links: Vec<Link>,
+    pub(crate) workspaces: BTreeMap<WorkspaceId, Workspace>,
+    pub(crate) deletions: BTreeMap<DeletionNumber, DeletionRow>,
+    pub(crate) leaving: BTreeMap<(DeletionNumber, SessionKey), LeavingRow>,
+    /// What every object's path says, also of those whose rows are gone.
+    pub(crate) kinds: BTreeMap<ObjectNumber, ObjectKind>,
 }
 
 impl Index {
@@ -139,25 +250,6 @@ impl Index {
         let row = self.progress.entry(partition).or_default();
         row.epoch += 1;
         *row
-    }
-
-    /// B10: a name is staged once.
-    pub(crate) fn stage(
-        &mut self,
-        object: Option<ObjectNumber>,
-        partition: i32,
-        first_seen: &[SessionKey],
-        sessions: &[SessionKey],
-        now_ms: u64,
-    ) -> Result<Vec<SessionKey>, Violation> {
-        self.step += 1;
-        if let Some(number) = object {
-            self.insert(number, ObjectKind::Shared, partition, now_ms)?;
-        }
-        for key in first_seen {
-            self.sessions.entry(*key).or_default().partitions.insert(partition);
-        }
-        Ok(self.deleted_among(sessions))
     }
 
     /// B10, C4: a name is staged once.
@@ -182,7 +274,9 @@ impl Index {
             lease: None,
             content: Rc::default(),
             staged_step: self.step,
+            is_deleted: false,
         };
+        self.kinds.insert(number, kind);
         match self.objects.insert(number, row) {
             Some(_) => Err(format!("B10: object {number} was staged twice")),
             None => Ok(()),
@@ -206,10 +300,32 @@ impl Index {
     }
 
     /// A tombstone; of a session that was never seen as well.
-    pub(crate) fn delete(&mut self, key: SessionKey) {
+    pub(crate) fn tombstone(&mut self, key: SessionKey) {
         self.step += 1;
         let step = self.step;
-        self.sessions.entry(key).or_default().deleted_step.get_or_insert(step);
+        let row = self.sessions.entry(key).or_default();
+        row.state = row.state.max(SessionState::Tombstoned);
+        row.deleted_step.get_or_insert(step);
+    }
+
+    /// R1.
+    pub(crate) fn lead_on(&mut self, key: &SessionKey, state: SessionState) -> Result<(), Violation> {
+        let Some(row) = self.sessions.get_mut(key) else { return Err("R1: a deleted session has no row".into()) };
+        if state < row.state {
+            return Err(format!("R1: a session that was {:?} became {state:?}", row.state));
+        }
+        row.state = state;
+        Ok(())
+    }
+
+    pub(crate) fn next_transaction(&mut self) -> u64 {
+        self.transaction += 1;
+        self.transaction
+    }
+
+    /// The deletion that a session stands in.
+    pub(crate) fn deletion_of(&self, key: &SessionKey) -> Option<DeletionNumber> {
+        self.leaving.keys().find(|(_, other)| other == key).map(|(deletion, _)| *deletion)
     }
 
     /// Whether the swap would change a row.
@@ -273,17 +389,53 @@ impl Index {
     }
 }
 
+/// All that lies under a name.
+#[derive(Debug, Default)]
+struct Lying {
+    current: Option<Rc<Content>>,
+    /// Versions that are not current.
+    old: Vec<Rc<Content>>,
+    markers: u32,
+    /// Parts of uploads that nobody ends, and when they were begun.
+    parts: Vec<(Rc<Content>, u64)>,
+}
+
+impl Lying {
+    fn is_nothing(&self) -> bool {
+        self.current.is_none() && self.old.is_empty() && self.markers == 0 && self.parts.is_empty()
+    }
+
+    fn contents(&self) -> impl Iterator<Item = &Rc<Content>> {
+        self.current.iter().chain(&self.old).chain(self.parts.iter().map(|(content, _)| content))
+    }
+}
+
+/// An entry of the journal: what a restored index has to learn of.
+#[derive(Debug, Clone)]
+pub(crate) enum Journalled {
+    Session { deletion: DeletionNumber, cause: Cause, key: SessionKey },
+    Mark { deletion: DeletionNumber, workspace: WorkspaceId, links: Vec<LinkNumber>, begun_before_ms: u64 },
+}
+
 /// S3.
 #[derive(Debug, Default)]
 pub(crate) struct Bucket {
-    objects: BTreeMap<ObjectNumber, Rc<Content>>,
+    keeps_versions: bool,
+    objects: BTreeMap<ObjectNumber, Lying>,
     /// Names by the attempt that used them.
     names: BTreeMap<ObjectNumber, u64>,
+    /// In the order in which it was written. Removed by nobody.
+    pub(crate) journal: Vec<Journalled>,
+    pub(crate) receipts: BTreeMap<DeletionNumber, BTreeSet<SessionKey>>,
 }
 
 impl Bucket {
+    pub(crate) fn new(keeps_versions: bool) -> Self {
+        Self { keeps_versions, ..Self::default() }
+    }
+
     pub(crate) fn get(&self, number: ObjectNumber) -> Option<&Rc<Content>> {
-        self.objects.get(&number)
+        self.objects.get(&number)?.current.as_ref()
     }
 
     /// B10: a name is put by one attempt only, which may arrive more than once.
@@ -291,12 +443,68 @@ impl Bucket {
         if *self.names.entry(number).or_insert(attempt) != attempt {
             return Err(format!("B10: object {number} was put by two attempts"));
         }
-        self.objects.insert(number, content);
+        let lying = self.objects.entry(number).or_default();
+        let before = lying.current.replace(content);
+        lying.old.extend(before.filter(|_| self.keeps_versions));
         Ok(())
     }
 
+    /// An upload in parts is begun, and ended by nobody.
+    pub(crate) fn put_part(&mut self, number: ObjectNumber, content: Rc<Content>, now_ms: u64) {
+        self.objects.entry(number).or_default().parts.push((content, now_ms));
+    }
+
+    /// By key alone: where versions are kept nothing goes.
+    pub(crate) fn hide(&mut self, number: ObjectNumber) {
+        if !self.keeps_versions {
+            return self.delete(number);
+        }
+        if let Some(lying) = self.objects.get_mut(&number) {
+            lying.old.extend(lying.current.take());
+            lying.markers += 1;
+        }
+    }
+
+    /// All versions, and what marks them as deleted.
     pub(crate) fn delete(&mut self, number: ObjectNumber) {
-        self.objects.remove(&number);
+        let Some(lying) = self.objects.get_mut(&number) else { return };
+        (lying.current, lying.markers) = (None, 0);
+        lying.old.clear();
+        self.forget_nothing(number);
+    }
+
+    pub(crate) fn abort(&mut self, number: ObjectNumber) {
+        let Some(lying) = self.objects.get_mut(&number) else { return };
+        lying.parts.clear();
+        self.forget_nothing(number);
+    }
+
+    fn forget_nothing(&mut self, number: ObjectNumber) {
+        if self.objects.get(&number).is_some_and(Lying::is_nothing) {
+            self.objects.remove(&number);
+        }
+    }
+
+    /// What a listing of versions shows.
+    pub(crate) fn lies(&self, number: ObjectNumber) -> bool {
+        let lying = self.objects.get(&number);
+        lying.is_some_and(|lying| lying.current.is_some() || !lying.old.is_empty() || lying.markers > 0)
+    }
+
+    pub(crate) fn has_parts(&self, number: ObjectNumber) -> bool {
+        self.objects.get(&number).is_some_and(|lying| !lying.parts.is_empty())
+    }
+
+    /// Names with parts of uploads that were begun before.
+    pub(crate) fn parts_before(&self, before_ms: u64) -> impl Iterator<Item = ObjectNumber> {
+        let is_old = move |lying: &Lying| lying.parts.iter().any(|(_, begun_ms)| *begun_ms < before_ms);
+        self.objects.iter().filter(move |(_, lying)| is_old(lying)).map(|(number, _)| *number)
+    }
+
+    /// Names under which bytes of a session lie, whatever lists show.
+    pub(crate) fn holding(&self, key: &SessionKey) -> impl Iterator<Item = ObjectNumber> {
+        let holds = |lying: &Lying| lying.contents().any(|content| content.holds(key));
+        self.objects.iter().filter(move |(_, lying)| holds(lying)).map(|(number, _)| *number)
     }
 
     pub(crate) fn names(&self) -> impl Iterator<Item = ObjectNumber> {
@@ -318,6 +526,8 @@ pub(crate) struct KeyStore {
     pub(crate) closed: BTreeSet<SessionKey>,
     /// And those that were such at some time.
     pub(crate) were_closed: BTreeSet<SessionKey>,
+    /// When a key was destroyed first.
+    pub(crate) shredded_ms: BTreeMap<SessionKey, u64>,
 }
 
 impl KeyStore {
@@ -333,8 +543,14 @@ impl KeyStore {
         Ok(())
     }
 
-    pub(crate) fn shred(&mut self, key: SessionKey) {
+    pub(crate) fn shred(&mut self, key: SessionKey, now_ms: u64) {
         self.rows.insert(key, KeyRow::Shredded);
+        self.shredded_ms.entry(key).or_insert(now_ms);
+    }
+
+    /// A backup had the key still.
+    pub(crate) fn restore(&mut self, key: SessionKey) {
+        self.rows.insert(key, KeyRow::Known);
     }
 
     pub(crate) fn get(&self, key: &SessionKey) -> Option<KeyRow> {

@@ -1,5 +1,5 @@
-//! One run: batchers, compactors, clients, readers, an operator and a collector around the models, driven by a queue of events
-//! in virtual time.
+//! One run: batchers, compactors, retention workers, clients, readers and an operator around the models, driven by a queue of
+//! events in virtual time.
 //! Every choice comes from the seed.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,8 +16,10 @@ use uuid::Uuid;
 
 mod check;
 mod compactor;
+mod deletion;
 mod process;
 mod reader;
+mod retention;
 
 use crate::faults::{Faults, Happened, Kind};
 use crate::log::{Fetched, Log, Record};
@@ -37,6 +39,14 @@ const STAGED_GRACE_MS: u64 = 1_500;
 const CONDEMNED_GRACE_MS: u64 = 500;
 /// A reading takes less: what it began with is there until its end (C3).
 const READING_MS_MAX: u64 = 400;
+/// No attempt to put an object lands later than this after its staging: answers, freezes and uploads take less.
+const PUT_HORIZON_MS: u64 = 7_500;
+/// Of an upload that was given up.
+const PUT_LATE_MS_MAX: u64 = 2_000;
+/// Processes keep keys in memory for so long.
+const KEYS_CACHED_MS: u64 = 2_000;
+/// A session that is past its window is deleted within this in a healthy world (R11).
+const DUE_LATE_MS: u64 = 2_000;
 /// Silence that ends a session.
 const SILENCE_MS: u64 = 700;
 /// Beyond the age at which a shared object is merged, it is drained within this in a healthy world (C6).
@@ -74,8 +84,11 @@ const COMPACTION: compaction::Config = compaction::Config {
     spread_seed: 0,
 };
 
-/// A process: the number of a batcher or compactor, and how often it was started.
+/// A process: the number of a batcher, compactor or worker, and how often it was started.
 type Process = (usize, u64);
+
+/// Readers are one process that never ends.
+const READER: Process = (usize::MAX, 0);
 
 #[derive(Debug)]
 struct Work {
@@ -181,6 +194,12 @@ enum Event {
         staged: Staged,
         commits: bool,
     },
+    /// A staging whose transaction stayed open ends one way or the other.
+    EndStaging {
+        process: Process,
+        staging: Box<deletion::Staging>,
+        commits: bool,
+    },
     /// The second step of the mutant that inserts by NOT EXISTS.
     InsertUnlocked {
         partition: i32,
@@ -218,6 +237,23 @@ enum Event {
     },
     /// The second step of the mutants that swap in two transactions.
     HalfSwap(Box<compactor::Swap>),
+    /// A retention worker begins a pass.
+    Pass(Process),
+    /// A step of a worker's pass reaches its server. `given_up`: the worker was told that it failed. `life`: of the database.
+    Retain {
+        process: Process,
+        op: retention::Op,
+        given_up: bool,
+        life: u64,
+    },
+    /// What follows; `None` when it failed, as far as the worker knows.
+    RetentionAnswer {
+        process: Process,
+        then: Option<Vec<retention::Op>>,
+    },
+    Ask(deletion::Ask),
+    /// A backup is taken, or restored.
+    Backup,
     /// A reader opens a session.
     Read,
     /// And fetches the next of its objects.
@@ -248,10 +284,8 @@ enum Event {
     Grow,
     Trim,
     Recreate,
-    Collect,
+    Check,
     Delete,
-    Tombstone(SessionKey),
-    Shred(SessionKey),
     CloseKey,
     OpenKey(SessionKey),
     Heal,
@@ -268,6 +302,8 @@ struct Ledger {
     /// Next seq by stream.
     next: BTreeMap<(SessionKey, u32), u32>,
     sessions: Vec<SessionKey>,
+    /// When each began.
+    began: BTreeMap<SessionKey, u64>,
     /// Records that Kafka lost before they were published.
     at_risk: BTreeSet<u64>,
 }
@@ -279,7 +315,8 @@ pub(crate) struct World {
     faults: Faults,
     config: Config,
     now_ms: u64,
-    queue: BTreeMap<(u64, u64), Event>,
+    /// Boxed, since what is in a tree is moved a lot.
+    queue: BTreeMap<(u64, u64), Box<Event>>,
     next_event: u64,
     is_healed: bool,
     log: Log,
@@ -294,6 +331,14 @@ pub(crate) struct World {
     ledger: Ledger,
     compactors: Vec<compactor::Node>,
     compaction: compaction::Config,
+    workers: Vec<retention::Node>,
+    /// Until when processes have keys in memory.
+    caches: BTreeMap<(SessionKey, Process), u64>,
+    next_deletion: u64,
+    backup: Option<deletion::Backup>,
+    /// How often the database was restored.
+    life: u64,
+    truth: deletion::Truth,
     /// What readers have to find.
     visible: reader::Visible,
     /// Sessions whose bytes in an object are damaged.
@@ -312,6 +357,7 @@ pub(crate) struct World {
     trimmed: BTreeSet<i32>,
     alarmed: BTreeSet<i32>,
     has_replayed: bool,
+    has_discarded: bool,
     is_done: bool,
     pub(crate) happened: Happened,
     trace: u64,
@@ -329,6 +375,7 @@ impl Kind {
             Self::Trim => Event::Trim,
             Self::Recreate => Event::Recreate,
             Self::Delete => Event::Delete,
+            Self::Backup => Event::Backup,
             Self::CloseKey => Event::CloseKey,
         }
     }
@@ -368,7 +415,9 @@ impl World {
         if mutant == Some(Mutant::RunsBySizeAlone) {
             of_nodes.runs.run_age_ms = u64::MAX;
         }
-        let compactors = rng.usize(1..=2);
+        let (compactors, workers) = (rng.usize(1..=2), rng.usize(1..=3));
+        let workspaces = deletion::workspaces(&mut rng);
+        let bucket = Bucket::new(rng.bool());
         let mut world = Self {
             rng,
             mutant,
@@ -379,8 +428,8 @@ impl World {
             next_event: 0,
             is_healed: false,
             log,
-            index: Index::default(),
-            bucket: Bucket::default(),
+            index: Index { links: deletion::links(), workspaces, ..Index::default() },
+            bucket,
             keys: KeyStore::default(),
             nodes: (0..nodes).map(|number| Node::new(config, number, 0)).collect(),
             members: (0..nodes).map(|number| (number, 0)).collect(),
@@ -390,6 +439,12 @@ impl World {
             ledger: Ledger::default(),
             compactors: (nodes..nodes + compactors).map(|number| compactor::Node::new(of_nodes, number, 0)).collect(),
             compaction,
+            workers: (0..workers).map(|_| retention::Node::new(0)).collect(),
+            caches: BTreeMap::new(),
+            next_deletion: 0,
+            backup: None,
+            life: 0,
+            truth: deletion::Truth::default(),
             visible: reader::Visible::default(),
             corrupt: BTreeSet::new(),
             healed_ms: 0,
@@ -403,6 +458,7 @@ impl World {
             trimmed: BTreeSet::new(),
             alarmed: BTreeSet::new(),
             has_replayed: false,
+            has_discarded: false,
             is_done: false,
             happened: Happened::default(),
             trace: 0,
@@ -413,10 +469,13 @@ impl World {
         for number in nodes..nodes + compactors {
             world.after(1, Event::CompactorTick { process: (number, 0), tick: 0 });
         }
+        for number in nodes + compactors..nodes + compactors + workers {
+            world.after(1, Event::Pass((number, 0)));
+        }
         world.after(0, Event::Rebalance);
         world.after(1, Event::Produce);
         world.after(100, Event::Read);
-        world.after(200, Event::Collect);
+        world.after(200, Event::Check);
         for (rate_ms, event) in world.faults.schedule() {
             let first = world.rng.u64(1..=rate_ms * 2);
             world.after(first, event.event());
@@ -430,9 +489,10 @@ impl World {
             self.now_ms = at;
             self.trace = self.trace.rotate_left(5).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ at ^ (number << 32);
             if at > SAFETY_MS + LIVENESS_MS {
-                return Err(format!("liveness: {} {} ms after the healing", self.unfinished(), LIVENESS_MS));
+                let left = [self.unfinished(), self.undeleted()].join("; ");
+                return Err(format!("liveness: {left}, {LIVENESS_MS} ms after the healing"));
             }
-            self.happen(event)?;
+            self.happen(*event)?;
             if self.is_done {
                 return self.check_everything();
             }
@@ -442,7 +502,7 @@ impl World {
 
     fn after(&mut self, ms: u64, event: Event) {
         self.next_event += 1;
-        self.queue.insert((self.now_ms + ms, self.next_event), event);
+        self.queue.insert((self.now_ms + ms, self.next_event), Box::new(event));
     }
 
     fn chance(&mut self, per_mille: u32) -> bool {
@@ -466,13 +526,22 @@ impl World {
     fn is_current(&self, process: Process) -> bool {
         match self.nodes.get(process.0) {
             Some(node) => node.is_alive && node.incarnation == process.1,
-            None => self.compactor(process).is_some(),
+            None => self.compactor(process).is_some() || self.worker(process).is_some(),
         }
+    }
+
+    fn first_worker(&self) -> usize {
+        self.nodes.len() + self.compactors.len()
+    }
+
+    fn processes(&self) -> usize {
+        self.first_worker() + self.workers.len()
     }
 
     fn paused_until(&self, number: usize) -> Option<u64> {
         let paused_until = match self.nodes.get(number) {
             Some(node) => node.paused_until,
+            None if number >= self.first_worker() => self.workers[number - self.first_worker()].paused_until,
             None => self.compactors[number - self.nodes.len()].paused_until,
         };
         paused_until.filter(|until| *until > self.now_ms)
@@ -494,6 +563,8 @@ impl World {
             | Event::CompactorTick { process, .. }
             | Event::CompactorAnswer { process, .. }
             | Event::CompactorGraceOver(process)
+            | Event::Pass(process)
+            | Event::RetentionAnswer { process, .. }
             | Event::Revoke { process, .. }
             | Event::Assign { process, .. }
             | Event::TopicBack { process, .. }
@@ -511,6 +582,7 @@ impl World {
             | Event::Trim
             | Event::Recreate
             | Event::Delete
+            | Event::Backup
             | Event::CloseKey
                 if self.is_healed =>
             {
@@ -550,15 +622,23 @@ impl World {
             Event::CompactorGraceOver(process) => self.compactor_input(process, compaction::Input::GraceOver)?,
             Event::EndSwap { swap, commits } => self.end_swap(&swap, commits)?,
             Event::HalfSwap(swap) => self.half_swap(&swap)?,
+            Event::Pass(process) => self.pass(process),
+            Event::Retain { process, op, given_up, life } => self.retain(process, op, given_up, life)?,
+            Event::RetentionAnswer { process, then } => self.retention_answer(process, then),
+            Event::Ask(ask) => self.ask(ask)?,
+            Event::Backup => {
+                self.back_up_or_restore()?;
+                self.again(self.faults.backup_ms, Event::Backup);
+            }
+            Event::EndStaging { process, staging, commits } => self.end_staging(process, *staging, commits)?,
             Event::Read => self.read()?,
             Event::ReadOn(reading) => self.read_on(reading)?,
             Event::InsertUnlocked { partition, sessions } => {
                 for key in sessions {
-                    let row = self.index.sessions.entry(key).or_default();
-                    if row.deleted_step.take().is_some() {
+                    self.first_row(key, partition);
+                    if self.index.is_deleted(&key) {
                         return Err("B8: a first row brought a tombstoned session back".into());
                     }
-                    row.partitions.insert(partition);
                 }
             }
             Event::MakeLive { process, publishing } => {
@@ -616,7 +696,7 @@ impl World {
                 self.again(self.faults.shutdown_ms, Event::Shutdown);
             }
             Event::ClockJump => {
-                let number = self.rng.usize(0..self.nodes.len() + self.compactors.len());
+                let number = self.rng.usize(0..self.first_worker());
                 let jump_ms = self.rng.u64(100..4_000_000);
                 self.happened.clock_jumps += 1;
                 if let Some(node) = self.nodes.get_mut(number) {
@@ -654,26 +734,15 @@ impl World {
                 self.again(self.faults.trim_ms, Event::Trim);
             }
             Event::Recreate => self.recreate(),
-            Event::Collect => self.collect()?,
+            Event::Check => {
+                self.after(200, Event::Check);
+                self.check_live_objects()?;
+                self.check_draining()?;
+                self.check_gone()?;
+            }
             Event::Delete => {
-                if !self.ledger.sessions.is_empty() {
-                    let key = self.ledger.sessions[self.rng.usize(0..self.ledger.sessions.len())];
-                    self.after(0, Event::Tombstone(key));
-                }
+                self.ask_deletion();
                 self.again(self.faults.delete_ms, Event::Delete);
-            }
-            Event::Tombstone(key) if self.index.locked_sessions.contains(&key) => {
-                self.after(5, Event::Tombstone(key));
-            }
-            Event::Tombstone(key) => {
-                self.index.delete(key);
-                self.happened.deletions += 1;
-                let wait = self.rng.u64(1..400);
-                self.after(wait, Event::Shred(key));
-            }
-            Event::Shred(key) => {
-                self.keys.shred(key);
-                self.condemn_own(key);
             }
             Event::CloseKey => {
                 if let Some(key) = self.ledger.sessions.last().copied() {
@@ -805,7 +874,10 @@ impl World {
     // Processes come and go.
 
     fn crash(&mut self) {
-        let number = self.rng.usize(0..self.nodes.len() + self.compactors.len());
+        let number = self.rng.usize(0..self.processes());
+        if number >= self.first_worker() {
+            return self.crash_worker(number);
+        }
         let Some(node) = self.nodes.get_mut(number) else { return self.crash_compactor(number) };
         if !node.is_alive {
             return;
@@ -819,6 +891,9 @@ impl World {
     }
 
     fn restart(&mut self, number: usize) {
+        if number >= self.first_worker() {
+            return self.restart_worker(number);
+        }
         if number >= self.nodes.len() {
             return self.restart_compactor(number);
         }
@@ -834,8 +909,11 @@ impl World {
     }
 
     fn pause(&mut self) {
-        let number = self.rng.usize(0..self.nodes.len() + self.compactors.len());
+        let number = self.rng.usize(0..self.processes());
         let ms = self.rng.u64(10..1_500);
+        if number >= self.first_worker() {
+            return self.pause_worker(number, ms);
+        }
         let Some(node) = self.nodes.get_mut(number) else { return self.pause_compactor(number, ms) };
         if !node.is_alive || node.paused_until.is_some_and(|until| until > self.now_ms) {
             return;
@@ -852,7 +930,7 @@ impl World {
     }
 
     fn shut_down(&mut self) -> Result<(), Violation> {
-        let number = self.rng.usize(0..self.nodes.len() + self.compactors.len());
+        let number = self.rng.usize(0..self.first_worker());
         let Some(node) = self.nodes.get_mut(number) else { return self.shut_down_compactor(number) };
         if !node.is_alive || node.is_stopping || node.paused_until.is_some_and(|until| until > self.now_ms) {
             return Ok(());
@@ -909,9 +987,9 @@ impl World {
     }
 
     fn begin_session(&mut self) {
-        let number = self.ledger.sessions.len() as u128 + 1;
-        let key = SessionKey { workspace: WorkspaceId(Uuid::nil()), session: SessionId(Uuid::from_u128(number)) };
+        let key = deletion::key_of(self.ledger.sessions.len() + 1);
         self.ledger.sessions.push(key);
+        self.ledger.began.insert(key, self.now_ms);
         let partition = self.partition_of(key);
         self.log.append(partition, 40, RecordKind::Acceptance(key));
     }
@@ -999,44 +1077,6 @@ impl World {
             let wait = self.rng.u64(1..1_500);
             self.after(wait, Event::TopicBack { process: owner, partition });
         }
-    }
-
-    // The collector.
-
-    fn collect(&mut self) -> Result<(), Violation> {
-        self.after(200, Event::Collect);
-        let now_ms = self.database_ms();
-        let is_old = |row: &crate::store::ObjectRow| {
-            row.state == ObjectState::Staged && row.staged_ms + STAGED_GRACE_MS <= now_ms
-        };
-        if self.mutant == Some(Mutant::CollectorByAgeAlone) {
-            let old: Vec<ObjectNumber> =
-                self.index.objects.iter().filter(|(_, row)| is_old(row)).map(|(number, _)| *number).collect();
-            let wait = self.rng.u64(1..300);
-            self.after(wait, Event::RemoveObjects(old));
-        }
-        let by_age_alone = self.mutant == Some(Mutant::CollectorByAgeAlone);
-        let without_grace = self.mutant == Some(Mutant::CondemnedRemovedAtOnce);
-        let mut deleted = Vec::new();
-        for (number, row) in &mut self.index.objects {
-            if self.index.locked_objects.contains(number) {
-                // It waits for the transaction, and looks again then.
-            } else if is_old(row) && !by_age_alone {
-                row.state = ObjectState::Condemned;
-                row.condemned_ms = now_ms;
-                self.happened.condemned += 1;
-            } else if row.state == ObjectState::Condemned
-                && (row.condemned_ms + CONDEMNED_GRACE_MS <= now_ms || without_grace)
-            {
-                deleted.push(*number);
-            }
-        }
-        for number in deleted {
-            // Again and again: an upload that was given up can still land.
-            self.bucket.delete(number);
-        }
-        self.check_live_objects()?;
-        self.check_draining()
     }
 
     /// B3.

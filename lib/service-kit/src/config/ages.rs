@@ -19,6 +19,20 @@ const PASS_INTERVAL_MS: Knob = Knob {
     secret: false,
 };
 
+const BACKUP_DAYS: Knob = Knob {
+    name: "CLAIRVIO_BACKUP_DAYS",
+    doc: "How old a backup of the index may be that is still restored. Deletions stay in the journal for so long, and receipts name it. \
+          Alike in all services.",
+    unit: "days",
+    default: Some("35"),
+    secret: false,
+};
+
+/// How old a backup of the index may be that is still restored.
+pub fn backups(env: &mut Env<'_>) -> Duration {
+    Duration::from_secs(env.number(&BACKUP_DAYS, 1).saturating_mul(86_400))
+}
+
 /// Silence that ends a session.
 pub fn session_silence(env: &mut Env<'_>) -> Duration {
     env.millis(&SESSION_SILENCE_MS)

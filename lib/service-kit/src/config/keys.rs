@@ -105,6 +105,14 @@ const TRANSPORT_KEYS_FILE: Knob = Knob {
     secret: false,
 };
 
+const RECEIPT_KEYS_FILE: Knob = Knob {
+    name: "CLAIRVIO_RECEIPT_KEYS_FILE",
+    doc: "The key that signs receipts of deletions, made by `clairvio keys make`. Read again when it changes.",
+    unit: "a path",
+    default: None,
+    secret: false,
+};
+
 impl KeyStoreConfig {
     /// Reads the settings. `index_url` is where the key store is unless it has a database of its own.
     pub fn load(env: &mut Env<'_>, index_url: &str) -> Self {
@@ -118,7 +126,7 @@ impl KeyStoreConfig {
 impl SessionKeysConfig {
     /// Reads the settings.
     pub fn load(env: &mut Env<'_>) -> Self {
-        Self { keyring: keyring_source(env), cache: env.millis(&KEY_CACHE_MS) }
+        Self { keyring: keyring_source(env), cache: key_cache(env) }
     }
 }
 
@@ -135,6 +143,16 @@ pub fn keyring_source(env: &mut Env<'_>) -> KeyringSource {
             KeyringSource::Inline(String::new())
         }
     }
+}
+
+/// How long an unwrapped key is kept, in any process.
+pub fn key_cache(env: &mut Env<'_>) -> Duration {
+    env.millis(&KEY_CACHE_MS)
+}
+
+/// The file with the key of receipts.
+pub fn receipt_keys_file(env: &mut Env<'_>) -> PathBuf {
+    env.path(&RECEIPT_KEYS_FILE)
 }
 
 /// The file with the keys of the transport.

@@ -141,7 +141,8 @@ pub fn make() -> Result<(EdgeKeys, ControlKeys), KeysError> {
     Ok((edge, control))
 }
 
-fn tagged(kind: &str) -> Result<(SecretKey, PublicKey), KeysError> {
+/// A new key, whose id says what it is for.
+pub(super) fn tagged(kind: &str) -> Result<(SecretKey, PublicKey), KeysError> {
     let mut tag = [0; 4];
     getrandom::fill(&mut tag).map_err(|_| KeysError::Random)?;
     SecretKey::random(format!("{kind}-{:08x}", u32::from_le_bytes(tag)))

@@ -1,21 +1,24 @@
 //! Deletions, expiry, and the collector of objects that nobody needs.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use engine::retention::Facts;
 use schemas::control::{Entry, News};
+use schemas::deletion::Cause;
 use schemas::http::{DeletionItem, DeletionState};
 use schemas::paths::ObjectKey;
-use schemas::{DeletionId, ObjectId, SessionKey, WorkspaceId};
+use schemas::shared_object::SessionFilter;
+use schemas::{DeletionId, ObjectId, SessionId, SessionKey, WorkspaceId};
 use service_kit::time::now_ms;
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row as _};
 use uuid::Uuid;
 
 use super::links::ReferenceFilter;
-use super::sessions::{filter_may_contain, lock_sessions, may_contain};
-use super::{Index, IndexError, failed, key_arrays, object_columns, object_key, outbox, session_key, unsigned};
+use super::sessions::{filter_may_contain, filter_of, lock_sessions};
+use super::{Index, IndexError, failed, key_arrays, object_columns, object_key, outbox, session_key, signed, unsigned};
+use crate::objects::Absent;
 
 /// A session that is on its way out.
 #[derive(Debug, Clone)]
@@ -39,6 +42,28 @@ pub struct Due {
     pub now_s: i64,
 }
 
+/// A session that is past its window.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DueSession {
+    /// The session.
+    pub key: SessionKey,
+    /// When it began.
+    pub started_at: time::OffsetDateTime,
+    /// Its workspace's plan.
+    pub plan: String,
+    /// How long the workspace's sessions are kept right now.
+    pub kept_for: time::Duration,
+}
+
+/// What is on its way out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeavingNow {
+    /// Sessions that are not erased.
+    pub sessions: u64,
+    /// Condemned objects.
+    pub objects: u64,
+}
+
 /// An object to be removed.
 #[derive(Debug, Clone, Copy)]
 pub struct Removable {
@@ -52,9 +77,11 @@ pub struct Removable {
 /// due is not looked at.
 macro_rules! sessions_due {
     () => {
+        // The clock once more is never taken for later than it was compared.
         "select oldest.workspace_id, oldest.id from workspace w cross join lateral (
              select s.workspace_id, s.id from session s
-             where s.workspace_id = w.id and s.state = 0 and s.started_at < clairvio.clock() - clairvio.kept_for(w)
+             where s.workspace_id = w.id and s.state = 0
+                 and s.started_at < least(clairvio.clock(), to_timestamp($2)) - clairvio.kept_for(w)
              order by s.started_at, s.id limit $1
          ) oldest limit $1"
     };
@@ -73,27 +100,36 @@ macro_rules! sessions_marked {
 }
 
 impl Index {
-    /// Deletes a session by hand. It is unreadable once this returns. An unknown one leaves a tombstone in the caller's
+    /// Deletes a session. It is unreadable once this returns. An unknown one leaves a tombstone in the caller's
     /// workspace, and in no other (R8, R9); one that is deleted already gives the deletion that it stands in.
-    pub async fn delete_session(&self, key: &SessionKey) -> Result<DeletionId, IndexError> {
+    pub async fn delete_session(&self, key: &SessionKey, cause: Cause) -> Result<DeletionId, IndexError> {
         let mut tx = self.pool.begin().await.map_err(failed("begin deletion"))?;
-        let standing = delete_unless_deleted(&mut tx, "by_hand", &[*key]).await?;
+        let standing = delete_unless_deleted(&mut tx, cause, &[*key]).await?;
         tx.commit().await.map_err(failed("commit deletion"))?;
         self.outbox.notify_one();
         standing.deletions.first().map(|(deletion, _)| *deletion).ok_or(IndexError::Row("deletion_session"))
     }
 
-    /// Deletes sessions whose end users took consent back, those too that were never seen, and has the entries that said so
-    /// removed from `control` behind the deletions' own. One that is deleted already loses only its entry. Gives how many were
-    /// not. Can be repeated, and several can do it at once.
-    pub async fn withdraw(&self, keys: &[SessionKey]) -> Result<u64, IndexError> {
+    /// Deletes sessions whose end users took consent back, those too that were never seen. Gives the deletions that they stand in,
+    /// and how many were not deleted before. Can be repeated, and several can do it at once.
+    pub async fn withdraw(&self, keys: &[SessionKey]) -> Result<(Vec<DeletionId>, u64), IndexError> {
         let mut tx = self.pool.begin().await.map_err(failed("begin withdrawal"))?;
-        let standing = delete_unless_deleted(&mut tx, "withdrawn", keys).await?;
-        let removals = standing.deletions.iter().map(|(_, key)| (News::Withdrawal(*key).key(), None));
-        outbox::insert(&mut tx, &removals.collect::<Vec<_>>()).await?;
+        let standing = delete_unless_deleted(&mut tx, Cause::Withdrawn, keys).await?;
         tx.commit().await.map_err(failed("commit withdrawal"))?;
         self.outbox.notify_one();
-        Ok(standing.new)
+        let deletions: BTreeSet<DeletionId> = standing.deletions.into_iter().map(|(deletion, _)| deletion).collect();
+        Ok((deletions.into_iter().collect(), standing.new))
+    }
+
+    /// Has the entries removed from `control` that told of withdrawals, behind the deletions' own. Nothing but the journal and the index
+    /// knows of them then.
+    pub async fn forget_withdrawals(&self, keys: &[SessionKey]) -> Result<(), IndexError> {
+        let mut tx = self.pool.begin().await.map_err(failed("begin forgetting"))?;
+        let removals = keys.iter().map(|key| (News::Withdrawal(*key).key(), None));
+        outbox::insert(&mut tx, &removals.collect::<Vec<_>>()).await?;
+        tx.commit().await.map_err(failed("commit forgetting"))?;
+        self.outbox.notify_one();
+        Ok(())
     }
 
     /// Begins to delete all sessions of a reference that began by now, those too that are on their way: marks its links, under their
@@ -102,6 +138,7 @@ impl Index {
         &self,
         workspace: WorkspaceId,
         reference: &ReferenceFilter,
+        cause: Cause,
     ) -> Result<DeletionId, IndexError> {
         let mut tx = self.pool.begin().await.map_err(failed("begin deletion"))?;
         let links: Vec<Uuid> = sqlx::query_scalar(
@@ -126,11 +163,15 @@ impl Index {
         .map_err(failed("find a deletion of the reference"))?;
         let deletion = DeletionId(finding.unwrap_or_else(Uuid::now_v7));
         if finding.is_none() {
-            insert_deletion(&mut tx, deletion, workspace, "by_reference", true).await?;
+            insert_deletion(&mut tx, Deletion { id: deletion, workspace, cause }, true).await?;
         }
         // The time once all locks are held: a session that was let in meanwhile began before.
         sqlx::query(
-            "update link set begun_before = clock_timestamp(), deletion_id = $1 where workspace_id = $2 and id = any($3)",
+            // Sessions that are here began before, whatever the clocks say that they go by; and no mark is taken back.
+            "update link set deletion_id = $1, begun_before = greatest(begun_before, clock_timestamp(), (
+                 select max(least(s.consented_at, s.started_at)) from session s
+                 where s.workspace_id = link.workspace_id and s.link_id = link.id and s.state = 0))
+             where workspace_id = $2 and id = any($3)",
         )
         .bind(deletion.0)
         .bind(workspace.0)
@@ -138,6 +179,12 @@ impl Index {
         .execute(&mut *tx)
         .await
         .map_err(failed("mark links of a reference"))?;
+        sqlx::query("update deletion set begun_journalled = false where id = $1 and $2 > 0")
+            .bind(deletion.0)
+            .bind(signed(links.len() as u64))
+            .execute(&mut *tx)
+            .await
+            .map_err(failed("note marks to journal"))?;
         tx.commit().await.map_err(failed("commit deletion"))?;
         Ok(deletion)
     }
@@ -212,7 +259,10 @@ impl Index {
     /// Deletions whose sessions are being found still, oldest first.
     pub async fn finding(&self, limit: i64) -> Result<Vec<DeletionId>, IndexError> {
         let found: Vec<Uuid> =
-            sqlx::query_scalar("select id from deletion where finding order by requested_at limit $1")
+            // Those of closed workspaces find theirs in another way.
+            sqlx::query_scalar(
+                "select id from deletion where finding and cause <> 'terminated' order by requested_at limit $1",
+            )
                 .bind(limit)
                 .fetch_all(&self.pool)
                 .await
@@ -239,15 +289,99 @@ impl Index {
              from due"
         ))
         .bind(limit)
+        .bind(f64::INFINITY)
         .fetch_one(&self.pool)
         .await
         .map_err(failed("count expired sessions"))?;
         Ok(Due { sessions: unsigned(row.get("sessions")), is_most: row.get("is_most"), now_s: row.get("now_s") })
     }
 
+    /// Workspaces in id order behind the one given, `limit` at most, of which a session is past its window.
+    pub async fn workspaces_that_expire(
+        &self,
+        after: Option<WorkspaceId>,
+        limit: i64,
+    ) -> Result<Vec<WorkspaceId>, IndexError> {
+        let found: Vec<Uuid> = sqlx::query_scalar(
+            "select id from workspace w where ($1::uuid is null or id > $1) and exists (
+                 select from session s where s.workspace_id = w.id and s.state = 0
+                     and s.started_at < clairvio.clock() - clairvio.kept_for(w))
+             order by id limit $2",
+        )
+        .bind(after.map(|workspace| workspace.0))
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(failed("find workspaces with expired sessions"))?;
+        Ok(found.into_iter().map(WorkspaceId).collect())
+    }
+
+    /// Sessions of a workspace that are past their window, oldest first, behind the one given.
+    pub async fn due_sessions(
+        &self,
+        workspace: WorkspaceId,
+        after: Option<(time::OffsetDateTime, SessionId)>,
+        limit: i64,
+    ) -> Result<Vec<DueSession>, IndexError> {
+        let rows = sqlx::query(
+            "select s.workspace_id, s.id as session_id, s.started_at, w.plan,
+                 extract(epoch from clairvio.kept_for(w))::bigint as kept_for_s
+             from workspace w join session s on s.workspace_id = w.id
+             where w.id = $1 and s.state = 0 and s.started_at < clairvio.clock() - clairvio.kept_for(w)
+                 and ($2::timestamptz is null or (s.started_at, s.id) > ($2, $3))
+             order by s.started_at, s.id limit $4",
+        )
+        .bind(workspace.0)
+        .bind(after.map(|(at, _)| at))
+        .bind(after.map(|(_, session)| session.0))
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(failed("list expired sessions"))?;
+        let due = |row: &PgRow| DueSession {
+            key: session_key(row),
+            started_at: row.get("started_at"),
+            plan: row.get("plan"),
+            kept_for: time::Duration::seconds(row.get("kept_for_s")),
+        };
+        Ok(rows.iter().map(due).collect())
+    }
+
+    /// Closed workspaces whose time is over and of which nothing was deleted yet: since when it is, and how many sessions they have.
+    pub async fn due_workspaces(
+        &self,
+        limit: i64,
+    ) -> Result<Vec<(WorkspaceId, time::OffsetDateTime, u64)>, IndexError> {
+        let rows = sqlx::query(
+            "select w.id, w.terminates_at, (
+                 select count(*) from session s where s.workspace_id = w.id and s.state = 0) as sessions
+             from workspace w where terminates_at <= clairvio.clock() and terminated_by is null
+             order by terminates_at limit $1",
+        )
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(failed("find closed workspaces"))?;
+        let due = |row: &PgRow| (WorkspaceId(row.get("id")), row.get("terminates_at"), unsigned(row.get("sessions")));
+        Ok(rows.iter().map(due).collect())
+    }
+
+    /// How much is on its way out.
+    pub async fn leaving_now(&self) -> Result<LeavingNow, IndexError> {
+        let row = sqlx::query(
+            "select (select count(*) from deletion_session where erased_at is null) as sessions,
+                 (select count(*) from object where state = 2) as objects",
+        )
+        .fetch_one(&self.pool)
+        .await
+        .map_err(failed("count what leaves"))?;
+        Ok(LeavingNow { sessions: unsigned(row.get("sessions")), objects: unsigned(row.get("objects")) })
+    }
+
     /// Begins to delete sessions whose plan window is over by the index's clock, `limit` at most; gives how many. The
-    /// window is that of the workspace's current plan, a longer one before it for a grace (R5, R6).
-    pub async fn expire(&self, limit: i64) -> Result<u64, IndexError> {
+    /// window is that of the workspace's current plan, a longer one before it for a grace (R5, R6). It is not later than `now_s`,
+    /// when [`Index::due`] was asked: a clock that jumps behind a comparison deletes nothing.
+    pub async fn expire(&self, now_s: i64, limit: i64) -> Result<u64, IndexError> {
         let mut tx = self.pool.begin().await.map_err(failed("begin expiry"))?;
         let rows = sqlx::query(concat!(
             "with due as (",
@@ -256,13 +390,14 @@ impl Index {
              where s.state = 0 order by s.workspace_id, s.id for update of s skip locked"
         ))
         .bind(limit)
+        .bind(now_s as f64)
         .fetch_all(&mut *tx)
         .await
         .map_err(failed("find expired sessions"))?;
         let keys: Vec<SessionKey> = rows.iter().map(session_key).collect();
         for workspace_keys in keys.chunk_by(|one, other| one.workspace == other.workspace) {
             if let Some(first) = workspace_keys.first() {
-                begin_deletion(&mut tx, first.workspace, "expired", workspace_keys).await?;
+                begin_deletion(&mut tx, first.workspace, Cause::Expired, workspace_keys).await?;
             }
         }
         tx.commit().await.map_err(failed("commit expiry"))?;
@@ -270,39 +405,46 @@ impl Index {
         Ok(keys.len() as u64)
     }
 
-    /// A deletion of this workspace.
-    pub async fn deletion(&self, workspace: WorkspaceId, id: DeletionId) -> Result<Option<DeletionItem>, IndexError> {
+    /// A deletion of this workspace; of any when none is given.
+    pub async fn deletion(
+        &self,
+        workspace: Option<WorkspaceId>,
+        id: DeletionId,
+    ) -> Result<Option<DeletionItem>, IndexError> {
         let row = sqlx::query(
-            "select d.cause, d.requested_at, d.erased_at, d.finding, s.*
+            "select d.cause, d.requested_at, d.erased_at, d.finding, s.*, r.body, r.receipts
              from deletion d cross join lateral (
                  select count(*) as sessions, count(shredded_at) as shredded, count(erased_at) as erased
                  from deletion_session where deletion_id = d.id
-             ) s where d.id = $1 and d.workspace_id = $2",
+             ) s cross join lateral (
+                 select count(*) as receipts, min(body) filter (where part = 1) as body
+                 from receipt where deletion_id = d.id
+             ) r where d.id = $1 and ($2::uuid is null or d.workspace_id = $2)",
         )
         .bind(id.0)
-        .bind(workspace.0)
+        .bind(workspace.map(|workspace| workspace.0))
         .fetch_optional(&self.pool)
         .await
         .map_err(failed("find deletion"))?;
-        Ok(row.map(|row| {
-            let erased_at: Option<time::OffsetDateTime> = row.get("erased_at");
-            let [sessions, shredded, erased] = ["sessions", "shredded", "erased"].map(|sum| unsigned(row.get(sum)));
-            let state = match erased_at {
-                Some(_) => DeletionState::Erased,
-                None if shredded == sessions && !row.get::<bool, _>("finding") => DeletionState::Shredded,
-                None => DeletionState::Unreadable,
-            };
-            DeletionItem {
-                id,
-                state,
-                cause: row.get("cause"),
-                sessions,
-                sessions_shredded: shredded,
-                sessions_erased: erased,
-                requested_at: row.get("requested_at"),
-                erased_at,
-                receipt: None,
-            }
+        let Some(row) = row else { return Ok(None) };
+        let erased_at: Option<time::OffsetDateTime> = row.get("erased_at");
+        let [sessions, shredded, erased] = ["sessions", "shredded", "erased"].map(|sum| unsigned(row.get(sum)));
+        let state = match erased_at {
+            Some(_) => DeletionState::Erased,
+            None if shredded == sessions && !row.get::<bool, _>("finding") => DeletionState::Shredded,
+            None => DeletionState::Unreadable,
+        };
+        Ok(Some(DeletionItem {
+            id,
+            state,
+            cause: cause_of(&row)?,
+            sessions,
+            sessions_shredded: shredded,
+            sessions_erased: erased,
+            requested_at: row.get("requested_at"),
+            erased_at,
+            receipt: row.get("body"),
+            receipts: unsigned(row.get("receipts")),
         }))
     }
 
@@ -311,7 +453,9 @@ impl Index {
     pub async fn leaving(&self, after: Option<&Leaving>, limit: i64) -> Result<Vec<Leaving>, IndexError> {
         let rows = sqlx::query(
             "select d.deletion_id, d.workspace_id, d.session_id, d.shredded_at is not null as shredded,
-                 d.barrier is not null as barrier_set,
+                 d.entry_id is not null as journalled,
+                 -- One that no transaction has come to is of the server that this index was restored from.
+                 coalesce(d.barrier < pg_snapshot_xmax(pg_current_snapshot()), false) as barrier_set,
                  coalesce(d.barrier < pg_snapshot_xmin(pg_current_snapshot()), false) as barrier_passed,
                  d.blockers is not null as blockers_noted,
                  (select count(*) from object o where o.id = any(d.blockers)) as blockers_left,
@@ -336,6 +480,7 @@ impl Index {
                 key: session_key(row),
                 facts: Facts {
                     shredded: row.get("shredded"),
+                    journalled: row.get("journalled"),
                     barrier_set: row.get("barrier_set"),
                     barrier_passed: row.get("barrier_passed"),
                     blockers_noted: row.get("blockers_noted"),
@@ -346,11 +491,12 @@ impl Index {
             .collect())
     }
 
-    /// Deleted sessions whose keys are still there, oldest deletions first.
+    /// Deleted sessions in the journal whose keys are still there, oldest deletions first.
     pub async fn unshredded(&self, limit: i64) -> Result<Vec<(DeletionId, SessionKey)>, IndexError> {
         let rows = sqlx::query(
-            "select deletion_id, workspace_id, session_id from deletion_session where shredded_at is null
-             order by deletion_id, session_id limit $1",
+            // Not before the journal has them: a restored index would have the session, and nobody its key.
+            "select deletion_id, workspace_id, session_id from deletion_session
+             where shredded_at is null and entry_id is not null order by deletion_id, session_id limit $1",
         )
         .bind(limit)
         .fetch_all(&self.pool)
@@ -359,8 +505,12 @@ impl Index {
         Ok(rows.iter().map(|row| (DeletionId(row.get("deletion_id")), session_key(row))).collect())
     }
 
-    /// Their keys were destroyed.
-    pub async fn mark_shredded(&self, shredded: &[(DeletionId, SessionKey)]) -> Result<(), IndexError> {
+    /// Their keys were destroyed, and the key store has counted so many destructions by then.
+    pub async fn mark_shredded(
+        &self,
+        shredded: &[(DeletionId, SessionKey)],
+        shreddings: u64,
+    ) -> Result<(), IndexError> {
         let (workspaces, sessions) = key_arrays(shredded.iter().map(|(_, key)| key));
         let deletions: Vec<Uuid> = shredded.iter().map(|(deletion, _)| deletion.0).collect();
         let mut tx = self.pool.begin().await.map_err(failed("begin shredding"))?;
@@ -390,6 +540,11 @@ impl Index {
         .execute(&mut *tx)
         .await
         .map_err(failed("mark deletions shredded"))?;
+        sqlx::query("update keystore_seen set shreddings = $1 where shreddings < $1")
+            .bind(signed(shreddings))
+            .execute(&mut *tx)
+            .await
+            .map_err(failed("note what the key store told"))?;
         tx.commit().await.map_err(failed("commit shredding"))
     }
 
@@ -405,7 +560,8 @@ impl Index {
                  select d.deletion_id, d.workspace_id, d.session_id from deletion_session d
                  join unnest($1::uuid[], $2::uuid[], $3::uuid[]) as l (deletion_id, workspace_id, session_id)
                      using (deletion_id, workspace_id, session_id)
-                 where d.barrier is null for update of d skip locked
+                 where d.barrier is null or d.barrier >= pg_snapshot_xmax(pg_current_snapshot())
+                 for update of d skip locked
              )
              update deletion_session d set barrier = pg_current_xact_id() from free
              where d.deletion_id = free.deletion_id and d.workspace_id = free.workspace_id
@@ -420,65 +576,121 @@ impl Index {
         .map_err(failed("set barriers"))
     }
 
-    /// Behind the barrier: notes the shared objects that may hold the session's bytes, and condemns its own objects.
-    pub async fn note_blockers(&self, leaving: &Leaving) -> Result<(), IndexError> {
-        let key = &leaving.key;
+    /// Behind the barrier: notes the shared objects that may hold these sessions' bytes, and condemns their own objects.
+    pub async fn note_blockers(&self, leaving: &[&Leaving]) -> Result<(), IndexError> {
+        if leaving.is_empty() {
+            return Ok(());
+        }
+        let (workspaces, sessions) = key_arrays(leaving.iter().map(|leaving| &leaving.key));
         let mut tx = self.pool.begin().await.map_err(failed("begin noting"))?;
-        let rows = sqlx::query(
-            "select o.id, o.sessions_filter from object o
-             where o.kind = 0 and o.partition = any(
-                 select unnest(partitions) from session where workspace_id = $1 and id = $2)",
-        )
-        .bind(key.workspace.0)
-        .bind(key.session.0)
-        .fetch_all(&mut *tx)
-        .await
-        .map_err(failed("find shared objects"))?;
-        let blockers: Vec<Uuid> = rows.iter().filter(|row| may_contain(row, key)).map(|row| row.get("id")).collect();
+        let seen = partitions_of(&mut tx, (&workspaces, &sessions)).await?;
+        let rows =
+            sqlx::query("select id, partition, sessions_filter from object where kind = 0 and partition = any($1)")
+                .bind(seen.values().flatten().copied().collect::<BTreeSet<i32>>().into_iter().collect::<Vec<_>>())
+                .fetch_all(&mut *tx)
+                .await
+                .map_err(failed("find shared objects"))?;
+        let shared: Vec<(Uuid, i32, Option<SessionFilter>)> = rows
+            .iter()
+            .map(|row| (row.get("id"), row.get("partition"), filter_of(row.get("sessions_filter"))))
+            .collect();
+        // A row for each pair, and for each session that has none.
+        let mut pairs: Vec<(Uuid, Uuid, Option<Uuid>)> = Vec::new();
+        for leaving in leaving {
+            let key = &leaving.key;
+            let of_session = (key.workspace.0, key.session.0);
+            pairs.push((of_session.0, of_session.1, None));
+            let partitions = seen.get(key).map_or(&[][..], Vec::as_slice);
+            let blocking = shared.iter().filter(|(_, partition, filter)| {
+                partitions.contains(partition) && filter.as_ref().is_none_or(|filter| filter.may_contain(key))
+            });
+            pairs.extend(blocking.map(|(id, ..)| (of_session.0, of_session.1, Some(*id))));
+        }
+        let (of_workspace, of_session, blocker) = pairs.into_iter().collect::<(Vec<_>, Vec<_>, Vec<_>)>();
         sqlx::query(
-            "update deletion_session set blockers = $4
-             where deletion_id = $1 and workspace_id = $2 and session_id = $3",
+            // What was noted first stays. Rows that another worker has are noted by it.
+            "with pairs as (
+                 select w, s, coalesce(array_agg(o) filter (where o is not null), '{}') as blockers
+                 from unnest($1::uuid[], $2::uuid[], $3::uuid[]) as pair (w, s, o) group by w, s
+             ), noted as (
+                 select pairs.* from deletion_session d join pairs on d.workspace_id = w and d.session_id = s
+                 where d.blockers is null for update of d skip locked
+             )
+             update deletion_session d set blockers = noted.blockers, shared_objects = cardinality(noted.blockers),
+                 (objects, bytes) = (
+                     select count(*), coalesce(sum(bytes), 0) from object o
+                     where (o.kind = 1 or (o.kind = 2 and o.session_id is not null))
+                         and o.workspace_id = noted.w and o.session_id = noted.s)
+             from noted where d.workspace_id = noted.w and d.session_id = noted.s",
         )
-        .bind(leaving.deletion.0)
-        .bind(key.workspace.0)
-        .bind(key.session.0)
-        .bind(&blockers)
+        .bind(of_workspace)
+        .bind(of_session)
+        .bind(blocker)
         .execute(&mut *tx)
         .await
         .map_err(failed("note shared objects"))?;
         sqlx::query(
-            "update object set state = 2, condemned_at = now()
-             where (kind = 1 or (kind = 2 and session_id is not null)) and workspace_id = $1 and session_id = $2
-                 and state < 2",
+            // In order, so that several workers that do the same do not wait in a circle.
+            "with own as (
+                 select o.id from object o join unnest($1::uuid[], $2::uuid[]) as d (w, s)
+                     on o.workspace_id = d.w and o.session_id = d.s
+                 where (o.kind = 1 or (o.kind = 2 and o.session_id is not null)) and o.state < 2
+                 order by o.id for update of o
+             )
+             update object set state = 2, condemned_at = now() from own where object.id = own.id and state < 2",
         )
-        .bind(key.workspace.0)
-        .bind(key.session.0)
+        .bind(&workspaces)
+        .bind(&sessions)
         .execute(&mut *tx)
         .await
-        .map_err(failed("condemn session's objects"))?;
+        .map_err(failed("condemn sessions' objects"))?;
         tx.commit().await.map_err(failed("commit noting"))
     }
 
-    /// Whether a quarantine object that is nobody's may hold frames of this session: then it cannot be called erased. One of an earlier
-    /// release, which has no filters, holds none of a session that began a day after it.
-    pub async fn may_be_quarantined(&self, key: &SessionKey) -> Result<bool, IndexError> {
+    /// Those of these sessions of which a quarantine object that is nobody's may hold frames: they cannot be called erased. One of an
+    /// earlier release, which has no filters, holds none of a session that began a day after it.
+    pub async fn held_by_quarantine(&self, keys: &BTreeSet<SessionKey>) -> Result<BTreeSet<SessionKey>, IndexError> {
+        let mut held = BTreeSet::new();
         let rows = sqlx::query(
-            "select o.sessions_filter, o.source_filters from session s join object o on o.partition = any(s.partitions)
-             where s.workspace_id = $1 and s.id = $2 and o.kind = 2 and o.session_id is null
-                 and (o.sessions_filter is not null or o.source_filters is not null or o.live_at is null
-                     or o.live_at > s.started_at - interval '1 day')",
+            "select partition, sessions_filter, source_filters, live_at from object
+             where kind = 2 and session_id is null",
         )
-        .bind(key.workspace.0)
-        .bind(key.session.0)
         .fetch_all(&self.pool)
         .await
         .map_err(failed("find quarantine objects"))?;
-        let may_hold = |row: &PgRow| {
-            let sources: Option<Vec<Option<Vec<u8>>>> = row.get("source_filters");
-            let of_sources = sources.into_iter().flatten().any(|filter| filter_may_contain(filter, key));
-            of_sources || may_contain(row, key)
-        };
-        Ok(rows.iter().any(may_hold))
+        if rows.is_empty() {
+            return Ok(held);
+        }
+        let (workspaces, sessions) = key_arrays(keys.iter());
+        let asked = sqlx::query(
+            "select s.workspace_id, s.id as session_id, s.partitions, s.started_at from session s
+             join unnest($1::uuid[], $2::uuid[]) as d (workspace_id, id) using (workspace_id, id)",
+        )
+        .bind(&workspaces)
+        .bind(&sessions)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(failed("find sessions"))?;
+        for session in &asked {
+            let key = session_key(session);
+            let (partitions, started_at): (Vec<i32>, time::OffsetDateTime) =
+                (session.get("partitions"), session.get("started_at"));
+            let may_hold = |row: &PgRow| {
+                let (filter, live_at): (Option<Vec<u8>>, Option<time::OffsetDateTime>) =
+                    (row.get("sessions_filter"), row.get("live_at"));
+                let sources: Option<Vec<Option<Vec<u8>>>> = row.get("source_filters");
+                let is_old = filter.is_none() && sources.is_none();
+                if is_old && live_at.is_some_and(|live_at| live_at <= started_at - time::Duration::DAY) {
+                    return false;
+                }
+                let of_sources = sources.into_iter().flatten().any(|filter| filter_may_contain(filter, &key));
+                of_sources || filter_may_contain(filter, &key)
+            };
+            if rows.iter().any(|row| partitions.contains(&row.get::<i32, _>("partition")) && may_hold(row)) {
+                held.insert(key);
+            }
+        }
+        Ok(held)
     }
 
     /// Condemns a live quarantine object, with all that is in it; `false` when there is none of this id.
@@ -492,31 +704,43 @@ impl Index {
         Ok(condemned.rows_affected() == 1)
     }
 
-    /// Its prefix was listed and is empty: the session is erased, and the deletion when it was its last.
-    pub async fn mark_erased(&self, leaving: &Leaving) -> Result<(), IndexError> {
+    /// Listings showed nothing of these sessions: they are erased, and their deletions when these were the last of them.
+    pub async fn mark_erased(&self, absent: &Absent) -> Result<(), IndexError> {
+        if absent.is_empty() {
+            return Ok(());
+        }
+        let (workspaces, sessions) = key_arrays(absent.sessions());
         let mut tx = self.pool.begin().await.map_err(failed("begin erasing"))?;
         sqlx::query(
-            "update session set state = 3, events = 0, bytes_stored = 0, bytes_received = 0, pages = 0, errors = 0,
+            "with gone as (
+                 select s.workspace_id, s.id from session s
+                 join unnest($1::uuid[], $2::uuid[]) as d (workspace_id, id) using (workspace_id, id)
+                 where s.state < 3 order by s.workspace_id, s.id for update of s
+             )
+             update session set state = 3, events = 0, bytes_stored = 0, bytes_received = 0, pages = 0, errors = 0,
                  counts = default, ts_min = null, ts_max = null, active_ms = 0, clicks = 0, keypresses = 0,
                  console = default, failed_requests = 0, urls = default
-             where workspace_id = $1 and id = $2 and state < 3",
+             from gone where session.workspace_id = gone.workspace_id and session.id = gone.id",
         )
-        .bind(leaving.key.workspace.0)
-        .bind(leaving.key.session.0)
+        .bind(&workspaces)
+        .bind(&sessions)
         .execute(&mut *tx)
         .await
-        .map_err(failed("mark session erased"))?;
-        sqlx::query(
-            "update deletion_session set erased_at = now()
-             where deletion_id = $1 and workspace_id = $2 and session_id = $3 and erased_at is null",
+        .map_err(failed("mark sessions erased"))?;
+        let deletions: Vec<Uuid> = sqlx::query_scalar(
+            "with erased as (
+                 update deletion_session d set erased_at = now() from unnest($1::uuid[], $2::uuid[]) as e (w, s)
+                 where d.workspace_id = e.w and d.session_id = e.s and d.erased_at is null returning d.deletion_id
+             ) select distinct deletion_id from erased order by deletion_id",
         )
-        .bind(leaving.deletion.0)
-        .bind(leaving.key.workspace.0)
-        .bind(leaving.key.session.0)
-        .execute(&mut *tx)
+        .bind(&workspaces)
+        .bind(&sessions)
+        .fetch_all(&mut *tx)
         .await
-        .map_err(failed("mark session's deletion erased"))?;
-        end_deletion(&mut tx, leaving.deletion).await?;
+        .map_err(failed("mark sessions' deletions erased"))?;
+        for deletion in deletions {
+            end_deletion(&mut tx, DeletionId(deletion)).await?;
+        }
         tx.commit().await.map_err(failed("commit erasing"))
     }
 
@@ -613,24 +837,54 @@ impl Index {
     }
 }
 
+/// Partitions that records of these sessions came from.
+async fn partitions_of(
+    tx: &mut PgConnection,
+    (workspaces, sessions): (&[Uuid], &[Uuid]),
+) -> Result<BTreeMap<SessionKey, Vec<i32>>, IndexError> {
+    let rows = sqlx::query(
+        "select s.workspace_id, s.id as session_id, s.partitions from session s
+         join unnest($1::uuid[], $2::uuid[]) as d (workspace_id, id) using (workspace_id, id)",
+    )
+    .bind(workspaces)
+    .bind(sessions)
+    .fetch_all(tx)
+    .await
+    .map_err(failed("find partitions of sessions"))?;
+    Ok(rows.iter().map(|row| (session_key(row), row.get("partitions"))).collect())
+}
+
 fn removable(row: &PgRow) -> Result<Removable, IndexError> {
     Ok(Removable { key: object_key(row)?, was_live: row.get("was_live") })
 }
 
-/// Sessions and the deletions that they stand in.
-struct Standing {
-    deletions: Vec<(DeletionId, SessionKey)>,
-    /// How many of them were not deleted before.
-    new: u64,
+/// A deletion, for whatever it is to get.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Deletion {
+    /// The deletion.
+    pub(super) id: DeletionId,
+    /// Whose.
+    pub(super) workspace: WorkspaceId,
+    /// Why.
+    pub(super) cause: Cause,
 }
 
-/// Deletes those of these sessions that are not deleted yet. Unknown ones get a tombstone. One lock each, in id order (the
-/// order of all who lock sessions), so that of two deletions at once the later one finds the first.
-async fn delete_unless_deleted(
-    tx: &mut PgConnection,
-    cause: &'static str,
-    keys: &[SessionKey],
-) -> Result<Standing, IndexError> {
+/// The cause in this row.
+pub(super) fn cause_of(row: &PgRow) -> Result<Cause, IndexError> {
+    Cause::parse(row.get("cause")).ok_or(IndexError::Row("deletion"))
+}
+
+/// Sessions whose rows are locked.
+pub(super) struct Standing {
+    /// Those that are deleted already, with the deletions that they stand in.
+    deletions: Vec<(DeletionId, SessionKey)>,
+    /// Those that are not.
+    pub(super) new: Vec<SessionKey>,
+}
+
+/// Locks sessions that are to be deleted. Unknown ones get a tombstone. One lock each, in id order (the order of all who lock
+/// sessions), so that of two deletions at once the later one finds the first.
+pub(super) async fn lock_or_tombstone(tx: &mut PgConnection, keys: &[SessionKey]) -> Result<Standing, IndexError> {
     let (workspaces, sessions) = key_arrays(keys.iter());
     sqlx::query(
         "insert into session (workspace_id, id, state, started_at, last_activity_at)
@@ -646,30 +900,47 @@ async fn delete_unless_deleted(
     .map_err(failed("insert tombstones"))?;
     let locked = lock_sessions(tx, keys).await?;
     let standing = sqlx::query(
-        "select distinct on (workspace_id, session_id) deletion_id, workspace_id, session_id from deletion_session
+        "select deletion_id, workspace_id, session_id from deletion_session
          where (workspace_id, session_id) in (select * from unnest($1::uuid[], $2::uuid[]))
-         order by workspace_id, session_id, deletion_id",
+         order by workspace_id, session_id",
     )
     .bind(&workspaces)
     .bind(&sessions)
     .fetch_all(&mut *tx)
     .await
     .map_err(failed("find deletions"))?;
-    let mut deletions: Vec<(DeletionId, SessionKey)> =
+    let deletions: Vec<(DeletionId, SessionKey)> =
         standing.iter().map(|row| (DeletionId(row.get("deletion_id")), session_key(row))).collect();
     let known: BTreeSet<SessionKey> = deletions.iter().map(|(_, key)| *key).collect();
-    let new: Vec<SessionKey> = locked.iter().map(session_key).filter(|key| !known.contains(key)).collect();
+    let new = locked.iter().map(session_key).filter(|key| !known.contains(key)).collect();
+    Ok(Standing { deletions, new })
+}
+
+/// Sessions and the deletions that they stand in.
+struct Deleted {
+    deletions: Vec<(DeletionId, SessionKey)>,
+    /// How many of them were not deleted before.
+    new: u64,
+}
+
+/// Deletes those of these sessions that are not deleted yet.
+async fn delete_unless_deleted(
+    tx: &mut PgConnection,
+    cause: Cause,
+    keys: &[SessionKey],
+) -> Result<Deleted, IndexError> {
+    let Standing { mut deletions, new } = lock_or_tombstone(tx, keys).await?;
     for workspace_keys in new.chunk_by(|one, other| one.workspace == other.workspace) {
         if let Some(first) = workspace_keys.first() {
             let begun = begin_deletion(tx, first.workspace, cause, workspace_keys).await?;
             deletions.extend(workspace_keys.iter().map(|key| (begun.deletion, *key)));
         }
     }
-    Ok(Standing { deletions, new: new.len() as u64 })
+    Ok(Deleted { deletions, new: new.len() as u64 })
 }
 
-/// All sessions of a deletion by reference have been found.
-async fn end_finding(tx: &mut PgConnection, deletion: DeletionId) -> Result<(), IndexError> {
+/// All sessions of a deletion that looks for them have been found.
+pub(super) async fn end_finding(tx: &mut PgConnection, deletion: DeletionId) -> Result<(), IndexError> {
     sqlx::query("update deletion set finding = false where id = $1 and finding")
         .bind(deletion.0)
         .execute(&mut *tx)
@@ -721,14 +992,31 @@ async fn join_deletion(
     workspace: WorkspaceId,
     keys: &[SessionKey],
 ) -> Result<u64, IndexError> {
-    let open = sqlx::query("select from deletion where id = $1 and erased_at is null for update")
+    let row = sqlx::query("select cause from deletion where id = $1")
         .bind(deletion.0)
+        .fetch_one(&mut *tx)
+        .await
+        .map_err(failed("find deletion"))?;
+    join_or_begin(tx, Deletion { id: deletion, workspace, cause: cause_of(&row)? }, keys).await
+}
+
+/// The same, where it is known why they go.
+pub(super) async fn join_or_begin(
+    tx: &mut PgConnection,
+    deletion: Deletion,
+    keys: &[SessionKey],
+) -> Result<u64, IndexError> {
+    if keys.is_empty() {
+        return Ok(0);
+    }
+    let open = sqlx::query("select from deletion where id = $1 and erased_at is null for update")
+        .bind(deletion.id.0)
         .fetch_optional(&mut *tx)
         .await
         .map_err(failed("lock deletion"))?;
     match open {
-        Some(_) => add_to_deletion(tx, deletion, workspace, keys).await,
-        None => Ok(begin_deletion(tx, workspace, "by_reference", keys).await?.rows),
+        Some(_) => add_to_deletion(tx, deletion.id, deletion.workspace, keys).await,
+        None => Ok(begin_deletion(tx, deletion.workspace, deletion.cause, keys).await?.rows),
     }
 }
 
@@ -743,26 +1031,24 @@ pub(super) struct Begun {
 pub(super) async fn begin_deletion(
     tx: &mut PgConnection,
     workspace: WorkspaceId,
-    cause: &'static str,
+    cause: Cause,
     keys: &[SessionKey],
 ) -> Result<Begun, IndexError> {
     let deletion = DeletionId(Uuid::now_v7());
-    insert_deletion(tx, deletion, workspace, cause, false).await?;
+    insert_deletion(tx, Deletion { id: deletion, workspace, cause }, false).await?;
     let rows = 1 + add_to_deletion(tx, deletion, workspace, keys).await?;
     Ok(Begun { deletion, rows })
 }
 
-async fn insert_deletion(
+pub(super) async fn insert_deletion(
     tx: &mut PgConnection,
-    deletion: DeletionId,
-    workspace: WorkspaceId,
-    cause: &'static str,
+    deletion: Deletion,
     finding: bool,
 ) -> Result<(), IndexError> {
     sqlx::query("insert into deletion (id, workspace_id, cause, finding) values ($1, $2, $3, $4)")
-        .bind(deletion.0)
-        .bind(workspace.0)
-        .bind(cause)
+        .bind(deletion.id.0)
+        .bind(deletion.workspace.0)
+        .bind(deletion.cause.as_str())
         .bind(finding)
         .execute(&mut *tx)
         .await

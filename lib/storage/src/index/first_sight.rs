@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use schemas::control::{Entry, LinkUse};
+use schemas::deletion::Cause;
 use schemas::limits::{CONTROL_DELETION_KEPT_S, EXHAUSTION_SESSIONS_MAX};
 use schemas::plan::Plan;
 use schemas::{DeletionId, LinkId, SessionId, SessionKey, WorkspaceId};
@@ -55,7 +56,7 @@ pub(super) async fn insert(
     arrived.sort_unstable_by_key(|sight| (sight.appended_ms, sight.key));
     let judged = judge(&mut links, &arrived);
     rows += count_in_links(tx, &links, &judged.counted).await?;
-    for (cause, keys) in [("exhausted", judged.over), ("revoked", judged.revoked)] {
+    for (cause, keys) in [(Cause::Exhausted, judged.over), (Cause::Revoked, judged.revoked)] {
         // The rows are this transaction's own, so they are locked.
         for workspace_keys in keys.chunk_by(|one, other| one.workspace == other.workspace) {
             if let Some(first) = workspace_keys.first() {

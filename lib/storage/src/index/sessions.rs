@@ -259,5 +259,10 @@ pub(super) fn may_contain(row: &PgRow, key: &SessionKey) -> bool {
 
 /// A staged object has no filter yet, and may hold anything.
 pub(super) fn filter_may_contain(filter: Option<Vec<u8>>, key: &SessionKey) -> bool {
-    filter.is_none_or(|bytes| SessionFilter::from_bytes(bytes).may_contain(key))
+    filter_of(filter).is_none_or(|filter| filter.may_contain(key))
+}
+
+/// The filter in a column, for asking it of many sessions.
+pub(super) fn filter_of(bytes: Option<Vec<u8>>) -> Option<SessionFilter> {
+    bytes.map(SessionFilter::from_bytes)
 }

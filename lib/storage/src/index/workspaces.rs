@@ -83,11 +83,20 @@ pub enum Changed {
     Done(WorkspaceItem),
     /// There is no such workspace.
     Unknown,
-    /// It is closed, and nothing of it changes any more.
+    /// It is closed: nothing of it changes, but that it may be opened again before its time is over.
     Terminated,
 }
 
-const COLUMNS: &str = "id, name, plan, state, origins, notice_versions, created_at";
+/// How long what a change takes away stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Graces {
+    /// Sessions, when a plan's window became shorter.
+    pub plan: Duration,
+    /// All of a workspace, when it was closed.
+    pub termination: Duration,
+}
+
+const COLUMNS: &str = "id, name, plan, state, origins, notice_versions, created_at, terminates_at";
 
 fn workspace_item(row: &PgRow) -> Result<WorkspaceItem, IndexError> {
     let plan = Plan::parse(row.get("plan")).ok_or(IndexError::Row("workspace"))?;
@@ -100,6 +109,7 @@ fn workspace_item(row: &PgRow) -> Result<WorkspaceItem, IndexError> {
         notice_versions: row.get("notice_versions"),
         limits: plan.limits(),
         created_at: row.get("created_at"),
+        terminates_at: row.get("terminates_at"),
     })
 }
 
@@ -172,11 +182,12 @@ impl Index {
         &self,
         id: WorkspaceId,
         change: &WorkspaceChange,
-        grace: Duration,
+        graces: Graces,
     ) -> Result<Changed, IndexError> {
         let mut tx = self.pool.begin().await.map_err(failed("begin change"))?;
         let row = sqlx::query(sqlx::AssertSqlSafe(format!(
-            "select {COLUMNS} from workspace where id = $1 for no key update"
+            "select {COLUMNS}, terminated_by is null and terminates_at > clairvio.clock() as can_be_opened
+             from workspace where id = $1 for no key update"
         )))
         .bind(id.0)
         .fetch_optional(&mut *tx)
@@ -198,17 +209,24 @@ impl Index {
             return Ok(Changed::Done(before));
         }
         if before.state == WorkspaceState::Terminated {
-            return Ok(Changed::Terminated);
+            let is_opened = after.state != WorkspaceState::Terminated && row.get("can_be_opened");
+            // Opened as it was: what else is to change is asked for then.
+            let is_alone = WorkspaceItem { state: before.state, ..after.clone() } == before;
+            if !(is_opened && is_alone) {
+                return Ok(Changed::Terminated);
+            }
         }
-        sqlx::query(
+        let terminates_at: Option<OffsetDateTime> = sqlx::query_scalar(
             // Another plan has another number of sessions a day: whether the day is full is found out anew.
             "update workspace set name = $2, plan = $3, state = $4, origins = $5, notice_versions = $6,
                  full_until = case when plan = $3 then full_until end,
                  kept_until = case when plan <> $3 and clairvio.retention($3) < clairvio.kept_for(workspace)
                      then clairvio.clock() + make_interval(secs => $7) else kept_until end,
                  kept_window = case when plan <> $3 and clairvio.retention($3) < clairvio.kept_for(workspace)
-                     then clairvio.kept_for(workspace) else kept_window end
-             where id = $1",
+                     then clairvio.kept_for(workspace) else kept_window end,
+                 terminates_at = case when $4 = 'terminated'
+                     then coalesce(terminates_at, clairvio.clock() + make_interval(secs => $8)) end
+             where id = $1 returning terminates_at",
         )
         .bind(id.0)
         .bind(&after.name)
@@ -216,12 +234,15 @@ impl Index {
         .bind(after.state.as_str())
         .bind(&after.origins)
         .bind(&after.notice_versions)
-        .bind(grace.as_secs_f64())
-        .execute(&mut *tx)
+        .bind(graces.plan.as_secs_f64())
+        .bind(graces.termination.as_secs_f64())
+        .fetch_one(&mut *tx)
         .await
         .map_err(failed("change workspace"))?;
+        let after = WorkspaceItem { terminates_at, ..after };
         // A name is for people.
-        if (WorkspaceItem { name: before.name.clone(), ..after.clone() }) != before {
+        let told = WorkspaceItem { name: before.name.clone(), terminates_at: before.terminates_at, ..after.clone() };
+        if told != before {
             tell_rules(&mut tx, id).await?;
         }
         tx.commit().await.map_err(failed("commit change"))?;

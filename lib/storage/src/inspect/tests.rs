@@ -217,9 +217,10 @@ fn journal_object() -> (ObjectKey, Bytes) {
         object: id,
         deletion: DeletionId(Uuid::from_u128(5)),
         workspace: session(1).workspace,
-        cause: schemas::journal::Cause::Withdrawn,
+        cause: schemas::deletion::Cause::Withdrawn,
         requested_at_ms: 6,
         sessions: vec![session(1).session],
+        marks: None,
     };
     (ObjectKey::Journal { id }, seal_journal(&storage(), &entry).unwrap().into())
 }

@@ -2,15 +2,28 @@
 //!
 //! Not every server has these, and one that has none does not know the calls that list them: what a bucket keeps is asked first.
 
+use std::collections::BTreeSet;
+
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::types::{BucketVersioningStatus, Delete, ObjectIdentifier};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use schemas::paths::ObjectKey;
+use schemas::SessionKey;
+use schemas::paths::{self, ObjectKey};
 
 use super::{DELETE_KEYS_MAX, ObjectError, Objects};
 
 /// Requests at once, where each key has to be asked for by itself.
 const REQUESTS_AT_ONCE: usize = 8;
+
+/// A page of a workspace's objects is worth its bytes when it covers so many of the sessions that are looked for.
+const COVERED_MIN: usize = 4;
+
+/// Which of these sessions, which are in order, has this key below its prefix, whatever stands behind that.
+fn session_of(sessions: &[SessionKey], key: &str) -> Option<SessionKey> {
+    let place = sessions.partition_point(|session| paths::session_prefix(session).as_str() <= key);
+    let session = sessions[..place].last()?;
+    key.starts_with(&paths::session_prefix(session)).then_some(*session)
+}
 
 /// What a bucket keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +41,51 @@ pub struct Lying {
     pub key: Result<ObjectKey, String>,
     /// Its version, where the bucket keeps them.
     pub version: Option<String>,
+}
+
+/// Sessions of which listings showed nothing: no object, no version, no delete marker, no upload. Nothing else makes one.
+#[derive(Debug)]
+pub struct Absent(BTreeSet<SessionKey>);
+
+impl Absent {
+    /// The sessions, in order.
+    pub fn sessions(&self) -> impl Iterator<Item = &SessionKey> {
+        self.0.iter()
+    }
+
+    /// Whether a session is one of them.
+    pub fn contains(&self, key: &SessionKey) -> bool {
+        self.0.contains(key)
+    }
+
+    /// How many they are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// What listings showed of some sessions.
+#[derive(Debug)]
+pub struct Looked {
+    /// Those that have nothing.
+    pub absent: Absent,
+    /// What lies below the others' prefixes.
+    pub lying: Vec<Lying>,
+    /// Uploads of the others.
+    pub uploads: Vec<OpenUpload>,
+}
+
+/// A page of what lies below a prefix.
+struct LyingPage {
+    /// Each with its whole key, as it lies in the bucket.
+    found: Vec<(String, Lying)>,
+    /// Where the next page begins, if there is one.
+    next: Option<(String, Option<String>)>,
 }
 
 /// An upload that was begun and not ended.
@@ -72,35 +130,121 @@ impl Objects {
 
     /// All that lies below a prefix, whatever readers see of it.
     pub async fn lying(&self, prefix: &str, keeps: Keeps) -> Result<Vec<Lying>, ObjectError> {
-        if !keeps.versions {
-            let found = self.list(prefix).await?;
-            return Ok(found.into_iter().map(|key| Lying { key, version: None }).collect());
-        }
         let mut found = Vec::new();
-        let (mut key_marker, mut version_marker) = (None, None);
+        let mut next = None;
         loop {
-            let page = self
-                .client
-                .list_object_versions()
-                .bucket(&self.bucket)
-                .prefix(format!("{}{prefix}", self.prefix))
-                .set_key_marker(key_marker)
-                .set_version_id_marker(version_marker)
-                .send()
-                .await
-                .map_err(|error| self.failed("list versions", error))?;
-            let versions = page.versions().iter().map(|version| (version.key(), version.version_id()));
-            let markers = page.delete_markers().iter().map(|marker| (marker.key(), marker.version_id()));
-            for (key, version) in versions.chain(markers) {
-                let Some(key) = key else { continue };
-                let key = self.parse_key(key).ok_or_else(|| key.to_owned());
-                found.push(Lying { key, version: version.map(str::to_owned) });
-            }
-            (key_marker, version_marker) = (page.next_key_marker, page.next_version_id_marker);
-            if page.is_truncated != Some(true) || key_marker.is_none() {
+            let page = self.lying_page(prefix, next, keeps).await?;
+            found.extend(page.found.into_iter().map(|(_, lying)| lying));
+            next = page.next;
+            if next.is_none() {
                 return Ok(found);
             }
         }
+    }
+
+    /// One page of it, behind a key, and a version of that key where there is one.
+    async fn lying_page(
+        &self,
+        prefix: &str,
+        after: Option<(String, Option<String>)>,
+        keeps: Keeps,
+    ) -> Result<LyingPage, ObjectError> {
+        let prefix = format!("{}{prefix}", self.prefix);
+        let (key_marker, version_marker) = after.unzip();
+        let named = |key: String, version: Option<String>| {
+            let known = self.parse_key(&key).ok_or_else(|| key.clone());
+            (key, Lying { key: known, version })
+        };
+        if !keeps.versions {
+            let page = self.client.list_objects_v2().bucket(&self.bucket).prefix(prefix).set_start_after(key_marker);
+            let page = page.send().await.map_err(|error| self.failed("list objects", error))?;
+            let keys = page.contents().iter().filter_map(|object| object.key());
+            let found: Vec<_> = keys.map(|key| named(key.to_owned(), None)).collect();
+            let next = found.last().filter(|_| page.is_truncated() == Some(true)).map(|(key, _)| (key.clone(), None));
+            return Ok(LyingPage { found, next });
+        }
+        let page = self
+            .client
+            .list_object_versions()
+            .bucket(&self.bucket)
+            .prefix(prefix)
+            .set_key_marker(key_marker)
+            .set_version_id_marker(version_marker.flatten())
+            .send()
+            .await
+            .map_err(|error| self.failed("list versions", error))?;
+        let versions = page.versions().iter().map(|version| (version.key(), version.version_id()));
+        let markers = page.delete_markers().iter().map(|marker| (marker.key(), marker.version_id()));
+        let found = versions
+            .chain(markers)
+            .filter_map(|(key, version)| Some(named(key?.to_owned(), version.map(str::to_owned))))
+            .collect();
+        let next = page.next_key_marker.filter(|_| page.is_truncated == Some(true));
+        Ok(LyingPage { found, next: next.map(|key| (key, page.next_version_id_marker)) })
+    }
+
+    /// Looks at what lies below the prefixes of these sessions: with one listing of each, or far fewer where they lie close together.
+    pub async fn look_at(&self, sessions: &BTreeSet<SessionKey>, keeps: Keeps) -> Result<Looked, ObjectError> {
+        let mut present = BTreeSet::new();
+        let (mut lying, mut uploads) = (Vec::new(), Vec::new());
+        let ordered: Vec<SessionKey> = sessions.iter().copied().collect();
+        for of_workspace in ordered.chunk_by(|one, other| one.workspace == other.workspace) {
+            let Some(first) = of_workspace.first() else { continue };
+            for (session, found) in self.lying_of(of_workspace, keeps).await? {
+                present.insert(session);
+                lying.push(found);
+            }
+            // There are never many: they are listed at once, and others' are passed over.
+            let one = (of_workspace.len() == 1).then(|| paths::session_prefix(first));
+            let prefix = one.unwrap_or_else(|| paths::workspace_prefix(first.workspace));
+            for open in self.open_uploads(&prefix, keeps).await? {
+                if let ObjectKey::Session { key, .. } = open.key
+                    && sessions.contains(&key)
+                {
+                    present.insert(key);
+                    uploads.push(open);
+                }
+            }
+        }
+        Ok(Looked { absent: Absent(sessions.difference(&present).copied().collect()), lying, uploads })
+    }
+
+    /// What lies below the prefixes of sessions of one workspace, which are in order. The workspace is walked page by page, from session to
+    /// session, for as long as a page covers several; else each is asked for by itself.
+    async fn lying_of(&self, sessions: &[SessionKey], keeps: Keeps) -> Result<Vec<(SessionKey, Lying)>, ObjectError> {
+        let mut found = Vec::new();
+        let mut left = sessions;
+        while let [first, others @ ..] = left {
+            if others.len() < COVERED_MIN {
+                break;
+            }
+            let (workspace, from) = (paths::workspace_prefix(first.workspace), paths::session_prefix(first));
+            let page = self.lying_page(&workspace, Some((format!("{}{from}", self.prefix), None)), keeps).await?;
+            for (key, lying) in page.found {
+                if let Some(session) = session_of(left, key.strip_prefix(&self.prefix).unwrap_or(&key)) {
+                    found.push((session, lying));
+                }
+            }
+            let Some((last, _)) = page.next else { return Ok(found) };
+            // The session in which the page ends may go on behind it: it is looked at by itself, and what is known of it twice
+            // is no harm.
+            let last = last.strip_prefix(&self.prefix).unwrap_or(&last).to_owned();
+            let covered = left.partition_point(|session| {
+                let prefix = paths::session_prefix(session);
+                prefix.as_str() < last.as_str() && !last.starts_with(&prefix)
+            });
+            left = &left[covered..];
+            if covered < COVERED_MIN {
+                break;
+            }
+        }
+        let listing = stream::iter(left.to_vec()).map(|session| async move {
+            let lying = self.lying(&paths::session_prefix(&session), keeps).await?;
+            Ok::<_, ObjectError>(lying.into_iter().map(move |lying| (session, lying)))
+        });
+        let listed: Vec<_> = listing.buffer_unordered(REQUESTS_AT_ONCE).try_collect().await?;
+        found.extend(listed.into_iter().flatten());
+        Ok(found)
     }
 
     /// Deletes what lies there for good, a version as that version; gives the keys of what S3 says that it could not delete. Strangers
@@ -197,5 +341,31 @@ impl Objects {
             Err(error) if error.code() != Some("NoSuchUpload") => Err(self.failed("give up upload in parts", error)),
             _ => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use schemas::{SessionId, WorkspaceId};
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn a_key_is_of_the_session_whose_prefix_it_has() {
+        let session = |number| SessionKey {
+            workspace: WorkspaceId(Uuid::from_u128(1)),
+            session: SessionId(Uuid::from_u128(number)),
+        };
+        let sessions = [session(1), session(3), session(0x10)];
+        for number in 0..0x20 {
+            let expected = sessions.contains(&session(number)).then(|| session(number));
+            for name in ["", "0", "stranger/below"] {
+                let key = format!("{}{name}", paths::session_prefix(&session(number)));
+                assert_eq!(session_of(&sessions, &key), expected, "{key}");
+            }
+        }
+        assert_eq!(session_of(&sessions, "shared/00000/x"), None);
+        assert_eq!(session_of(&[], "sessions/"), None);
     }
 }

@@ -113,9 +113,10 @@ fn journal(entry: &Entry) -> Value {
     json!({
         "deletion": entry.deletion.to_string(),
         "workspace": entry.workspace.to_string(),
-        "cause": format!("{:?}", entry.cause),
+        "cause": entry.cause.as_str(),
         "requested_at": moment_ms(i64::try_from(entry.requested_at_ms).unwrap_or(i64::MAX)),
         "sessions": entry.sessions.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "links": entry.marks.iter().flat_map(|marks| &marks.links).map(ToString::to_string).collect::<Vec<_>>(),
     })
 }
 

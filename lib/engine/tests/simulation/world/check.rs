@@ -116,7 +116,7 @@ impl World {
         for key in closed {
             self.keys.closed.remove(&key);
         }
-        for number in 0..self.nodes.len() + self.compactors.len() {
+        for number in 0..self.processes() {
             self.after(1, Event::Restart(number));
         }
         self.after(1_000, Event::Converge);
@@ -126,6 +126,7 @@ impl World {
     pub(super) fn unfinished(&self) -> String {
         let lagging: Vec<i32> = self.log.partitions().into_iter().filter(|partition| self.lags(*partition)).collect();
         let staged = self.index.objects.values().filter(|row| row.state == ObjectState::Staged).count();
+        let condemned = self.index.objects.values().filter(|row| row.state == ObjectState::Condemned).count();
         let orphans = self.bucket.names().filter(|number| !self.is_live(*number)).count();
         let shared = self.index.objects.values().filter(|row| row.is_live(ObjectKind::Shared)).count();
         let live = self.index.objects.values().filter(|row| row.state == ObjectState::Live);
@@ -134,13 +135,24 @@ impl World {
             _ => None,
         });
         let open: BTreeSet<SessionKey> = open.collect();
-        if lagging.is_empty() && staged + orphans + shared + open.len() == 0 {
+        if lagging.is_empty() && staged + condemned + orphans + shared + open.len() == 0 {
             return String::new();
         }
         format!(
-            "partitions {lagging:?} lag, {staged} objects are staged, {orphans} lie in the bucket for nothing, \
-             {shared} are shared still, {} sessions are not final",
+            "partitions {lagging:?} lag, {staged} objects are staged, {condemned} condemned, {orphans} lie in the bucket for \
+             nothing, {shared} are shared still, {} sessions are not final",
             open.len()
+        )
+    }
+
+    /// What is not deleted yet; some of it may wait for an operator.
+    pub(super) fn undeleted(&self) -> String {
+        let (past, (sessions, deletions)) = (self.past_window(), self.leaving());
+        if past + sessions + deletions == 0 {
+            return String::new();
+        }
+        format!(
+            "{past} sessions are past their window, {sessions} are not erased, {deletions} deletions have no receipt"
         )
     }
 
@@ -159,23 +171,31 @@ impl World {
     pub(super) fn converge(&mut self) -> Result<(), Violation> {
         let is_under_way = self.queue.values().any(|event| {
             matches!(
-                event,
+                **event,
                 Event::Apply { .. }
                     | Event::EndPublish { .. }
                     | Event::Answer { .. }
-                    | Event::Tombstone(_)
-                    | Event::Shred(_)
+                    | Event::EndStaging { .. }
+                    | Event::Ask(_)
+                    | Event::Retain { given_up: true, .. }
                     | Event::EndSwap { .. }
                     | Event::HalfSwap(_)
                     | Event::Compact { given_up: true, .. }
             )
         });
-        if is_under_way || !self.unfinished().is_empty() {
+        let is_ordered = !is_under_way && self.unfinished().is_empty();
+        if is_ordered && self.has_discarded && self.undeleted().is_empty() {
+            self.is_done = true;
+            return Ok(());
+        }
+        self.remove_strangers();
+        if !is_ordered || self.has_discarded {
             self.after(300, Event::Converge);
             return Ok(());
         }
         if self.has_replayed {
-            self.is_done = true;
+            self.discard_quarantine();
+            self.after(300, Event::Converge);
             return Ok(());
         }
         // The operator replays what was set aside: its keys open again.
@@ -203,10 +223,38 @@ impl World {
         Ok(())
     }
 
+    /// Where a clock jumped a row went before its object landed: an operator is told of it, and removes it.
+    fn remove_strangers(&mut self) {
+        if self.happened.database_clock_jumps == 0 {
+            return;
+        }
+        let strangers = self.bucket.names().filter(|number| !self.index.objects.contains_key(number));
+        let strangers: Vec<ObjectNumber> = strangers.collect();
+        for number in strangers {
+            self.happened.strangers += 1;
+            self.bucket.delete(number);
+            self.bucket.abort(number);
+        }
+    }
+
+    /// What is nobody's holds up deletions of those who may be in it, until an operator discards it.
+    fn discard_quarantine(&mut self) {
+        self.has_discarded = true;
+        let rows = self.index.objects.iter();
+        let nobodys = rows.filter(|(_, row)| row.is_live(ObjectKind::Quarantine(None)));
+        let nobodys: Vec<ObjectNumber> = nobodys.map(|(number, _)| *number).collect();
+        for number in &nobodys {
+            let entries = self.index.objects[number].content.entries.iter();
+            self.truth.discarded.extend(entries.map(|entry| entry.uid));
+        }
+        self.condemn(&nobodys);
+    }
+
     pub(super) fn check_everything(&mut self) -> Result<(), Violation> {
         self.check_live_objects()?;
         self.check_processed()?;
         self.check_deleted()?;
+        self.check_deletions()?;
         self.check_readings()
     }
 
@@ -232,7 +280,7 @@ impl World {
     fn check_deleted(&self) -> Result<(), Violation> {
         let live = self.index.objects.values().filter(|row| row.state == ObjectState::Live);
         // What is in quarantine nobody reads, and its keys are gone.
-        for row in live.filter(|row| row.kind != ObjectKind::Quarantine) {
+        for row in live.filter(|row| !matches!(row.kind, ObjectKind::Quarantine(_))) {
             if let ObjectKind::Session(key) = row.kind
                 && self.index.is_deleted(&key)
             {

@@ -24,6 +24,9 @@ const BATCH_BYTES: u64 = 100;
 /// An object whose bytes are held, and the partition of a shared one.
 pub(crate) type Source = (ObjectNumber, i32, Rc<Content>);
 
+/// An object in quarantine: whose, unless nobody's.
+pub(crate) type Aside = (Option<SessionKey>, ObjectNumber, Rc<Content>);
+
 /// A merged object, before it is uploaded.
 #[derive(Debug, Clone)]
 pub(crate) struct Outcome {
@@ -39,11 +42,16 @@ pub(crate) struct Swap {
     owner: Owner,
     run: Vec<ObjectNumber>,
     results: Vec<Outcome>,
-    quarantine: Option<(ObjectNumber, Rc<Content>)>,
-    /// Sessions whose chunks go into it.
-    aside: BTreeSet<SessionKey>,
+    quarantine: Vec<Aside>,
     /// Of a final swap: the parts, and when they were found.
     parts: Option<(Vec<ObjectNumber>, u64)>,
+}
+
+impl Swap {
+    /// Sessions whose chunks go into quarantine.
+    fn aside(&self) -> impl Iterator<Item = SessionKey> {
+        self.quarantine.iter().filter_map(|(key, ..)| *key)
+    }
 }
 
 /// What is under way between a compactor and its surroundings.
@@ -78,10 +86,13 @@ pub(crate) enum Op {
         number: ObjectNumber,
         attempt: u64,
         content: Rc<Content>,
-        key: Option<SessionKey>,
-        partition: i32,
         /// Something of the session is corrupt, and not in it.
         is_partly: bool,
+    },
+    PutAside {
+        job: JobId,
+        objects: Vec<(Aside, u64)>,
+        partition: i32,
     },
     Swap(Box<Swap>),
     LookUp(Box<Swap>),
@@ -109,7 +120,7 @@ struct Held {
     aside: BTreeSet<(ObjectNumber, SessionKey)>,
     sources: Vec<Source>,
     outcomes: BTreeMap<ObjectNumber, Outcome>,
-    quarantine: Option<(ObjectNumber, Rc<Content>)>,
+    quarantine: Vec<Aside>,
     /// The checker's.
     found_step: u64,
 }
@@ -178,10 +189,6 @@ fn id_of(number: ObjectNumber) -> ObjectId {
     ObjectId(Uuid::from_u128(u128::from(number)))
 }
 
-fn owns(row: &ObjectRow, owner: Owner) -> bool {
-    row.state == ObjectState::Live && row.lease.is_some_and(|(other, _)| other == owner)
-}
-
 /// The plan of a session over its own objects, in order, and shared ones.
 pub(crate) fn plan_of(key: SessionKey, sources: &[Source]) -> Plan {
     let (mut merged, mut shared) = (Vec::new(), Vec::new());
@@ -207,6 +214,11 @@ impl World {
 
     fn job_mut(&mut self, process: Process, job: JobId) -> Option<&mut Held> {
         self.compactor_mut(process)?.jobs.get_mut(&job)
+    }
+
+    fn owns(&self, number: &ObjectNumber, owner: Owner) -> bool {
+        let row = self.index.objects.get(number).filter(|row| row.state == ObjectState::Live);
+        row.and_then(|row| row.lease).is_some_and(|(other, _)| other == owner)
     }
 
     // Processes come and go.
@@ -350,7 +362,7 @@ impl World {
                 let sources = self.job_mut(process, job).map(|held| held.sources.clone()).unwrap_or_default();
                 let own = |content: &Rc<Content>| content.chunks.iter().any(|chunk| chunk.key == key);
                 let sources = sources.into_iter().filter(|(_, _, content)| own(content)).collect();
-                self.merge(process, job, key, name, sources)
+                self.merge(process, job, key, name, sources)?
             }
             Work::MergeParts { job, key, name, parts } => {
                 if self.job_mut(process, job).is_none() {
@@ -362,28 +374,36 @@ impl World {
                     let Some(content) = self.bucket.get(number) else { return Ok(nothing) };
                     sources.push((number, 0, Rc::clone(content)));
                 }
-                self.merge(process, job, key, name, sources)
+                self.merge(process, job, key, name, sources)?
             }
             Work::Quarantine { job, sessions, .. } => {
-                self.next_object += 1;
-                self.next_attempt += 1;
-                let (number, attempt) = (self.next_object, self.next_attempt);
                 let drops = self.mutant == Some(Mutant::UnreadableDropped);
                 let Some(held) = self.job_mut(process, job) else { return Ok(nothing) };
-                let mut entries = Vec::new();
+                let mut by_owner: BTreeMap<Option<SessionKey>, Vec<Entry>> = BTreeMap::new();
                 for (source, _, content) in &held.sources {
-                    let goes = |entry: &&Entry| {
+                    for entry in &content.entries {
                         let is_aside =
                             |key| sessions.binary_search(&key).is_ok() && held.aside.contains(&(*source, key));
-                        entry.stored == Stored::Quarantined || (entry.session.is_some_and(is_aside) && !drops)
-                    };
-                    let going = content.entries.iter().filter(goes);
-                    entries.extend(going.map(|entry| Entry { stored: Stored::Quarantined, ..*entry }));
+                        let owner = match entry.session {
+                            _ if entry.stored == Stored::Quarantined => None,
+                            Some(key) if is_aside(key) && !drops => Some(key),
+                            _ => continue,
+                        };
+                        by_owner.entry(owner).or_default().push(Entry { stored: Stored::Quarantined, ..*entry });
+                    }
                 }
-                let content = Rc::new(Content { entries, ..Content::default() });
-                held.quarantine = Some((number, Rc::clone(&content)));
                 let partition = held.sources.first().map_or(0, |(_, partition, _)| *partition);
-                Op::Put { number, attempt, content, key: None, partition, is_partly: false }
+                let mut objects = Vec::new();
+                for (owner, entries) in by_owner {
+                    self.next_object += 1;
+                    self.next_attempt += 1;
+                    let content = Rc::new(Content { entries, ..Content::default() });
+                    objects.push(((owner, self.next_object, content), self.next_attempt));
+                }
+                if let Some(held) = self.job_mut(process, job) {
+                    held.quarantine = objects.iter().map(|(aside, _)| aside.clone()).collect();
+                }
+                Op::PutAside { job, objects, partition }
             }
             Work::Publish { job, results, quarantine } => {
                 Op::Swap(Box::new(self.swap(process, job, &results, quarantine, None)))
@@ -418,23 +438,16 @@ impl World {
         quarantine: Option<Name>,
         parts: Option<&[ObjectId]>,
     ) -> Swap {
-        let mut swap = Swap {
-            owner: (process, job),
-            run: Vec::new(),
-            results: Vec::new(),
-            quarantine: None,
-            aside: BTreeSet::new(),
-            parts: None,
-        };
+        let mut swap =
+            Swap { owner: (process, job), run: Vec::new(), results: Vec::new(), quarantine: Vec::new(), parts: None };
         let Some(node) = self.compactor_mut(process) else { return swap };
         let Some(held) = node.jobs.get(&job) else { return swap };
         swap.run.clone_from(&held.run);
         let number = |(_, name): &(SessionKey, Name)| node.names.get(name);
         let outcomes = results.iter().filter_map(|result| held.outcomes.get(number(result)?));
         swap.results = outcomes.cloned().collect();
-        swap.quarantine = quarantine.and(held.quarantine.clone());
-        if swap.quarantine.is_some() {
-            swap.aside = held.aside.iter().map(|(_, key)| *key).collect();
+        if quarantine.is_some() {
+            swap.quarantine.clone_from(&held.quarantine);
         }
         let numbers = |parts: &[ObjectId]| parts.iter().copied().map(number_of).collect();
         swap.parts = parts.map(|parts| (numbers(parts), held.found_step));
@@ -461,9 +474,16 @@ impl World {
         content
     }
 
-    fn merge(&mut self, process: Process, job: JobId, key: SessionKey, name: Name, mut sources: Vec<Source>) -> Op {
-        if self.keys.get(&key) == Some(KeyRow::Shredded) {
-            return Op::Computed(Answer::Merged(Merged::Deleted));
+    fn merge(
+        &mut self,
+        process: Process,
+        job: JobId,
+        key: SessionKey,
+        name: Name,
+        mut sources: Vec<Source>,
+    ) -> Result<Op, Violation> {
+        if !self.opens(process, key)? {
+            return Ok(Op::Computed(Answer::Merged(Merged::Deleted)));
         }
         let all: Vec<ObjectNumber> = sources.iter().map(|(number, ..)| *number).collect();
         let is_corrupt = |number: &ObjectNumber| self.corrupt.contains(&(*number, key));
@@ -477,7 +497,7 @@ impl World {
             if let Some(held) = self.job_mut(process, job) {
                 held.aside.extend(aside.drain(..).map(|number| (number, key)));
             }
-            return Op::Computed(Answer::Merged(Merged::Unreadable));
+            return Ok(Op::Computed(Answer::Merged(Merged::Unreadable)));
         }
         sources.retain(|(number, ..)| !aside.contains(number));
         if self.mutant == Some(Mutant::MergeKeepsLastCopy) {
@@ -490,9 +510,9 @@ impl World {
         let attempt = self.next_attempt;
         let log = &self.log;
         let place = self.compactors.get_mut(process.0 - self.nodes.len());
-        let Some(node) = place else { return Op::Computed(Answer::Failed) };
+        let Some(node) = place else { return Ok(Op::Computed(Answer::Failed)) };
         let (Some(number), Some(held)) = (node.names.get(&name).copied(), node.jobs.get_mut(&job)) else {
-            return Op::Computed(Answer::Failed);
+            return Ok(Op::Computed(Answer::Failed));
         };
         let plan = plan_of(key, &sources);
         let mut entries = Vec::new();
@@ -539,7 +559,7 @@ impl World {
         let is_partly = !aside.is_empty();
         held.aside.extend(aside.into_iter().map(|number| (number, key)));
         held.outcomes.insert(number, Outcome { key, number, content: Rc::clone(&content), ended });
-        Op::Put { number, attempt, content, key: Some(key), partition: 0, is_partly }
+        Ok(Op::Put { number, attempt, content, is_partly })
     }
 
     /// An answer on its way; now and then it comes twice.
@@ -556,9 +576,7 @@ impl World {
     fn compactor_failure(&self, op: &Op) -> Answer {
         match op {
             Op::Swap(_) => Answer::Published(Published::Failed),
-            Op::Put { key: Some(_), .. } if self.mutant == Some(Mutant::FailedMergeTakenAsStored) => {
-                Answer::Merged(Merged::Stored)
-            }
+            Op::Put { .. } if self.mutant == Some(Mutant::FailedMergeTakenAsStored) => Answer::Merged(Merged::Stored),
             _ => Answer::Failed,
         }
     }
@@ -571,14 +589,17 @@ impl World {
         match op {
             Op::Renew { claimed, .. } | Op::Release { claimed, .. } => claimed.iter().any(is_object),
             Op::Stage { objects, .. } => objects.iter().any(|(key, _)| is_session(key)),
+            Op::PutAside { objects, .. } => {
+                objects.iter().any(|((key, ..), _)| key.is_some_and(|key| is_session(&key)))
+            }
             Op::MarkFinal { key, .. } => is_session(key),
             Op::Swap(swap) | Op::LookUp(swap) => {
                 let parts = swap.parts.iter().flat_map(|(parts, _)| parts);
                 let results = swap.results.iter();
                 results.clone().any(|result| is_session(&result.key) || is_object(&result.number))
-                    || swap.aside.iter().any(is_session)
+                    || swap.aside().any(|key| is_session(&key))
                     || swap.run.iter().chain(parts).any(is_object)
-                    || swap.quarantine.as_ref().is_some_and(|(number, _)| is_object(number))
+                    || swap.quarantine.iter().any(|(_, number, _)| is_object(number))
             }
             _ => false,
         }
@@ -601,11 +622,13 @@ impl World {
         if !given_up && waited_ms == 0 {
             if self.chance(self.faults.failing) {
                 self.happened.failed += 1;
-                if let Op::Put { number, attempt, key: Some(_), .. } = &*op
-                    && self.rng.bool()
-                {
-                    // Other bytes arrive, which reading back finds.
-                    self.bucket.put(*number, *attempt, Rc::default())?;
+                if let Op::Put { number, attempt, content, .. } = &*op {
+                    match self.rng.u32(0..4) {
+                        // Other bytes arrive, which reading back finds.
+                        0 | 1 => self.bucket.put(*number, *attempt, Rc::default())?,
+                        2 => self.leave_part(*number, Rc::clone(content)),
+                        _ => {}
+                    }
                 }
                 let failure = self.compactor_failure(&op);
                 self.compactor_answer(process, task, failure);
@@ -617,7 +640,8 @@ impl World {
                 self.compactor_answer(process, task, failure);
                 if self.rng.bool() {
                     self.happened.done_late += 1;
-                    let wait = self.rng.u64(1..3_000);
+                    let is_put = matches!(*op, Op::Put { .. } | Op::PutAside { .. });
+                    let wait = self.rng.u64(1..if is_put { PUT_LATE_MS_MAX } else { 3_000 });
                     self.after(wait, Event::Compact { process, task, op, given_up: true, waited_ms });
                     return Ok(());
                 }
@@ -652,7 +676,7 @@ impl World {
             Op::Renew { owner, claimed, staged } => {
                 let now_ms = self.database_ms();
                 let until = now_ms + self.compaction.lease_ms;
-                let is_ours = claimed.iter().all(|number| owns(&self.index.objects[number], owner));
+                let is_ours = claimed.iter().all(|number| self.owns(number, owner));
                 if is_ours {
                     self.lease(&claimed, Some((owner, until)));
                     for number in staged {
@@ -667,7 +691,7 @@ impl World {
                 Answer::Claimed(is_ours)
             }
             Op::Release { owner, claimed } => {
-                let ours = claimed.into_iter().filter(|number| owns(&self.index.objects[number], owner));
+                let ours = claimed.into_iter().filter(|number| self.owns(number, owner));
                 let ours: Vec<ObjectNumber> = ours.collect();
                 self.lease(&ours, None);
                 Answer::Done
@@ -679,9 +703,8 @@ impl World {
                 }
                 self.stage_merged(&objects)?
             }
-            Op::Put { number, attempt, content, key, partition, is_partly } => {
-                self.put_merged(number, attempt, content, key, partition, is_partly)?
-            }
+            Op::Put { number, attempt, content, is_partly } => self.put_merged(number, attempt, content, is_partly)?,
+            Op::PutAside { job, objects, partition } => self.put_aside(process, job, objects, partition)?,
             Op::Swap(swap) => Answer::Published(self.apply_swap(swap)?),
             Op::LookUp(swap) => Answer::LookedUp(self.look_up_swap(&swap)),
             Op::FindParts { job, key } => {
@@ -744,7 +767,7 @@ impl World {
         let now_ms = self.database_ms();
         let for_ever = self.mutant == Some(Mutant::LeasesLastForEver);
         let is_free = |number: &ObjectNumber| {
-            let row = &self.index.objects[number];
+            let Some(row) = self.index.objects.get(number) else { return false };
             let is_leased = row.lease.is_some_and(|(other, until)| other != owner && (until > now_ms || for_ever));
             row.state == ObjectState::Live && !is_leased && !self.index.locked_objects.contains(number)
         };
@@ -762,8 +785,10 @@ impl World {
         let mut sources = Vec::new();
         for number in run {
             // Gone: somebody else swapped the run long ago.
-            let Some(content) = self.bucket.get(*number) else { return Answer::Failed };
-            sources.push((*number, self.index.objects[number].partition, Rc::clone(content)));
+            let (Some(content), Some(row)) = (self.bucket.get(*number), self.index.objects.get(number)) else {
+                return Answer::Failed;
+            };
+            sources.push((*number, row.partition, Rc::clone(content)));
         }
         let mut sessions: BTreeMap<SessionKey, u64> = BTreeMap::new();
         for chunk in sources.iter().flat_map(|(_, _, content)| &content.chunks) {
@@ -805,25 +830,44 @@ impl World {
         number: ObjectNumber,
         attempt: u64,
         content: Rc<Content>,
-        key: Option<SessionKey>,
-        partition: i32,
         is_partly: bool,
     ) -> Result<Answer, Violation> {
-        let Some(key) = key else {
-            self.index.step += 1;
-            let now_ms = self.database_ms();
-            self.index.insert(number, ObjectKind::Quarantine, partition, now_ms)?;
-            self.bucket.put(number, attempt, content)?;
-            return Ok(Answer::Done);
-        };
         let staged_step = self.index.objects.get(&number).map_or(0, |row| row.staged_step);
-        let deleted_step = self.index.sessions.get(&key).and_then(|row| row.deleted_step);
+        let owner = self.index.kinds.get(&number).and_then(|kind| kind.owner());
+        let deleted_step = owner.and_then(|key| self.index.sessions.get(&key)?.deleted_step);
         if deleted_step.is_some_and(|deleted| deleted < staged_step) && !content.entries.is_empty() {
             return Err("B8: an object that was staged behind a tombstone holds some of its session".into());
         }
-        self.bucket.put(number, attempt, content)?;
+        self.put(number, attempt, content)?;
         let is_told = is_partly && self.mutant != Some(Mutant::PartlyTakenAsStored);
         Ok(Answer::Merged(if is_told { Merged::Partly } else { Merged::Stored }))
+    }
+
+    /// What is nobody's, and chunks of sessions: those that were deleted meanwhile need none.
+    fn put_aside(
+        &mut self,
+        process: Process,
+        job: JobId,
+        objects: Vec<(Aside, u64)>,
+        partition: i32,
+    ) -> Result<Answer, Violation> {
+        self.index.step += 1;
+        let now_ms = self.database_ms();
+        let mut none = BTreeSet::new();
+        for ((owner, number, content), attempt) in objects {
+            if owner.is_some_and(|key| self.index.is_deleted(&key))
+                && self.mutant != Some(Mutant::QuarantineKeepsDeleted)
+            {
+                none.insert(number);
+                continue;
+            }
+            self.index.insert(number, ObjectKind::Quarantine(owner), partition, now_ms)?;
+            self.put(number, attempt, content)?;
+        }
+        if let Some(held) = self.job_mut(process, job) {
+            held.quarantine.retain(|(_, number, _)| !none.contains(number));
+        }
+        Ok(Answer::Done)
     }
 
     /// Whether a shared object that became live, or was staged, before this step holds some of a session.
@@ -850,10 +894,10 @@ impl World {
             is_left_out || is_staged(&result.number)
         });
         let keeps_deleted = self.mutant == Some(Mutant::QuarantineKeepsDeleted);
-        let quarantine_fits = swap.quarantine.iter().all(|(number, _)| is_staged(number))
-            && (keeps_deleted || !swap.aside.iter().any(|key| self.index.is_deleted(key)));
+        let quarantine_fits = swap.quarantine.iter().all(|(_, number, _)| is_staged(number))
+            && (keeps_deleted || !swap.aside().any(|key| self.index.is_deleted(&key)));
         let run_fits = self.mutant == Some(Mutant::SwapComparesNothing)
-            || swap.run.iter().all(|number| owns(&objects[number], swap.owner));
+            || swap.run.iter().all(|number| self.owns(number, swap.owner));
         let parts_fit = swap.parts.iter().zip(&swap.results).all(|((parts, _), result)| {
             let live = self.index.parts(result.key);
             let knows_all =
@@ -905,22 +949,20 @@ impl World {
     fn lock(&mut self, swap: &Swap) {
         let parts = swap.parts.iter().flat_map(|(parts, _)| parts);
         let results = swap.results.iter().map(|result| &result.number);
-        let quarantine = swap.quarantine.iter().map(|(number, _)| number);
+        let quarantine = swap.quarantine.iter().map(|(_, number, _)| number);
         self.index.locked_objects.extend(swap.run.iter().chain(parts).chain(results).chain(quarantine));
-        self.index
-            .locked_sessions
-            .extend(swap.results.iter().map(|result| result.key).chain(swap.aside.iter().copied()));
+        self.index.locked_sessions.extend(swap.results.iter().map(|result| result.key).chain(swap.aside()));
     }
 
     pub(super) fn end_swap(&mut self, swap: &Swap, commits: bool) -> Result<(), Violation> {
         let parts = swap.parts.iter().flat_map(|(parts, _)| parts);
         let results = swap.results.iter().map(|result| &result.number);
-        let quarantine = swap.quarantine.iter().map(|(number, _)| number);
+        let quarantine = swap.quarantine.iter().map(|(_, number, _)| number);
         for number in swap.run.iter().chain(parts).chain(results).chain(quarantine) {
             self.index.locked_objects.remove(number);
         }
-        for key in swap.results.iter().map(|result| &result.key).chain(&swap.aside) {
-            self.index.locked_sessions.remove(key);
+        for key in swap.results.iter().map(|result| result.key).chain(swap.aside()) {
+            self.index.locked_sessions.remove(&key);
         }
         if commits {
             self.happened.swaps_committed += 1;
@@ -934,13 +976,15 @@ impl World {
     /// Under the locks, so that a swap on its way has ended.
     fn look_up_swap(&self, swap: &Swap) -> Standing {
         let objects = &self.index.objects;
-        let was_live = |number: &ObjectNumber| objects.get(number).is_some_and(|row| row.live_step > 0);
+        let was_live = |number: &ObjectNumber| objects.get(number).is_some_and(ObjectRow::was_live);
         let is_open = match &swap.parts {
-            Some((parts, _)) => parts.iter().all(|part| objects[part].state == ObjectState::Live),
-            None => swap.run.iter().all(|number| owns(&objects[number], swap.owner)),
+            Some((parts, _)) => {
+                parts.iter().all(|part| objects.get(part).is_some_and(|row| row.state == ObjectState::Live))
+            }
+            None => swap.run.iter().all(|number| self.owns(number, swap.owner)),
         };
         let mut results = swap.results.iter().map(|result| &result.number);
-        if results.any(was_live) || swap.quarantine.iter().any(|(number, _)| was_live(number)) {
+        if results.any(was_live) || swap.quarantine.iter().any(|(_, number, _)| was_live(number)) {
             Standing::Committed
         } else if is_open {
             Standing::Open
@@ -949,19 +993,13 @@ impl World {
         }
     }
 
-    fn condemn(&mut self, objects: &[ObjectNumber]) {
+    pub(super) fn condemn(&mut self, objects: &[ObjectNumber]) {
         let now_ms = self.database_ms();
         for number in objects {
             self.index.objects.entry(*number).and_modify(|row| {
                 (row.state, row.condemned_ms, row.lease) = (ObjectState::Condemned, now_ms, None);
             });
         }
-    }
-
-    /// A deletion's own step, behind the barrier: what the session has alone.
-    pub(super) fn condemn_own(&mut self, key: SessionKey) {
-        let own = self.index.parts(key);
-        self.condemn(&own);
     }
 
     fn commit_swap(&mut self, swap: &Swap) -> Result<(), Violation> {
@@ -1006,7 +1044,7 @@ impl World {
             self.happened.parts_added += u64::from(row.is_final);
             (row.end_seen, row.is_final) = (result.ended, swap.parts.is_some());
         }
-        if let Some((number, content)) = &swap.quarantine {
+        for (_, number, content) in &swap.quarantine {
             if self.bucket.get(*number) != Some(content) {
                 return Err(format!("B3: quarantine object {number} became live without its bytes"));
             }
@@ -1022,14 +1060,12 @@ impl World {
             let entries = result.content.entries.iter().filter_map(|entry| self.log.batch(entry.uid));
             places.entry(result.key).or_default().extend(entries.map(|(_, place, _)| place));
         }
-        let set_aside = swap.quarantine.iter().flat_map(|(_, content)| &content.entries).map(|entry| entry.uid);
+        let set_aside = swap.quarantine.iter().flat_map(|(_, _, content)| &content.entries).map(|entry| entry.uid);
         let set_aside: BTreeSet<u64> = set_aside.collect();
         let parts = swap.parts.iter().flat_map(|(parts, _)| parts);
         for number in swap.run.iter().chain(parts) {
-            let row = &self.index.objects[number];
-            if row.state != ObjectState::Live {
-                return Err(format!("C2: object {number} was swapped twice"));
-            }
+            let live = self.index.objects.get(number).filter(|row| row.state == ObjectState::Live);
+            let row = live.ok_or_else(|| format!("C2: object {number} was swapped twice"))?;
             for entry in &row.content.entries {
                 let is_moved = set_aside.contains(&entry.uid);
                 let (Some((key, place, _)), false) = (self.log.batch(entry.uid), entry.stored == Stored::Quarantined)

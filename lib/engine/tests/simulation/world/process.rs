@@ -2,9 +2,12 @@
 
 use super::*;
 
+/// Of a thousand stagings so many are committed late, or not at all.
+const STAGING_OPEN: u32 = 60;
+
 impl World {
     pub(super) fn fetch(&mut self, process: Process) -> Result<(), Violation> {
-        let wait = self.rng.u64(4..20);
+        let wait = if self.is_healed { self.rng.u64(10..40) } else { self.rng.u64(4..20) };
         self.after(wait, Event::Fetch(process));
         let node = &self.nodes[process.0];
         let reading: Vec<i32> = node.reading.keys().copied().collect();
@@ -264,6 +267,11 @@ impl World {
         let is_publish = matches!(op, Op::Publish { .. });
         if !given_up && self.chance(self.faults.failing) {
             self.happened.failed += 1;
+            if let Op::Upload { object, content, .. } = &op
+                && self.rng.u32(0..4) == 0
+            {
+                self.leave_part(*object, Rc::clone(content));
+            }
             let failure = self.failure(&op);
             self.answer(process, failure);
             return Ok(());
@@ -275,7 +283,8 @@ impl World {
             self.answer(process, failure);
             if self.rng.bool() {
                 self.happened.done_late += 1;
-                let wait = self.rng.u64(1..3_000);
+                let is_put = matches!(op, Op::Upload { .. });
+                let wait = self.rng.u64(1..if is_put { PUT_LATE_MS_MAX } else { 3_000 });
                 self.after(wait, Event::Apply { process, op, given_up: true });
                 return Ok(());
             }
@@ -288,9 +297,9 @@ impl World {
                 Some(Input::LogAsked { question, span: Some(self.log.span(partition)) })
             }
             Op::Keys { flush, object } => return self.apply_keys(process, flush, object, is_lost),
-            Op::Stage { flush, object, aside, shredded } => self.apply_stage(&flush, object, aside, shredded)?,
+            Op::Stage { .. } => return self.apply_stage(process, op, is_lost),
             Op::Upload { flush, object, attempt, content } => {
-                self.bucket.put(object, attempt, content)?;
+                self.put(object, attempt, content)?;
                 Some(Input::Uploaded { flush, ok: true })
             }
             Op::Publish { publishing, truth, staged, waited_ms } => {
@@ -339,6 +348,9 @@ impl World {
                 self.happened.keys_late += 1;
             }
             self.keys.insert(*key, self.mutant)?;
+            if self.keys.get(key) == Some(KeyRow::Known) {
+                self.cache_key(process, *key);
+            }
         }
         if is_lost {
             return Ok(());
@@ -352,34 +364,64 @@ impl World {
         Ok(())
     }
 
-    fn apply_stage(
-        &mut self,
-        flush: &Flush,
-        object: Option<ObjectNumber>,
-        aside: Vec<SessionKey>,
-        shredded: Vec<SessionKey>,
-    ) -> Result<Option<Input>, Violation> {
+    /// The transaction gets its number with the object's row, then asks for tombstones. Its commit may take a while.
+    fn apply_stage(&mut self, process: Process, op: Op, is_lost: bool) -> Result<(), Violation> {
+        let Op::Stage { flush, object, aside, shredded } = &op else { return Ok(()) };
+        if self.staging_waits(&flush.first_seen) {
+            self.after(5, Event::Apply { process, op, given_up: is_lost });
+            return Ok(());
+        }
         let partition = flush.partition;
-        let there;
-        let first_seen: &[SessionKey] = match self.mutant {
-            Some(Mutant::FirstSightForgotten) => &[],
+        let first_seen = match self.mutant {
+            Some(Mutant::FirstSightForgotten) => Vec::new(),
             Some(Mutant::FirstSightByNotExists) => {
                 let is_there = |key: &SessionKey| self.index.sessions.contains_key(key);
                 let (known, absent) = flush.first_seen.iter().partition::<Vec<SessionKey>, _>(|key| is_there(key));
                 let wait = self.rng.u64(1..5);
                 self.after(wait, Event::InsertUnlocked { partition, sessions: absent });
-                there = known;
-                &there
+                known
             }
-            _ => &flush.first_seen,
+            _ => flush.first_seen.clone(),
         };
-        let now_ms = self.database_ms();
-        // A name that the mutant keeps has its row already.
-        let object =
-            object.filter(|number| self.mutant != Some(Mutant::NameReuse) || !self.index.objects.contains_key(number));
-        let mut refused = self.index.stage(object, partition, first_seen, &flush.sessions, now_ms)?;
+        let late = self.late_among(&first_seen);
+        let mut refused = self.index.deleted_among(&flush.sessions);
+        refused.extend(late.iter().map(|(_, key)| *key));
         refused.extend(shredded);
-        Ok(Some(Input::Staged { flush: flush.id, staged: Some(Staged { refused, aside }) }))
+        self.index.step += 1;
+        let answer = Input::Staged { flush: flush.id, staged: Some(Staged { refused, aside: aside.clone() }) };
+        let staging = deletion::Staging {
+            transaction: self.index.next_transaction(),
+            object: *object,
+            partition,
+            first_seen,
+            late,
+            step: self.index.step,
+            staged_ms: self.database_ms(),
+            answer: (!is_lost).then(|| (answer, self.failure(&op))),
+        };
+        if self.chance(STAGING_OPEN) {
+            let (wait, commits) = (self.rng.u64(1..1_200), self.rng.u32(0..4) > 0);
+            self.lock_staging(&staging);
+            self.after(wait, Event::EndStaging { process, staging: Box::new(staging), commits });
+            return Ok(());
+        }
+        self.end_staging(process, staging, true)
+    }
+
+    pub(super) fn end_staging(
+        &mut self,
+        process: Process,
+        staging: deletion::Staging,
+        commits: bool,
+    ) -> Result<(), Violation> {
+        self.unlock_staging(&staging);
+        if commits {
+            self.commit_staging(&staging)?;
+        }
+        if let Some((answer, failure)) = staging.answer {
+            self.answer(process, if commits { answer } else { failure });
+        }
+        Ok(())
     }
 
     /// The swap waits for the row, then the commit is sent; what comes of that may not be heard.

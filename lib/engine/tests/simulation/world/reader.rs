@@ -86,6 +86,7 @@ impl World {
             return Ok(());
         }
         let Some(sources) = self.snapshot(key) else { return Ok(()) };
+        self.cache_key(READER, key);
         let step_ms = self.rng.u64(0..READING_MS_MAX) / (sources.len() as u64 + 1);
         self.read_on(Box::new(Reading {
             key,
@@ -172,7 +173,11 @@ impl World {
         let aside = self.index.objects.values().filter(|row| row.state == ObjectState::Live).flat_map(|row| {
             row.content.entries.iter().filter(|entry| entry.stored == Stored::Quarantined).map(|entry| entry.uid)
         });
-        let not_readable: BTreeSet<u64> = of_halted.chain(aside).chain(self.ledger.at_risk.iter().copied()).collect();
+        let not_readable: BTreeSet<u64> = of_halted
+            .chain(aside)
+            .chain(self.ledger.at_risk.iter().copied())
+            .chain(self.truth.discarded.iter().copied())
+            .collect();
         for key in self.ledger.sessions.clone() {
             if self.index.is_deleted(&key) {
                 continue;

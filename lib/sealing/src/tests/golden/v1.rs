@@ -1,6 +1,7 @@
 //! What stands in the files of version 1. It is read by the generator alone: the files are made already.
 
-use schemas::journal::{Cause, Entry};
+use schemas::deletion::Cause;
+use schemas::journal::Entry;
 use schemas::paths::ObjectKey;
 use schemas::record::{Consent, Header};
 use schemas::shared_object::QuarantineReason;
@@ -196,6 +197,7 @@ fn journal(keys: &Keys) -> Made {
         cause: Cause::Withdrawn,
         requested_at_ms: START + 86_400_000,
         sessions: vec![one().session, two().session],
+        marks: None,
     };
     let version = KeyVersion(2);
     let storage = StorageKey { version, key: keys.storage(version).unwrap() };

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use schemas::journal::{Cause, Entry};
+use schemas::deletion::Cause;
+use schemas::journal::Entry;
 use schemas::object::{ObjectKind, PREAMBLE_BYTES};
 use schemas::record::ENVELOPE_BYTES;
 use schemas::{DeletionId, SessionKey};
@@ -28,6 +29,7 @@ fn c05_a_tampered_entry_of_the_journal_gives_an_error() {
         cause: Cause::ByHand,
         requested_at_ms: 1_790_000_000_000,
         sessions: vec![own().session, twin().session],
+        marks: None,
     };
     let (id, second_id) = (samples::object_id(300), samples::object_id(400));
     let object = seal_journal(&storage(&keys), &entry(300)).unwrap();

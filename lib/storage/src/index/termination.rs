@@ -1,0 +1,187 @@
+//! Closed workspaces: after a time in which they can be opened again, all of theirs goes (P9).
+//!
+//! First their sessions, by a deletion like any other; once that has its receipt, what else is theirs: links, keys, sums, who read
+//! what, the key of their references, their row. Receipts stay, and tombstones as long as anybody's do.
+
+use schemas::deletion::Cause;
+use schemas::{DeletionId, SessionKey, WorkspaceId};
+use sqlx::{PgConnection, Row as _};
+use uuid::Uuid;
+
+use super::deletions::{Deletion, end_finding, insert_deletion, join_or_begin};
+use super::workspaces::tell_rules;
+use super::{Index, IndexError, failed, session_key};
+
+/// A closed workspace whose time is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Terminated {
+    /// The workspace.
+    pub workspace: WorkspaceId,
+    /// What deletes its sessions.
+    pub deletion: DeletionId,
+    /// Whether all its deletions have their receipts.
+    pub is_receipted: bool,
+}
+
+impl Index {
+    /// Closed workspaces whose time is over, `limit` at most: begins to delete what is theirs. From then on nothing opens them again.
+    pub async fn terminated(&self, limit: i64) -> Result<Vec<Terminated>, IndexError> {
+        let due: Vec<Uuid> = sqlx::query_scalar(
+            "select id from workspace where terminates_at <= clairvio.clock() and terminated_by is null
+             order by terminates_at limit $1",
+        )
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(failed("find closed workspaces"))?;
+        for workspace in due {
+            self.begin_termination(WorkspaceId(workspace)).await?;
+        }
+        let rows = sqlx::query(
+            "select id, terminated_by, not exists (
+                 select from deletion d where d.workspace_id = w.id and d.receipted_at is null) as is_receipted
+             from workspace w where terminated_by is not null order by terminates_at limit $1",
+        )
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(failed("list closed workspaces"))?;
+        let terminated = |row: &sqlx::postgres::PgRow| Terminated {
+            workspace: WorkspaceId(row.get("id")),
+            deletion: DeletionId(row.get("terminated_by")),
+            is_receipted: row.get("is_receipted"),
+        };
+        Ok(rows.iter().map(terminated).collect())
+    }
+
+    async fn begin_termination(&self, workspace: WorkspaceId) -> Result<(), IndexError> {
+        let mut tx = self.pool.begin().await.map_err(failed("begin termination"))?;
+        let deletion = DeletionId(Uuid::now_v7());
+        // Whoever opens it again, or does this too, has the row or comes too late. What is told of it is no more than that it is closed.
+        let begun = sqlx::query(
+            "update workspace set terminated_by = $2, name = '', origins = '{}', notice_versions = '{}'
+             where id = $1 and terminates_at <= clairvio.clock() and terminated_by is null",
+        )
+        .bind(workspace.0)
+        .bind(deletion.0)
+        .execute(&mut *tx)
+        .await
+        .map_err(failed("close workspace for good"))?;
+        if begun.rows_affected() == 0 {
+            return Ok(());
+        }
+        tell_rules(&mut tx, workspace).await?;
+        insert_deletion(&mut tx, Deletion { id: deletion, workspace, cause: Cause::Terminated }, true).await?;
+        sqlx::query("update deletion set begun_journalled = false where id = $1")
+            .bind(deletion.0)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed("note termination to journal"))?;
+        tx.commit().await.map_err(failed("commit termination"))?;
+        self.outbox.notify_one();
+        Ok(())
+    }
+
+    /// Deletes sessions of a closed workspace whose time is over, `limit` at most, those too that come late; how many.
+    pub async fn delete_of_terminated(&self, terminated: &Terminated, limit: i64) -> Result<u64, IndexError> {
+        let Terminated { workspace, deletion, .. } = *terminated;
+        let mut tx = self.pool.begin().await.map_err(failed("begin deletion"))?;
+        let rows = sqlx::query(
+            "with some_of as (
+                 select workspace_id, id from session where workspace_id = $1 and state = 0 order by started_at desc, id desc limit $2
+             ) select s.workspace_id, s.id as session_id from session s join some_of using (workspace_id, id)
+             where s.state = 0 order by s.workspace_id, s.id for update of s",
+        )
+        .bind(workspace.0)
+        .bind(limit)
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed("find sessions of a closed workspace"))?;
+        let keys: Vec<SessionKey> = rows.iter().map(session_key).collect();
+        if keys.is_empty() {
+            end_finding(&mut tx, deletion).await?;
+        } else {
+            join_or_begin(&mut tx, Deletion { id: deletion, workspace, cause: Cause::Terminated }, &keys).await?;
+        }
+        tx.commit().await.map_err(failed("commit deletion"))?;
+        self.outbox.notify_one();
+        Ok(keys.len() as u64)
+    }
+
+    /// Removes what else is a workspace's, `limit` rows of each kind at most; whether all of it is gone, its row with it.
+    pub async fn forget_workspace(&self, workspace: WorkspaceId, limit: i64) -> Result<bool, IndexError> {
+        let mut left = 0;
+        for statement in [
+            "delete from link where workspace_id = $1 and id in (select id from link where workspace_id = $1 limit $2)",
+            "delete from api_key where id in (select id from api_key where workspace_id = $1 limit $2)",
+            "delete from decline_count where workspace_id = $1 and hour in
+                 (select hour from decline_count where workspace_id = $1 limit $2)",
+            "delete from workspace_day where workspace_id = $1 and day in
+                 (select day from workspace_day where workspace_id = $1 limit $2)",
+        ] {
+            let gone = sqlx::query(statement)
+                .bind(workspace.0)
+                .bind(limit)
+                .execute(&self.pool)
+                .await
+                .map_err(failed("remove what is a closed workspace's"))?;
+            left += u64::from(gone.rows_affected() == limit.unsigned_abs());
+        }
+        if left > 0 {
+            return Ok(false);
+        }
+        let mut tx = self.pool.begin().await.map_err(failed("begin forgetting"))?;
+        sqlx::query("delete from workspace where id = $1 and terminated_by is not null")
+            .bind(workspace.0)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed("remove closed workspace"))?;
+        // Entries of the audit can go only once their workspace is gone, and are found by this.
+        sqlx::query("insert into workspace_gone (id) values ($1) on conflict do nothing")
+            .bind(workspace.0)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed("note workspace as gone"))?;
+        tx.commit().await.map_err(failed("commit forgetting"))?;
+        Ok(true)
+    }
+
+    /// Removes entries of the audit of workspaces that are gone, `limit` at most; how many.
+    pub async fn forget_reads_of_gone(&self, limit: i64) -> Result<u64, IndexError> {
+        let workspace: Option<Uuid> = sqlx::query_scalar("select id from workspace_gone where has_reads limit 1")
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(failed("find workspaces that are gone"))?;
+        let Some(workspace) = workspace else { return Ok(0) };
+        let gone = sqlx::query(
+            "delete from session_read where workspace_id = $1 and (read_at, id) in
+                 (select read_at, id from session_read where workspace_id = $1 limit $2)",
+        )
+        .bind(workspace)
+        .bind(limit)
+        .execute(&self.pool)
+        .await
+        .map_err(failed("remove audit of a workspace that is gone"))?;
+        if gone.rows_affected() == 0 {
+            sqlx::query("update workspace_gone set has_reads = false where id = $1")
+                .bind(workspace)
+                .execute(&self.pool)
+                .await
+                .map_err(failed("note audit as gone"))?;
+        }
+        Ok(gone.rows_affected().max(1))
+    }
+}
+
+/// An index that was restored from a backup learns that a workspace is closed, and that its time is over.
+pub(super) async fn close_once_more(tx: &mut PgConnection, workspace: WorkspaceId) -> Result<(), IndexError> {
+    let closed = sqlx::query(
+        "update workspace set state = 'terminated', terminates_at = coalesce(least(terminates_at, clairvio.clock()), clairvio.clock())
+         where id = $1 and terminated_by is null",
+    )
+    .bind(workspace.0)
+    .execute(&mut *tx)
+    .await
+    .map_err(failed("close workspace once more"))?;
+    if closed.rows_affected() > 0 { tell_rules(tx, workspace).await } else { Ok(()) }
+}

@@ -1,0 +1,328 @@
+//! The journal of deletions: what was deleted, outside of the index, so that a restored backup brings nobody back.
+//!
+//! A deletion is committed first (its sessions are unreadable then), written into the journal, and said to be accepted. What was
+//! committed and not written, since somebody died between the two, is written by the retention worker. A service that serves sessions,
+//! or deletes, compares before it begins: an entry that its index does not know was written after the backup that the index was
+//! restored from, and is carried out once more. So is every destruction of keys, when the key store has counted fewer of them than
+//! the index heard of.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use schemas::journal::{Entry, LINKS_MAX, Marks, SESSIONS_MAX};
+use schemas::paths::ObjectKey;
+use schemas::{DeletionId, LinkId, ObjectId, SessionKey};
+use sealing::SealError;
+use sealing::objects::{OpenError, journal_version, open_journal, seal_journal};
+use service_kit::health::Part;
+use service_kit::retry;
+use service_kit::shutdown::Shutdown;
+use sha2::{Digest as _, Sha256};
+use thiserror::Error;
+use uuid::{NoContext, Timestamp, Uuid};
+
+use crate::Life;
+use crate::index::journal::{Unwritten, Written};
+use crate::index::{Index, IndexError};
+use crate::keystore::KeyStore;
+use crate::objects::{Keeps, ObjectError, Objects};
+use crate::session_keys::{KeyError, StorageKeys};
+
+/// What a service says it does.
+const COMPARE: &str = "compare the journal of deletions";
+/// Below which all entries lie.
+const PREFIX: &str = "journal/";
+/// Entries that are fetched at once.
+const FETCHED_AT_ONCE: usize = 8;
+/// Sessions whose keys are destroyed by one statement.
+const SHREDDED_AT_ONCE: usize = 1_000;
+/// No clock is so wrong that an entry's name is older than its deletion by more than this.
+const CLOCKS_DIFFER_MAX: Duration = Duration::from_secs(86_400);
+
+/// Why the journal was not written, or not read.
+#[derive(Debug, Error)]
+pub enum JournalError {
+    /// The index or the key store.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// The bucket.
+    #[error("{what} of the journal of deletions")]
+    Object {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        source: ObjectError,
+    },
+    /// The storage's key.
+    #[error("ask for the key of the journal of deletions")]
+    Key(#[from] KeyError),
+    /// It could not be sealed.
+    #[error("seal entry of the journal of deletions")]
+    Seal(#[from] SealError),
+    /// An entry is not what was put there: what it deleted cannot be known.
+    #[error(
+        "read {key}\n  hint: `clairvio object verify` says what is wrong with it; nothing is served until it reads, or is removed"
+    )]
+    Corrupt {
+        /// Which entry.
+        key: ObjectKey,
+        /// What is wrong.
+        source: OpenError,
+    },
+}
+
+/// What a comparison did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Replayed {
+    /// Entries that the index did not know.
+    pub entries: u64,
+    /// Sessions that were there again.
+    pub sessions: u64,
+    /// Keys of sessions that were destroyed once more since the key store forgot that it had.
+    pub keys: u64,
+}
+
+impl Replayed {
+    /// Tells an operator, where there is anything to tell: an entry alone may just have been written.
+    pub fn tell(&self) {
+        let Self { entries, sessions, keys } = *self;
+        if sessions + keys > 0 {
+            tracing::warn!(
+                entries,
+                sessions,
+                keys,
+                "the index or the key store is one of a backup: what was deleted since is deleted once more"
+            );
+        }
+    }
+}
+
+/// The journal.
+#[derive(Debug, Clone)]
+pub struct Journal {
+    index: Index,
+    keystore: KeyStore,
+    objects: Objects,
+    keys: StorageKeys,
+    /// How old a backup may be that is restored.
+    backups: Duration,
+}
+
+impl Journal {
+    /// The journal beside this index and key store, for backups of this age.
+    pub fn new(index: Index, keystore: KeyStore, objects: Objects, keys: StorageKeys, backups: Duration) -> Self {
+        Self { index, keystore, objects, keys, backups }
+    }
+
+    /// Writes what of a deletion is not written yet. When it returns, all that the deletion has now will outlive the index.
+    pub async fn write(&self, deletion: DeletionId) -> Result<(), JournalError> {
+        while let Some(unwritten) = self.index.unwritten(deletion, SESSIONS_MAX).await? {
+            self.put(unwritten).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes what of any deletions is not written yet, of `limit` deletions at most. Gives how many there were.
+    pub async fn write_all(&self, limit: usize) -> Result<usize, JournalError> {
+        let deletions = self.index.with_unwritten(limit).await?;
+        let count = deletions.len();
+        self.write_each(deletions).await?;
+        Ok(count)
+    }
+
+    /// Writes these, a few at a time.
+    pub async fn write_each(&self, deletions: Vec<DeletionId>) -> Result<(), JournalError> {
+        // Owned, since the compiler does not see that closures which borrow give futures that can be sent.
+        let writing = stream::iter(deletions).map(|deletion| {
+            let journal = self.clone();
+            async move { journal.write(deletion).await }
+        });
+        writing.buffer_unordered(FETCHED_AT_ONCE).try_collect().await
+    }
+
+    async fn put(&self, unwritten: Unwritten) -> Result<(), JournalError> {
+        let Unwritten { deletion, workspace, cause, requested_at_ms, now_ms, sessions, marks } = unwritten;
+        let marks: Vec<Marks> = marks
+            .iter()
+            .flat_map(|marks| marks.links.chunks(LINKS_MAX).map(|links| (marks.begun_before_ms, links)))
+            .map(|(begun_before_ms, links)| Marks { links: links.to_vec(), begun_before_ms })
+            .collect();
+        let begun_before_ms = marks.first().map(|marks| marks.begun_before_ms);
+        let mut marks = marks.into_iter();
+        let mut sessions = Some(sessions);
+        // One entry, but of a reference with very many links.
+        loop {
+            let id = ObjectId(Uuid::new_v7(timestamp(Duration::from_millis(now_ms))));
+            let entry = Entry {
+                object: id,
+                deletion,
+                workspace,
+                cause,
+                requested_at_ms,
+                sessions: sessions.take().unwrap_or_default(),
+                marks: marks.next(),
+            };
+            let sealed = seal_journal(&self.keys.current().await?, &entry)?;
+            let sha256: [u8; 32] = Sha256::digest(&sealed).into();
+            let put = self.objects.put(&ObjectKey::Journal { id }, sealed.into(), &sha256).await;
+            put.map_err(|source| JournalError::Object { what: "put entry", source })?;
+            let is_last = marks.len() == 0;
+            let begun_before_ms = begun_before_ms.filter(|_| is_last);
+            self.index.mark_written(&Written { entry, is_last, begun_before_ms }).await?;
+            if is_last {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Compares, and carries out once more what index or key store forgot. Nothing may be served before it returns.
+    pub async fn replay(&self) -> Result<Replayed, JournalError> {
+        let mut replayed = Replayed { keys: self.shred_again().await?, ..Replayed::default() };
+        let now_s =
+            self.objects.now_s().await.map_err(|source| JournalError::Object { what: "tell the age", source })?;
+        let age_max = self.backups.saturating_add(CLOCKS_DIFFER_MAX);
+        let mut after = Some(first_at(Duration::from_secs(now_s.max(0).unsigned_abs()).saturating_sub(age_max)));
+        while let Some(from) = after {
+            let page = self.objects.list_page(PREFIX, Some(&from)).await;
+            let page = page.map_err(|source| JournalError::Object { what: "list entries", source })?;
+            let entries: Vec<ObjectKey> = page.keys.into_iter().flatten().collect();
+            after = entries.last().copied().filter(|_| page.is_more);
+            let ids: Vec<ObjectId> = entries.iter().map(ObjectKey::id).collect();
+            let unknown = self.index.unknown_entries(&ids).await?;
+            let fetching = stream::iter(unknown).map(|id| {
+                let journal = self.clone();
+                async move { journal.fetch(id).await }
+            });
+            let mut fetched = fetching.buffered(FETCHED_AT_ONCE);
+            while let Some(entry) = fetched.try_next().await? {
+                // One that was removed meanwhile is older than any backup.
+                let Some(entry) = entry else { continue };
+                let sessions: Vec<SessionKey> = entry
+                    .sessions
+                    .iter()
+                    .map(|session| SessionKey { workspace: entry.workspace, session: *session })
+                    .collect();
+                replayed.sessions += self.index.replay(&entry).await?;
+                replayed.entries += 1;
+                for some in sessions.chunks(SHREDDED_AT_ONCE) {
+                    self.keystore.shred(some).await?;
+                }
+            }
+        }
+        Ok(replayed)
+    }
+
+    /// Compares, and trusts the server that was asked: until the shutdown, and once more whenever it is another. Gives what was done at
+    /// first; `None` when the shutdown began before.
+    pub async fn guard(&self, life: &Arc<Life>, part: Part, shutdown: &Shutdown) -> Option<Replayed> {
+        // When it was started is asked first: should it be another by the comparison, it is compared again.
+        let compare = |journal: Self| async move {
+            Ok::<_, JournalError>((journal.index.started().await?, journal.replay().await?))
+        };
+        let (started, first) = retry::until_ok(COMPARE, &part, shutdown, || compare(self.clone())).await?;
+        life.trust(started);
+        let (journal, life, shutdown) = (self.clone(), Arc::clone(life), shutdown.clone());
+        tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    () = shutdown.begun() => return,
+                    () = life.doubted() => {}
+                }
+                let compared = retry::until_ok(COMPARE, &part, &shutdown, || compare(journal.clone())).await;
+                let Some((started, replayed)) = compared else { return };
+                replayed.tell();
+                life.trust(started);
+            }
+        });
+        Some(first)
+    }
+
+    /// Destroys keys once more where the key store has destroyed fewer than the index heard of; how many. It is asked last: what is
+    /// destroyed meanwhile only makes it count more.
+    pub async fn shred_again(&self) -> Result<u64, JournalError> {
+        let seen = self.index.shreddings_seen().await?;
+        if self.keystore.shreddings().await? >= seen {
+            return Ok(0);
+        }
+        let (mut after, mut shredded) = (None, 0);
+        loop {
+            let some = self.index.shredded(self.backups + CLOCKS_DIFFER_MAX, after, SHREDDED_AT_ONCE).await?;
+            let Some((deletion, key)) = some.last().copied() else { break };
+            after = Some((deletion, key.session));
+            self.keystore.shred(&some.iter().map(|(_, key)| *key).collect::<Vec<_>>()).await?;
+            shredded += some.len() as u64;
+        }
+        self.keystore.count_shreddings(seen).await?;
+        Ok(shredded)
+    }
+
+    async fn fetch(&self, id: ObjectId) -> Result<Option<Entry>, JournalError> {
+        let key = ObjectKey::Journal { id };
+        let object = match self.objects.get(&key).await {
+            Ok(object) => object,
+            Err(ObjectError::Absent) => return Ok(None),
+            Err(source) => return Err(JournalError::Object { what: "fetch entry", source }),
+        };
+        let corrupt = |source| JournalError::Corrupt { key, source };
+        let version = journal_version(&object).map_err(|source| corrupt(source.into()))?;
+        let storage = self.keys.of(version).await?;
+        open_journal(&storage, id, &object).map(Some).map_err(corrupt)
+    }
+
+    /// Removes entries that are older than any backup, some of them; how many.
+    pub async fn forget(&self, keeps: Keeps) -> Result<usize, JournalError> {
+        let now_s =
+            self.objects.now_s().await.map_err(|source| JournalError::Object { what: "tell the age", source })?;
+        let age_max = self.backups.saturating_add(CLOCKS_DIFFER_MAX).saturating_add(CLOCKS_DIFFER_MAX);
+        let oldest = first_at(Duration::from_secs(now_s.max(0).unsigned_abs()).saturating_sub(age_max));
+        let page = self.objects.list_page(PREFIX, None).await;
+        let page = page.map_err(|source| JournalError::Object { what: "list entries", source })?;
+        let old: Vec<ObjectKey> = page.keys.into_iter().flatten().filter(|key| key.id() < oldest.id()).collect();
+        if old.is_empty() {
+            return Ok(0);
+        }
+        let left = self.objects.erase(&old, keeps).await;
+        let left = left.map_err(|source| JournalError::Object { what: "remove entries", source })?;
+        let gone: Vec<ObjectId> = old.iter().filter(|key| !left.contains(key)).map(ObjectKey::id).collect();
+        self.index.forget_entries(&gone).await?;
+        Ok(gone.len())
+    }
+}
+
+fn timestamp(since_epoch: Duration) -> Timestamp {
+    Timestamp::from_unix(NoContext, since_epoch.as_secs(), since_epoch.subsec_nanos())
+}
+
+/// The key before which all entries lie that were written earlier.
+fn first_at(since_epoch: Duration) -> ObjectKey {
+    let mut bytes = *Uuid::new_v7(timestamp(since_epoch)).as_bytes();
+    // Six bytes of time; what follows is random.
+    bytes[6..].fill(0);
+    ObjectKey::Journal { id: ObjectId(Uuid::from_bytes(bytes)) }
+}
+
+/// Links of a deletion by reference, and by when their sessions began.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AllMarks {
+    /// The links, of whatever number.
+    pub links: Vec<LinkId>,
+    /// By when a session began that is deleted, milliseconds since the epoch.
+    pub begun_before_ms: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_key_of_a_time_is_before_all_entries_of_it_and_behind_older_ones() {
+        let at = Duration::from_millis(1_790_000_000_123);
+        let first = first_at(at).to_string();
+        for _ in 0..100 {
+            let entry = |at| ObjectKey::Journal { id: ObjectId(Uuid::new_v7(timestamp(at))) }.to_string();
+            assert!(first < entry(at));
+            assert!(first > entry(at - Duration::from_millis(1)));
+        }
+    }
+}
