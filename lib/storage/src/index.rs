@@ -12,6 +12,7 @@ pub mod listing;
 pub mod outbox;
 pub mod quarantine;
 pub mod reads;
+pub mod reconciling;
 pub mod runs;
 pub mod sessions;
 pub mod workspaces;

@@ -2,7 +2,7 @@
 //!
 //! [`objects`] puts, gets, lists and deletes; [`index`] has every query, one file per caller; [`keystore`] holds wrapped keys,
 //! [`session_keys`] unwraps them; [`references`] seals whom links are for; [`footers`] opens footers, and [`reading`] puts all together into sessions;
-//! [`quarantine`] has what could not be read. Services call these and decide nothing in SQL of their own.
+//! [`quarantine`] has what could not be read; [`reconciling`] compares bucket and index. Services call these and decide nothing in SQL of their own.
 
 pub mod footers;
 pub mod index;
@@ -12,6 +12,7 @@ pub mod objects;
 mod postgres;
 pub mod quarantine;
 pub mod reading;
+pub mod reconciling;
 pub mod references;
 pub mod session_keys;
 pub mod stream_notes;
