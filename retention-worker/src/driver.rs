@@ -17,9 +17,11 @@ use storage::index::deletions::{Leaving, Removable};
 use storage::index::{Index, outbox};
 use storage::keystore::KeyStore;
 use storage::objects::{DELETE_KEYS_MAX, Keeps, Lying, Objects, OpenUpload};
+use storage::reconciling::Reconciler;
 use storage::{Schema, Stores};
 
 use crate::cleaning::Cleaning;
+use crate::reconciling::Reconciling;
 use crate::withdrawals::Withdrawals;
 use crate::{Config, metrics};
 
@@ -126,6 +128,9 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         .context("follow control entries")?;
     tokio::spawn(following.clone().report(health.part("control"), HEARD_WITHIN, shutdown.clone()));
     tokio::spawn(cleaner.run(index.clone(), publisher()?, following, shutdown.clone()));
+    let reconciler = Reconciler::new(index.clone(), objects.clone(), put_horizon);
+    let reconciling = Reconciling::new(config.reconciling, index.clone(), reconciler);
+    tokio::spawn(reconciling.run(interval, shutdown.clone()));
     let mut worker = Worker {
         config,
         index,

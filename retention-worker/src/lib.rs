@@ -3,11 +3,12 @@
 //! Each pass makes tombstones of sessions past their plan window, leads every deletion one step on (decided by
 //! [`engine::retention`]), and removes objects that nobody needs: condemned ones after a grace, rows only when a listing
 //! shows the object absent. Beside the passes it makes withdrawals, which it hears of on `control`, into deletions within
-//! seconds, and takes entries off that topic that nobody needs any more. Every step can be repeated, and several workers can run at once.
+//! seconds, takes entries off that topic that nobody needs any more, and compares bucket and index. Every step can be repeated, and several workers can run at once.
 
 mod cleaning;
 mod driver;
 mod metrics;
+mod reconciling;
 mod withdrawals;
 
 use std::time::Duration;
@@ -20,6 +21,7 @@ use service_kit::config::{Env, Knob, ages};
 use service_kit::service::Definition;
 
 pub use driver::run;
+pub use reconciling::ReconcilingConfig;
 
 /// The worker's settings.
 #[derive(Debug)]
@@ -38,6 +40,8 @@ pub struct Config {
     pub condemned_grace: Duration,
     /// A staged object of this age is given up.
     pub staged_stale: Duration,
+    /// Comparing bucket and index.
+    pub reconciling: ReconcilingConfig,
 }
 
 const CONDEMNED_GRACE_MS: Knob = Knob {
@@ -76,6 +80,7 @@ impl Config {
             pass_interval: ages::pass_interval(env),
             condemned_grace: env.millis(&CONDEMNED_GRACE_MS),
             staged_stale: env.millis(&STAGED_STALE_MS),
+            reconciling: ReconcilingConfig::load(env),
         }
     }
 }

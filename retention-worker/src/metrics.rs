@@ -19,6 +19,12 @@ pub(crate) const RETURNED: &str = "retention_returned_objects_total";
 pub(crate) const CLOCKS_DIFFER: &str = "retention_clocks_differ_seconds";
 pub(crate) const UPLOADS_ENDED: &str = "retention_ended_uploads_total";
 pub(crate) const READS_FORGOTTEN: &str = "retention_forgotten_reads_total";
+pub(crate) const ORPHANS: &str = "retention_orphan_objects";
+pub(crate) const MISSING: &str = "retention_missing_objects";
+pub(crate) const PAST_WINDOW_BYTES: &str = "retention_past_window_bytes";
+pub(crate) const PAST_WINDOW_SESSIONS: &str = "retention_past_window_sessions";
+pub(crate) const RECONCILED: &str = "retention_reconciled_objects_total";
+pub(crate) const RECONCILED_AT: &str = "retention_reconciled_timestamp_seconds";
 pub(crate) const FAILURES: &str = "retention_failures_total";
 
 pub(crate) const ALL: &[Described] = &[
@@ -43,6 +49,15 @@ pub(crate) const ALL: &[Described] = &[
     ),
     Counter(UPLOADS_ENDED, "Uploads that nobody ended, ended with their parts."),
     Counter(READS_FORGOTTEN, "Entries of the read-access audit removed since they were older than 400 days."),
+    Gauge(ORPHANS, "Objects in the bucket that no row of the index names. Alarm on any."),
+    Gauge(MISSING, "Live rows of the index whose object is not in the bucket. Alarm on any."),
+    Gauge(
+        PAST_WINDOW_BYTES,
+        "Bytes of objects of sessions that are past their window by more than an hour. Alarm on any.",
+    ),
+    Gauge(PAST_WINDOW_SESSIONS, "Such sessions, those too that have no object of their own. Alarm on any."),
+    Counter(RECONCILED, "Objects of the bucket that were held against the index."),
+    Gauge(RECONCILED_AT, "When all of them were last, in seconds since the epoch. Alarm when it stands for a day."),
     Counter(FAILURES, "Passes that failed; what remains is done by the next."),
     outbox::ROWS_DESCRIBED,
     outbox::FAILURES_DESCRIBED,
