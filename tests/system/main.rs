@@ -31,6 +31,7 @@ mod proxy;
 mod quarantine;
 mod reading;
 mod readings;
+mod reconciling;
 mod references;
 mod rotation;
 mod scanner;

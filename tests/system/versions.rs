@@ -24,7 +24,7 @@ async fn abandon(system: &System<'_>, key: ObjectKey) -> Result<()> {
 }
 
 /// Puts an object twice and deletes it as if there were no versions.
-async fn leave_versions(system: &System<'_>, key: ObjectKey) -> Result<()> {
+pub(crate) async fn leave_versions(system: &System<'_>, key: ObjectKey) -> Result<()> {
     for body in ["one", "another"] {
         let body = Bytes::from_static(body.as_bytes());
         system.objects.put(&key, body.clone(), &sha256(&body)).await?;
