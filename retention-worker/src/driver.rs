@@ -129,7 +129,7 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
     tokio::spawn(following.clone().report(health.part("control"), HEARD_WITHIN, shutdown.clone()));
     tokio::spawn(cleaner.run(index.clone(), publisher()?, following, shutdown.clone()));
     let reconciler = Reconciler::new(index.clone(), objects.clone(), put_horizon);
-    let reconciling = Reconciling::new(config.reconciling, index.clone(), reconciler);
+    let reconciling = Reconciling::new(config.reconciling, config.s3.request_timeout, index.clone(), reconciler);
     tokio::spawn(reconciling.run(interval, shutdown.clone()));
     let mut worker = Worker {
         config,

@@ -16,9 +16,9 @@ use uuid::Uuid;
 
 use crate::metrics;
 
-/// A round whose worker has not said anything for so long, beside its pause, is another's: longer than a page takes, of a bucket that
-/// answers slowly.
-const LEASE: Duration = Duration::from_secs(180);
+/// Requests to the bucket that a page takes at most, when something on it is suspicious. A round whose worker has said nothing for longer
+/// than they may take, and its pause, is another's.
+const PAGE_REQUESTS: u32 = 4;
 
 /// Keys that are told of a round.
 const EXAMPLES_MAX: usize = 5;
@@ -61,11 +61,20 @@ pub(crate) struct Reconciling {
     reconciler: Reconciler,
     /// This process, among those that take rounds.
     owner: Uuid,
+    /// How long it has one after each page.
+    lease: Duration,
 }
 
 impl Reconciling {
-    pub(crate) fn new(config: ReconcilingConfig, index: Index, reconciler: Reconciler) -> Self {
-        Self { config, index, reconciler, owner: Uuid::now_v7() }
+    /// A request to the bucket may take `request_timeout`.
+    pub(crate) fn new(
+        config: ReconcilingConfig,
+        request_timeout: Duration,
+        index: Index,
+        reconciler: Reconciler,
+    ) -> Self {
+        let lease = PAGE_REQUESTS * request_timeout + config.page_pause;
+        Self { config, index, reconciler, owner: Uuid::now_v7(), lease }
     }
 
     /// Goes on with the round when nobody else does, and tells what is known. What fails is taken up again where it was, each `interval`.
@@ -82,15 +91,14 @@ impl Reconciling {
     }
 
     async fn pass(&self, shutdown: &Shutdown) -> anyhow::Result<()> {
-        let lease = LEASE + self.config.page_pause;
-        if let Some(progress) = self.index.take_round(self.owner, lease, self.config.interval).await? {
-            self.go_on(progress, lease, shutdown).await?;
+        if let Some(progress) = self.index.take_round(self.owner, self.lease, self.config.interval).await? {
+            self.go_on(progress, shutdown).await?;
         }
         self.show().await
     }
 
     /// Goes on to the end of the round, or until another worker has it.
-    async fn go_on(&self, mut progress: Progress, lease: Duration, shutdown: &Shutdown) -> anyhow::Result<()> {
+    async fn go_on(&self, mut progress: Progress, shutdown: &Shutdown) -> anyhow::Result<()> {
         let mut walk = self.reconciler.walk(progress.position.as_deref()).await?;
         let mut counted = 0;
         let objects_before = progress.objects;
@@ -100,7 +108,7 @@ impl Reconciling {
             progress.objects = objects_before + counted;
             progress.position = Some(walk.position());
             note(&mut progress, &findings);
-            if !self.index.keep_round(self.owner, lease, &progress).await? {
+            if !self.index.keep_round(self.owner, self.lease, &progress).await? {
                 return Ok(());
             }
             if !findings.is_empty() {
