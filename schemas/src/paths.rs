@@ -152,8 +152,8 @@ mod tests {
 
     #[test]
     fn keys_and_sections_are_in_the_order_of_what_they_name() {
-        let id = |number| ObjectId(Uuid::from_u128(number));
-        let session = |number| SessionKey {
+        let id = |number: u128| ObjectId(Uuid::from_u128(number));
+        let session = |number: u128| SessionKey {
             workspace: WorkspaceId(Uuid::from_u128(number >> 64)),
             session: SessionId(Uuid::from_u128(number & 0xffff)),
         };
