@@ -24,10 +24,12 @@ use storage::journal::{Journal, Replayed};
 use storage::keystore::KeyStore;
 use storage::objects::{DELETE_KEYS_MAX, Keeps, Looked, Lying, Objects, OpenUpload};
 use storage::receipts::{ReceiptError, Receipts};
+use storage::reconciling::Reconciler;
 use storage::session_keys::StorageKeys;
 use storage::{Life, Schema, Stores};
 
 use crate::cleaning::Cleaning;
+use crate::reconciling::Reconciling;
 use crate::withdrawals::Withdrawals;
 use crate::{Config, metrics};
 
@@ -142,7 +144,8 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
     let publisher = || Publisher::new(&config.control, "retention-worker").context("make producer");
     tokio::spawn(outbox::relay(index.clone(), publisher()?, shutdown.clone()));
     let (withdrawals, cleaning) = (Withdrawals::default(), Cleaning::default());
-    tokio::spawn(withdrawals.clone().run(index.clone(), journal.clone(), postgres.clone(), shutdown.clone()));
+    let waiting = health.part("withdrawals");
+    tokio::spawn(withdrawals.clone().run(index.clone(), journal.clone(), waiting, shutdown.clone()));
     let cleaner = cleaning.clone();
     let on_entry = move |entry: Entry| {
         cleaning.add(&entry);
@@ -162,6 +165,9 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         index_backups: duration(config.backups),
         keys_cached_ms: u64::try_from(config.key_cache.as_millis()).unwrap_or(u64::MAX),
     };
+    let reconciler = Reconciler::new(index.clone(), objects.clone(), put_horizon);
+    let reconciling = Reconciling::new(config.reconciling, config.s3.request_timeout, index.clone(), reconciler);
+    tokio::spawn(reconciling.run(interval, shutdown.clone()));
     let mut worker = Worker {
         receipts: Receipts::new(index.clone(), keystore.clone(), residuals),
         receipt_keys,

@@ -3,13 +3,15 @@
 //! Each pass makes tombstones of sessions past their plan window, leads every deletion one step on (decided by
 //! [`engine::retention`]), and removes objects that nobody needs: condemned ones after a grace, rows only when a listing
 //! shows the object absent. Beside the passes it makes withdrawals, which it hears of on `control`, into deletions within
-//! seconds, and takes entries off that topic that nobody needs any more. What is deleted is written into the journal ([`storage::journal`]),
-//! and signed once it is gone ([`storage::receipts`]). Every step can be repeated, and several workers can run at once.
+//! seconds, takes entries off that topic that nobody needs any more, and compares bucket and index. What is deleted is written into the
+//! journal ([`storage::journal`]), and signed once it is gone ([`storage::receipts`]). Every step can be repeated, and several workers can
+//! run at once.
 
 mod cleaning;
 mod driver;
 pub mod dry_run;
 mod metrics;
+mod reconciling;
 mod withdrawals;
 
 use std::path::PathBuf;
@@ -23,6 +25,7 @@ use service_kit::config::{Env, Knob, ages};
 use service_kit::service::Definition;
 
 pub use driver::run;
+pub use reconciling::ReconcilingConfig;
 
 /// The worker's settings.
 #[derive(Debug)]
@@ -53,6 +56,8 @@ pub struct Config {
     pub backups: Duration,
     /// How old a backup of the key store gets.
     pub keystore_backups: Duration,
+    /// Comparing bucket and index.
+    pub reconciling: ReconcilingConfig,
 }
 
 const CONDEMNED_GRACE_MS: Knob = Knob {
@@ -112,6 +117,7 @@ impl Config {
             log_retention: Duration::from_secs(env.number(&LOG_RETENTION_HOURS, 1).saturating_mul(3_600)),
             backups: ages::backups(env),
             keystore_backups: Duration::from_secs(env.number(&KEYSTORE_BACKUP_DAYS, 1).saturating_mul(86_400)),
+            reconciling: ReconcilingConfig::load(env),
         }
     }
 }

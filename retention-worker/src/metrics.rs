@@ -24,6 +24,12 @@ pub(crate) const JOURNALLED: &str = "retention_journalled_deletions_total";
 pub(crate) const RECEIPTS: &str = "retention_receipted_deletions_total";
 pub(crate) const UNVERIFIED: &str = "retention_unverified_deletions";
 pub(crate) const SHREDDED_AGAIN: &str = "retention_shredded_again_total";
+pub(crate) const ORPHANS: &str = "retention_orphan_objects";
+pub(crate) const MISSING: &str = "retention_missing_objects";
+pub(crate) const PAST_WINDOW_BYTES: &str = "retention_past_window_bytes";
+pub(crate) const PAST_WINDOW_SESSIONS: &str = "retention_past_window_sessions";
+pub(crate) const RECONCILED: &str = "retention_reconciled_objects_total";
+pub(crate) const RECONCILED_AT: &str = "retention_reconciled_timestamp_seconds";
 pub(crate) const FAILURES: &str = "retention_failures_total";
 
 pub(crate) const ALL: &[Described] = &[
@@ -56,6 +62,15 @@ pub(crate) const ALL: &[Described] = &[
         SHREDDED_AGAIN,
         "Keys that were destroyed once more since the key store had forgotten it: it is one of a backup. Alarm on any.",
     ),
+    Gauge(ORPHANS, "Objects in the bucket that no row of the index names. Alarm on any."),
+    Gauge(MISSING, "Live rows of the index whose object is not in the bucket. Alarm on any."),
+    Gauge(
+        PAST_WINDOW_BYTES,
+        "Bytes of objects of sessions that are past their window by more than an hour. Alarm on any.",
+    ),
+    Gauge(PAST_WINDOW_SESSIONS, "Such sessions, those too that have no object of their own. Alarm on any."),
+    Counter(RECONCILED, "Objects of the bucket that were held against the index."),
+    Gauge(RECONCILED_AT, "When all of them were last, in seconds since the epoch. Alarm when it stands for a day."),
     Counter(FAILURES, "Passes that failed; what remains is done by the next."),
     outbox::ROWS_DESCRIBED,
     outbox::FAILURES_DESCRIBED,

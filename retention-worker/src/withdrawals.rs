@@ -39,7 +39,9 @@ impl Withdrawals {
 
     /// Makes deletions of them until the shutdown, each in the journal before its entry goes. While Postgres or the bucket are away they
     /// wait.
-    pub(crate) async fn run(self, index: Index, journal: Journal, postgres: Part, shutdown: Shutdown) {
+    pub(crate) async fn run(self, index: Index, journal: Journal, part: Part, shutdown: Shutdown) {
+        // Nothing waits so far.
+        part.up();
         loop {
             let batch: Vec<SessionKey> = self.queue().iter().take(BATCH).map(|(key, _)| *key).collect();
             self.show();
@@ -53,7 +55,7 @@ impl Withdrawals {
                 self.show();
                 delete(&index, &journal, &batch)
             };
-            let Some(deleted) = retry::until_ok("withdraw sessions", &postgres, &shutdown, withdraw).await else {
+            let Some(deleted) = retry::until_ok("withdraw sessions", &part, &shutdown, withdraw).await else {
                 return;
             };
             ::metrics::counter!(metrics::WITHDRAWN).increment(deleted);

@@ -73,6 +73,41 @@ impl ObjectKey {
     }
 }
 
+/// A part of the bucket whose objects rows of the index name. What lies elsewhere has rows of another kind, or none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Section {
+    /// `quarantine/`
+    Quarantine,
+    /// `sessions/`
+    Sessions,
+    /// `shared/`
+    Shared,
+}
+
+impl Section {
+    /// All of them, in the order of their keys. Within each, keys are in the order of what they name: of partitions, sessions and ids,
+    /// for all partitions of up to five digits.
+    pub const ALL: [Self; 3] = [Self::Quarantine, Self::Sessions, Self::Shared];
+
+    /// What all its keys begin with.
+    pub fn prefix(self) -> &'static str {
+        match self {
+            Self::Quarantine => "quarantine/",
+            Self::Sessions => "sessions/",
+            Self::Shared => "shared/",
+        }
+    }
+
+    /// The one that follows.
+    pub fn next(self) -> Option<Self> {
+        match self {
+            Self::Quarantine => Some(Self::Sessions),
+            Self::Sessions => Some(Self::Shared),
+            Self::Shared => None,
+        }
+    }
+}
+
 fn id(text: &str) -> Option<ObjectId> {
     Uuid::parse_str(text).ok().map(ObjectId)
 }
@@ -118,5 +153,31 @@ mod tests {
             assert_eq!(ObjectKey::parse(stranger), None, "{stranger}");
         }
         assert!(ObjectKey::Session { key, id }.to_string().starts_with(&session_prefix(&key)));
+    }
+
+    #[test]
+    fn keys_and_sections_are_in_the_order_of_what_they_name() {
+        let id = |number: u128| ObjectId(Uuid::from_u128(number));
+        let session = |number: u128| SessionKey {
+            workspace: WorkspaceId(Uuid::from_u128(number >> 64)),
+            session: SessionId(Uuid::from_u128(number & 0xffff)),
+        };
+        let numbers = [0, 9, 10, 0xff, 0xa00, 1 << 64, (1 << 64) + 1, u128::MAX - 1, u128::MAX];
+        let mut keys = Vec::new();
+        for partition in [0, 9, 10, 99_999] {
+            keys.extend(numbers.map(|number| ObjectKey::Quarantine { partition, id: id(number) }));
+        }
+        for key in [0, 9, 0xff, 1 << 64, 10 << 64].map(session) {
+            keys.extend(numbers.map(|number| ObjectKey::Session { key, id: id(number) }));
+        }
+        for partition in [0, 9, 10, 99_999] {
+            keys.extend(numbers.map(|number| ObjectKey::Shared { partition, id: id(number) }));
+        }
+        let texts: Vec<String> = keys.iter().map(ObjectKey::to_string).collect();
+        assert!(texts.is_sorted(), "{texts:?}");
+        let in_order: Vec<Section> = std::iter::successors(Some(Section::ALL[0]), |section| section.next()).collect();
+        assert_eq!(in_order, Section::ALL);
+        let of = |text: &String| Section::ALL.into_iter().position(|section| text.starts_with(section.prefix()));
+        assert!(texts.iter().map(of).is_sorted() && texts.iter().all(|text| of(text).is_some()));
     }
 }

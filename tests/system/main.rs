@@ -32,6 +32,7 @@ mod quarantine;
 mod reading;
 mod readings;
 mod receipts;
+mod reconciling;
 mod references;
 mod restored;
 mod rotation;

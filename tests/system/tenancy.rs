@@ -170,6 +170,14 @@ fn a_workspace_never_sees_or_changes_anothers() -> Result<()> {
             [ids(Id::Link), ids(Id::Session), ids(Id::Deletion), ids(Id::Key), ids(Id::Workspace), "of-a".into()];
         let (_, b) = plane.workspace("b").await?;
         let calls = plane.calls()?;
+        for path in ["/v1/sessions?reference=of-a", "/v1/links?reference=of-a"] {
+            let listing =
+                calls.iter().find(|call| call.method == "get" && path.starts_with(&format!("{}?", call.path)));
+            let listing = Call { path: path.to_owned(), ..listing.context("a list")?.clone() };
+            let found = plane.spec.make(&plane.url, Some(&b), &listing, None, None).await?;
+            ensure!(found.body["items"] == json!([]), "B finds by A's reference: {}", found.body);
+        }
+        neither_sees_the_others_recording(system, &b).await?;
         let before = rows(system, system.workspace).await?;
         for table in
             ["link", "session", "session_page", "session_read", "api_key", "deletion", "workspace", "session_key"]
@@ -187,15 +195,6 @@ fn a_workspace_never_sees_or_changes_anothers() -> Result<()> {
             let after = rows(system, system.workspace).await?;
             ensure!(after == before, "{call} by B changed A: {before:#?} became {after:#?}");
         }
-        for path in ["/v1/sessions?reference=of-a", "/v1/links?reference=of-a"] {
-            let listing =
-                calls.iter().find(|call| call.method == "get" && path.starts_with(&format!("{}?", call.path)));
-            let listing = Call { path: path.to_owned(), ..listing.context("a list")?.clone() };
-            let found = plane.spec.make(&plane.url, Some(&b), &listing, None, None).await?;
-            ensure!(found.body["items"] == json!([]), "B finds by A's reference: {}", found.body);
-        }
-        neither_sees_the_others_recording(system, &b).await?;
-
         for call in &calls {
             let case = case(call)?;
             let id = case.id.map(&ids).unwrap_or_default();

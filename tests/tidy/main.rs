@@ -43,7 +43,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("compactor", SERVICE),
         ("retention-worker", SERVICE),
         ("control-plane", MASKING),
-        ("admin", &["schemas", "sealing", "service-kit", "storage"]),
+        ("admin", SERVICE),
         ("keyring-kms", &["schemas", "sealing", "service-kit"]),
         ("virtual-sdk", &["schemas", "masking"]),
         ("devstack", &["schemas", "service-kit", "storage", "virtual-sdk"]),

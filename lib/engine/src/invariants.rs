@@ -46,7 +46,7 @@ invariants! {
     R8 "deleting an unknown session leaves a tombstone";
     R9 "no deletion has an effect on another workspace";
     R10 "each deleted session stands in exactly one receipt";
-    R11 "no bytes are past their window";
+    R11 "no byte stays past its window";
     E1 "an answer of 202 implies the broker's acknowledgement";
     E2 "no byte reaches the log without a verified, unexpired token within its scope";
     E3 "decoded bytes stay within their bound, whatever came";

@@ -10,6 +10,7 @@
 //! - [`merge`]: the one order in which a session is read, wherever its batches lie;
 //! - [`compaction`]: which objects are merged, what happens when that fails, and where frames are cut;
 //! - [`retention`]: what a deletion has to do next, and [`receipt`]: what is signed when it is over;
+//! - [`reconciling`]: what bucket and index say of each other;
 //! - [`invariants`]: what must always hold, by id.
 
 pub mod admission;
@@ -21,6 +22,7 @@ pub mod invariants;
 pub mod merge;
 pub mod rates;
 pub mod receipt;
+pub mod reconciling;
 pub mod retention;
 pub mod standing;
 pub mod token;

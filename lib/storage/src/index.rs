@@ -14,6 +14,7 @@ pub mod outbox;
 pub mod quarantine;
 pub mod reads;
 pub mod receipts;
+pub mod reconciling;
 pub mod runs;
 pub mod sessions;
 pub mod termination;

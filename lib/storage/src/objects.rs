@@ -1,5 +1,6 @@
 //! Objects in S3, by the keys of [`schemas::paths`].
 
+mod pages;
 mod remains;
 mod upload;
 
@@ -37,6 +38,7 @@ use thiserror::Error;
 
 use crate::index::{FooterAt, Uploaded};
 
+pub use pages::{ListedTo, LyingPage};
 pub use remains::{Absent, Keeps, Looked, Lying, OpenUpload};
 pub use upload::{Put, Upload};
 

@@ -2,13 +2,15 @@
 //!
 //! Each command does one thing and says what it did, one line per fact. Settings are those of the services: the same
 //! variables. [`keys`] makes, rotates and destroys keys, [`object`] looks into what lies in the bucket and in the log,
-//! [`quarantine`] lists and replays what no batcher could read, [`receipt`] checks receipts of deletions, [`workspace`] makes workspaces and keys of theirs.
+//! [`quarantine`] lists and replays what no batcher could read, [`receipt`] checks receipts of deletions, [`reconcile`] compares bucket
+//! and index, [`workspace`] makes workspaces and keys of theirs.
 
 mod keys;
 mod object;
 mod output;
 mod quarantine;
 mod receipt;
+mod reconcile;
 mod settings;
 mod workspace;
 
@@ -46,6 +48,13 @@ enum Command {
     /// Receipts of deletions: check them, without any service.
     #[command(subcommand)]
     Receipt(receipt::Command),
+    /// Compare bucket and index: list objects that no row names, rows whose object is missing, and sessions past their window.
+    ///
+    /// When `retention_orphan_objects`, `retention_missing_objects` or a `retention_past_window_…` is not 0, and after the index or
+    /// the bucket was restored. One round, now, beside those of the retention workers. The exit code is 1 when anything is found.
+    /// Needs DATABASE_URL and the bucket's settings; no keys. A million objects take 1,000 requests that list them.
+    #[command(after_help = reconcile::EXAMPLES)]
+    Reconcile(reconcile::Reconcile),
     /// Make the topics, of events and of control, or check that they are as durability needs them.
     ///
     /// Before the first start, and before the start of a release that brings a new topic.
@@ -90,6 +99,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Object(command) => object::run(command).await,
         Command::Quarantine(command) => quarantine::run(command).await,
         Command::Receipt(command) => receipt::run(command),
+        Command::Reconcile(reconcile) => reconcile.run().await,
         Command::Topics { partitions, replication, min_insync, retention_hours } => {
             let (config, control) = settings::load(|env| {
                 let config = KafkaConfig::load(env);

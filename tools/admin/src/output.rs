@@ -1,9 +1,13 @@
-//! What operators read: tables, times, errors.
+//! What operators read: tables, times, progress, errors.
 
-use std::io::{ErrorKind, Write as _};
+use std::io::{ErrorKind, IsTerminal as _, Write as _};
+use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+
+/// How often something is said of work that takes long.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Writes to standard output. Whoever does not want the rest has closed it: that is no error.
 pub(crate) fn say(text: &str) -> anyhow::Result<()> {
@@ -55,6 +59,25 @@ pub(crate) fn moment(at: OffsetDateTime) -> String {
 pub(crate) fn moment_ms(ms: i64) -> String {
     let at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000);
     at.ok().and_then(|at| at.format(&Rfc3339).ok()).unwrap_or_else(|| ms.to_string())
+}
+
+/// Says how far something is, to people and not too often.
+pub(crate) struct Progress {
+    told_at: Instant,
+    is_wanted: bool,
+}
+
+impl Progress {
+    pub(crate) fn begin() -> Self {
+        Self { told_at: Instant::now(), is_wanted: std::io::stderr().is_terminal() }
+    }
+
+    pub(crate) fn tell(&mut self, text: impl FnOnce() -> String) {
+        if self.is_wanted && self.told_at.elapsed() >= PROGRESS_INTERVAL {
+            eprintln!("clairvio: {}", text());
+            self.told_at = Instant::now();
+        }
+    }
 }
 
 /// An error with its causes on one line, and all their hints below it.

@@ -6,10 +6,8 @@
 mod replay;
 mod show;
 
-use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use bytes::Bytes;
@@ -31,11 +29,8 @@ use storage::quarantine::{Entry, Filter, Page, Quarantine, RecordId, State};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::output::say;
+use crate::output::{Progress, say};
 use crate::settings::{self, TRANSPORT_FILE, load, variable};
-
-/// How often something is said of work that takes long.
-const PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -200,25 +195,6 @@ impl Tools {
 
 fn open(keys: &EpochKeys, topic: &str, key: &[u8], value: &[u8]) -> Result<Opened, QuarantineReason> {
     keys.read(&LogPlace { topic, key }, value)
-}
-
-/// Says how far something is, to people and not too often.
-struct Progress {
-    told_at: Instant,
-    is_wanted: bool,
-}
-
-impl Progress {
-    fn begin() -> Self {
-        Self { told_at: Instant::now(), is_wanted: std::io::stderr().is_terminal() }
-    }
-
-    fn tell(&mut self, text: impl FnOnce() -> String) {
-        if self.is_wanted && self.told_at.elapsed() >= PROGRESS_INTERVAL {
-            eprintln!("clairvio: {}", text());
-            self.told_at = Instant::now();
-        }
-    }
 }
 
 impl List {

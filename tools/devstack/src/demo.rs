@@ -13,7 +13,7 @@ use anyhow::{Context, bail, ensure};
 use devstack::Endpoints;
 use futures::future::{join_all, try_join_all};
 use schemas::SessionId;
-use schemas::http::{DeletionState, LinkCreated, LinkRequest, SessionItem, StoredAs};
+use schemas::http::{DeletionItem, DeletionState, LinkCreated, LinkRequest, SessionItem, StoredAs};
 use tokio::time::Instant;
 use virtual_sdk::ledger::mark;
 use virtual_sdk::recordings::Batch;
@@ -383,9 +383,20 @@ impl Demo {
         });
         let item = self.story.during("waiting until its last byte is gone", &done, waiting).await?;
         ensure!(item.sessions == 1, "expect that one session was deleted: {}", item.sessions);
-        let receipt = if item.receipt.is_some() { "; there is a signed receipt" } else { "" };
         let seconds = begun.elapsed().as_secs_f64();
-        self.story.tell(&format!("erased after {seconds:.1} s: no byte of it is left, seen by listing{receipt}"));
+        self.story.tell(&format!("erased after {seconds:.1} s: no byte of it is left, seen by listing"));
+        let waiting = until("the deletion has its receipt", ERASED_WITHIN, || async {
+            match self.api.deletion(deletion).await {
+                Ok(DeletionItem { receipt: Some(receipt), .. }) => Seen::Done(receipt),
+                Ok(_) => Seen::not_yet("there is none"),
+                Err(error) => Seen::not_yet(error),
+            }
+        });
+        let receipt = self.story.during("waiting until no process can have its key", &done, waiting).await?;
+        self.story.tell(&format!(
+            "verified once more, and signed: a receipt of {} bytes; `clairvio receipt verify` checks it offline",
+            receipt.len()
+        ));
         Ok(())
     }
 }

@@ -126,8 +126,12 @@ async fn start(options: StackOptions) -> anyhow::Result<(Stack, Deployment)> {
     let progress = options.progress;
     let stack = Stack::start(options).await?;
     let since = std::time::Instant::now();
-    let deployment =
-        Deployment::start(&stack, &DeploymentOptions { default_ports: true, ..DeploymentOptions::default() }).await?;
+    let options = DeploymentOptions { default_ports: true, ..DeploymentOptions::default() }.with(
+        "retention-worker",
+        "CLAIRVIO_RECONCILE_INTERVAL_MS",
+        2_000,
+    );
+    let deployment = Deployment::start(&stack, &options).await?;
     if progress {
         eprintln!("devstack: services are ready after {:.1} s more", since.elapsed().as_secs_f32());
     }

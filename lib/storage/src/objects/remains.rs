@@ -81,7 +81,7 @@ pub struct Looked {
 }
 
 /// A page of what lies below a prefix.
-struct LyingPage {
+struct PrefixPage {
     /// Each with its whole key, as it lies in the bucket.
     found: Vec<(String, Lying)>,
     /// Where the next page begins, if there is one.
@@ -133,7 +133,7 @@ impl Objects {
         let mut found = Vec::new();
         let mut next = None;
         loop {
-            let page = self.lying_page(prefix, next, keeps).await?;
+            let page = self.prefix_page(prefix, next, keeps).await?;
             found.extend(page.found.into_iter().map(|(_, lying)| lying));
             next = page.next;
             if next.is_none() {
@@ -143,12 +143,12 @@ impl Objects {
     }
 
     /// One page of it, behind a key, and a version of that key where there is one.
-    async fn lying_page(
+    async fn prefix_page(
         &self,
         prefix: &str,
         after: Option<(String, Option<String>)>,
         keeps: Keeps,
-    ) -> Result<LyingPage, ObjectError> {
+    ) -> Result<PrefixPage, ObjectError> {
         let prefix = format!("{}{prefix}", self.prefix);
         let (key_marker, version_marker) = after.unzip();
         let named = |key: String, version: Option<String>| {
@@ -161,7 +161,7 @@ impl Objects {
             let keys = page.contents().iter().filter_map(|object| object.key());
             let found: Vec<_> = keys.map(|key| named(key.to_owned(), None)).collect();
             let next = found.last().filter(|_| page.is_truncated() == Some(true)).map(|(key, _)| (key.clone(), None));
-            return Ok(LyingPage { found, next });
+            return Ok(PrefixPage { found, next });
         }
         let page = self
             .client
@@ -180,7 +180,7 @@ impl Objects {
             .filter_map(|(key, version)| Some(named(key?.to_owned(), version.map(str::to_owned))))
             .collect();
         let next = page.next_key_marker.filter(|_| page.is_truncated == Some(true));
-        Ok(LyingPage { found, next: next.map(|key| (key, page.next_version_id_marker)) })
+        Ok(PrefixPage { found, next: next.map(|key| (key, page.next_version_id_marker)) })
     }
 
     /// Looks at what lies below the prefixes of these sessions: with one listing of each, or far fewer where they lie close together.
@@ -219,7 +219,7 @@ impl Objects {
                 break;
             }
             let (workspace, from) = (paths::workspace_prefix(first.workspace), paths::session_prefix(first));
-            let page = self.lying_page(&workspace, Some((format!("{}{from}", self.prefix), None)), keeps).await?;
+            let page = self.prefix_page(&workspace, Some((format!("{}{from}", self.prefix), None)), keeps).await?;
             for (key, lying) in page.found {
                 if let Some(session) = session_of(left, key.strip_prefix(&self.prefix).unwrap_or(&key)) {
                     found.push((session, lying));

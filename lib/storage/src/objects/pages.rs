@@ -1,0 +1,107 @@
+//! What lies in the bucket, page by page: a bucket may have more than fits into memory.
+
+use aws_sdk_s3::primitives::DateTime;
+use engine::reconciling::Lying;
+
+use super::{ObjectError, Objects};
+
+/// How far a list of the bucket has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedTo {
+    /// The last key, without the deployment's prefix.
+    pub key: String,
+    /// Its last version, where versions are listed and the key may have more of them.
+    pub version: Option<String>,
+}
+
+/// A page of what lies in the bucket: 1,000 keys or versions at most, in the order of keys.
+#[derive(Debug)]
+pub struct LyingPage {
+    /// What lies there. Keys are without the deployment's prefix.
+    pub lying: Vec<Lying<String>>,
+    /// Where the next page begins; none behind the last one.
+    pub next: Option<ListedTo>,
+}
+
+impl Objects {
+    /// The page of what lies below a prefix behind the place given. With `versions` that is each version and delete marker, else what
+    /// readers see. One request.
+    pub async fn lying_page(
+        &self,
+        prefix: &str,
+        after: Option<&ListedTo>,
+        versions: bool,
+    ) -> Result<LyingPage, ObjectError> {
+        if versions { self.versions_page(prefix, after).await } else { self.objects_page(prefix, after).await }
+    }
+
+    async fn objects_page(&self, prefix: &str, after: Option<&ListedTo>) -> Result<LyingPage, ObjectError> {
+        let page = self
+            .client
+            .list_objects_v2()
+            .bucket(&self.bucket)
+            .prefix(format!("{}{prefix}", self.prefix))
+            .set_start_after(after.map(|after| format!("{}{}", self.prefix, after.key)))
+            .send()
+            .await
+            .map_err(|error| self.failed("list objects", error))?;
+        let lying: Vec<Lying<String>> = page
+            .contents()
+            .iter()
+            .filter_map(|object| {
+                Some(Lying { key: self.own(object.key()?)?, is_object: true, put_s: put_s(object.last_modified()) })
+            })
+            .collect();
+        let last = lying.last().map(|last| ListedTo { key: last.key.clone(), version: None });
+        let next = if page.is_truncated == Some(true) { Some(last.ok_or_else(|| self.endless())?) } else { None };
+        Ok(LyingPage { lying, next })
+    }
+
+    async fn versions_page(&self, prefix: &str, after: Option<&ListedTo>) -> Result<LyingPage, ObjectError> {
+        let page = self
+            .client
+            .list_object_versions()
+            .bucket(&self.bucket)
+            .prefix(format!("{}{prefix}", self.prefix))
+            .set_key_marker(after.map(|after| format!("{}{}", self.prefix, after.key)))
+            .set_version_id_marker(after.and_then(|after| after.version.clone()))
+            .send()
+            .await
+            .map_err(|error| self.failed("list versions", error))?;
+        let versions = page
+            .versions()
+            .iter()
+            .map(|version| (version.key(), version.is_latest() == Some(true), put_s(version.last_modified())));
+        let markers = page.delete_markers().iter().map(|marker| (marker.key(), false, put_s(marker.last_modified())));
+        let mut lying: Vec<Lying<String>> = versions
+            .chain(markers)
+            .filter_map(|(key, is_object, put_s)| Some(Lying { key: self.own(key?)?, is_object, put_s }))
+            // A marker without a version is to mean: behind all versions of the key. Not every server takes it so.
+            .filter(|lying| after.is_none_or(|after| after.version.is_some() || lying.key > after.key))
+            .collect();
+        // The answer has versions and markers in one order, which the client takes apart.
+        lying.sort_by(|one, other| one.key.cmp(&other.key));
+        let next = match (page.is_truncated, page.next_key_marker) {
+            (Some(true), Some(key)) => {
+                let key = self.own(&key).ok_or_else(|| self.endless())?;
+                Some(ListedTo { key, version: page.next_version_id_marker })
+            }
+            (Some(true), None) => return Err(self.endless()),
+            _ => None,
+        };
+        Ok(LyingPage { lying, next })
+    }
+
+    fn own(&self, full: &str) -> Option<String> {
+        full.strip_prefix(&self.prefix).map(str::to_owned)
+    }
+
+    fn endless(&self) -> ObjectError {
+        self.failed_text("list objects", "the answer goes on, and does not say where".into())
+    }
+}
+
+/// What has no time counts as put just now: nothing is done to it.
+fn put_s(at: Option<&DateTime>) -> i64 {
+    at.map_or(i64::MAX, DateTime::secs)
+}
