@@ -34,12 +34,12 @@ fn options(name: &str) -> DeploymentOptions {
         .with("compactor", "CLAIRVIO_RUN_AGE_MS", 500)
         .with("compactor", "CLAIRVIO_PASS_INTERVAL_MS", 200)
         .with("", "CLAIRVIO_SESSION_SILENCE_MS", 3_000)
-        .with(WORKER, "S3_REQUEST_TIMEOUT_MS", 2_000)
+        .with(WORKER, "S3_REQUEST_TIMEOUT_MS", 4_000)
         .with(WORKER, "CLAIRVIO_STAGED_STALE_MS", 3_000)
         .with(WORKER, "CLAIRVIO_PASS_INTERVAL_MS", 100)
         .with(WORKER, "CLAIRVIO_CONDEMNED_GRACE_MS", 500)
-        .with(WORKER, "CLAIRVIO_RECONCILE_INTERVAL_MS", 1)
-        .with(WORKER, "CLAIRVIO_RECONCILE_PAGE_PAUSE_MS", 50)
+        .with(WORKER, "CLAIRVIO_RECONCILE_INTERVAL_MS", 500)
+        .with(WORKER, "CLAIRVIO_RECONCILE_PAGE_PAUSE_MS", 100)
 }
 
 /// The operator's round.

@@ -9,11 +9,11 @@ use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::{ClientConfig, Message as _, Offset, TopicPartitionList};
-use schemas::object::{ObjectKind, TRAILER_BYTES};
+use schemas::object::{ObjectKind, PREAMBLE_BYTES, TRAILER_BYTES};
 use schemas::paths::ObjectKey;
 use schemas::record::Envelope;
 use schemas::{SessionKey, codec};
-use sealing::objects::{chunk_opener, frame_at, session_opener};
+use sealing::objects::{chunk_opener, frame_at, journal_version, open_journal, session_opener};
 use sealing::transport::{EpochKeys, LogPlace};
 use service_kit::keys::transport::TransportKeys;
 use storage::footers::Footer;
@@ -55,6 +55,14 @@ pub(crate) async fn objects(system: &System<'_>) -> Result<Vec<Object>> {
 
 async fn open(system: &System<'_>, key: ObjectKey, body: Bytes) -> Result<Object> {
     let mut object = Object { key, clear: Vec::new(), chunks: Vec::new(), body };
+    if let ObjectKey::Journal { id } = key {
+        let version = journal_version(&object.body)?;
+        let entry = open_journal(&system.keys.storage_of(version).await?, id, &object.body)?;
+        object.clear = [&ObjectKind::Journal.preamble()[..], &entry.encode()].concat();
+        let id = object.body[PREAMBLE_BYTES + 4..].first_chunk().copied().unwrap_or_default();
+        object.chunks.push(ChunkUse { kind: "entry of the journal", session: None, id });
+        return Ok(object);
+    }
     let Some(footer) = system.footer(key, &object.body).await? else { return Ok(object) };
     let kind = ObjectKind::of(&object.body)?;
     let trailer: &[u8; TRAILER_BYTES] = object.body.last_chunk().context("an object has a trailer")?;

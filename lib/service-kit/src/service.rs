@@ -75,6 +75,9 @@ impl<C> Definition<C> {
     }
 }
 
+/// Something that is done, or fails.
+pub type Doing = Pin<Box<dyn Future<Output = anyhow::Result<()>>>>;
+
 /// What a service's program does by a flag instead of serving.
 pub struct Instead<C> {
     /// The flag, with its dashes.
@@ -82,7 +85,7 @@ pub struct Instead<C> {
     /// What it does, in one line.
     pub about: &'static str,
     /// Does it.
-    pub run: fn(C) -> Pin<Box<dyn Future<Output = anyhow::Result<()>>>>,
+    pub run: fn(C) -> Doing,
 }
 
 /// Runs a service to its end and tells how it went.
