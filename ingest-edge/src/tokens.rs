@@ -180,9 +180,9 @@ mod tests {
             assert_eq!(*tokens.session(&token, NOW_S).unwrap(), claims());
         }
         let mut forged = token.clone();
+        // One in so many signatures ends like this by itself.
         forged.truncate(token.len() - 2);
-        forged.push_str("AA");
-        assert_ne!(forged, token);
+        forged.push_str(if token.ends_with("AA") { "BA" } else { "AA" });
         for _ in 0..2 {
             assert!(tokens.session(&forged, NOW_S).is_err());
         }

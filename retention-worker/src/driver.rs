@@ -202,10 +202,12 @@ impl Worker {
     /// One pass; whether a bound cut it short.
     async fn pass(&mut self) -> anyhow::Result<bool> {
         // Before all else, and whatever else fails: nothing of a deletion is more urgent.
+        let remembered = self.shred_again().await;
         let journalled = self.journal().await;
-        let shredded = self.shred().await;
+        // It would count up what the key store forgot, and nobody would see that it had.
+        let shredded = if remembered.is_ok() { self.shred().await } else { Ok(0) };
         let finding_goes_on = self.find_deleted().await;
-        let terminating_goes_on = self.terminate().await?;
+        let terminating = self.terminate().await;
         let expired = self.expire().await?;
         ::metrics::counter!(metrics::EXPIRED).increment(expired);
         let stale = self.index.condemn_stale(self.config.staged_stale).await?;
@@ -227,6 +229,8 @@ impl Worker {
         self.end_uploads().await?;
         let receipting_goes_on = self.sign_receipts().await?;
         let forgetting_goes_on = self.forget_reads().await? | self.forget_entries().await?;
+        remembered?;
+        let terminating_goes_on = terminating?;
         let journalling_goes_on = journalled? as i64 == DELETIONS_AT_ONCE;
         let shredding_goes_on = shredded? == DELETE_KEYS_MAX;
         Ok(shredding_goes_on
@@ -307,20 +311,27 @@ impl Worker {
         for deletion in &finding {
             self.index.find_deleted(*deletion, BATCH).await?;
         }
-        if self.overlooked.is_due() && self.index.delete_overlooked(BATCH).await? < BATCH as u64 {
-            self.overlooked.note_done();
+        if self.overlooked.is_due() {
+            let found = self.index.delete_overlooked(BATCH).await?.max(self.index.delete_of_gone(BATCH).await?);
+            if found < BATCH as u64 {
+                self.overlooked.note_done();
+            }
         }
         Ok(!finding.is_empty())
     }
 
-    /// Writes into the journal what was deleted and is not in it; of how many deletions. Has keys destroyed once more that the key store
-    /// forgot to have destroyed.
-    async fn journal(&self) -> anyhow::Result<usize> {
-        let written = self.journal.write_all(DELETIONS_AT_ONCE as usize).await?;
-        ::metrics::counter!(metrics::JOURNALLED).increment(written as u64);
+    /// Has keys destroyed once more that the key store forgot to have destroyed.
+    async fn shred_again(&self) -> anyhow::Result<()> {
         let keys = self.journal.shred_again().await?;
         ::metrics::counter!(metrics::SHREDDED_AGAIN).increment(keys);
         Replayed { keys, ..Replayed::default() }.tell();
+        Ok(())
+    }
+
+    /// Writes into the journal what was deleted and is not in it; of how many deletions.
+    async fn journal(&self) -> anyhow::Result<usize> {
+        let written = self.journal.write_all(DELETIONS_AT_ONCE as usize).await?;
+        ::metrics::counter!(metrics::JOURNALLED).increment(written as u64);
         Ok(written)
     }
 

@@ -3,10 +3,11 @@
 set local statement_timeout = 0;
 
 alter table deletion_session
-    -- Objects of its own that there were, their bytes, and shared ones that may have held some of it.
-    add column objects integer not null default 0,
-    add column bytes bigint not null default 0,
-    add column shared_objects integer not null default 0;
+    -- Objects of its own that there were, their bytes, and shared ones that may have held some of it. Null where an earlier release did not
+    -- note it.
+    add column objects integer,
+    add column bytes bigint,
+    add column shared_objects integer;
 
 alter table deletion
     -- When its receipts were signed.

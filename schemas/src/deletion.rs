@@ -112,12 +112,12 @@ pub struct Receipt {
     pub verified_at: OffsetDateTime,
     /// Sessions in this receipt.
     pub sessions: u64,
-    /// Objects that held nothing but these sessions.
-    pub objects: u64,
+    /// Objects that held nothing but these sessions. Null, as the next two, where an earlier release deleted some and did not note it.
+    pub objects: Option<u64>,
     /// Their bytes.
-    pub bytes: u64,
+    pub bytes: Option<u64>,
     /// Objects that may have held some of a session beside others', summed over the sessions: rewritten without it, and deleted.
-    pub shared_objects: u64,
+    pub shared_objects: Option<u64>,
     /// Which sessions.
     pub scope: Scope,
     /// What this deletion does not reach at once, and when it will be gone. Nobody opens any of it without a key that is not kept

@@ -297,13 +297,14 @@ fn every_call_needs_its_key() -> Result<()> {
                 refused(Some(&closed), "workspace_terminated").await?;
             }
             let makes_links = (call.method.as_str(), call.path.as_str()) == ("post", "/v1/links");
-            if makes_links {
+            let needs_active = makes_links || closes(call);
+            if needs_active {
                 refused(Some(&suspended), "workspace_suspended").await?;
             }
             let enough = by_scope.iter().filter(|(scope, _)| call.scopes.iter().any(|needed| needed == scope));
             let mut admitted: Vec<&str> = enough.map(|(_, key)| key.as_str()).collect();
             ensure!(!admitted.is_empty(), "no scope is enough for {call}");
-            if !makes_links {
+            if !needs_active {
                 admitted.push(&suspended);
             }
             for key in admitted {

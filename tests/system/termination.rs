@@ -86,6 +86,8 @@ fn p09_a_closed_workspace_is_gone_within_30_days() -> Result<()> {
 
         let patch = OperatorPatch { state: Some(WorkspaceState::Terminated), ..OperatorPatch::default() };
         operator.operate(id, &patch).await?;
+        let refused = api.change_workspace(&opened).await.err().context("what an operator closed is opened")?;
+        ensure!(refused.code() == "workspace_terminated", "{refused}");
         set_clock(system, "13 days 23 hours").await?;
         // The pass has gone on when a session of the deployment's own workspace was found by it.
         let canary = load::begin(system, &sdk, &system.link("canary").await?).await?;

@@ -38,11 +38,10 @@ pub(super) async fn change_workspace(
     body: Result<Bytes, BytesRejection>,
 ) -> Answer<Json<WorkspaceItem>> {
     let patch: WorkspacePatch = parse_body(body)?;
-    // Whoever administers a workspace may open it again that is closed, and not one that was suspended.
     let opens =
         patch.state.map(|state| field((state == WorkspaceState::Active).then_some(state), "state")).transpose()?;
-    let is_suspended = caller.state == WorkspaceState::Suspended;
-    if opens.is_some() && is_suspended {
+    // Whoever administers a workspace may open again what he closed, and nothing that an operator did.
+    if opens.is_some() && caller.state == WorkspaceState::Suspended {
         return Err(ErrorCode::WorkspaceSuspended.into());
     }
     let change = WorkspaceChange {
@@ -63,6 +62,10 @@ pub(super) async fn close_workspace(
     Extract(state): Extract<State>,
     By(caller, _): By<SeeWorkspace>,
 ) -> Answer<(StatusCode, Json<WorkspaceItem>)> {
+    // Else it could be opened again, and would not be suspended any more.
+    if caller.state == WorkspaceState::Suspended {
+        return Err(ErrorCode::WorkspaceSuspended.into());
+    }
     let change = WorkspaceChange { state: Some(WorkspaceState::Terminated), ..WorkspaceChange::default() };
     let closed = changed(state.index.change_workspace(caller.workspace, &change, state.graces).await?)?;
     Ok((StatusCode::ACCEPTED, closed))

@@ -76,7 +76,8 @@ pub(super) async fn change_workspace(
     body: Result<Bytes, BytesRejection>,
 ) -> Answer<Json<WorkspaceItem>> {
     let patch: OperatorPatch = parse_body(body)?;
-    let change = WorkspaceChange { plan: patch.plan, state: patch.state, ..WorkspaceChange::default() };
+    let change =
+        WorkspaceChange { plan: patch.plan, state: patch.state, by_operator: true, ..WorkspaceChange::default() };
     changed(state.index.change_workspace(WorkspaceId(parse_id(&id)?), &change, state.graces).await?)
 }
 

@@ -56,12 +56,12 @@ pub struct SessionEvidence {
     pub shredded_at: Option<OffsetDateTime>,
     /// When a listing showed its prefix empty.
     pub erased_at: Option<OffsetDateTime>,
-    /// Objects of its own that there were.
-    pub objects: u64,
+    /// Objects of its own that there were; none where an earlier release did not note it, as the next two.
+    pub objects: Option<u64>,
     /// Their bytes.
-    pub bytes: u64,
+    pub bytes: Option<u64>,
     /// Shared objects that may have held some of it.
-    pub shared_objects: u64,
+    pub shared_objects: Option<u64>,
 }
 
 /// What a deletion does not reach at once.
@@ -118,7 +118,8 @@ pub fn verify(evidence: &Evidence, residuals: &Residuals, scope_key: &[u8; 32]) 
             return Err(Unverified::Session(known.session, fault));
         }
     }
-    let sum = |of: fn(&SessionEvidence) -> u64| sessions.iter().map(of).sum();
+    // What is not known of one is not known of all.
+    let sum = |of: fn(&SessionEvidence) -> Option<u64>| sessions.iter().map(of).sum();
     let last = |of: fn(&SessionEvidence) -> Option<OffsetDateTime>| sessions.iter().filter_map(of).max();
     let shredded_at = last(|known| known.shredded_at).unwrap_or(evidence.requested_at);
     let erased_at = last(|known| known.erased_at);
@@ -229,9 +230,9 @@ mod tests {
             unreadable_at: Some(at(1)),
             shredded_at: Some(at(2)),
             erased_at: Some(at(300)),
-            objects: 1,
-            bytes: 1_000,
-            shared_objects: 3,
+            objects: Some(1),
+            bytes: Some(1_000),
+            shared_objects: Some(3),
         }
     }
 
@@ -269,7 +270,10 @@ mod tests {
         let verified = verify(&evidence(), &RESIDUALS, &[1; 32]).unwrap();
         let text = signing().receipt(&verified);
         let receipt = read(&format!("{text}\n"), public).unwrap();
-        assert_eq!((receipt.sessions, receipt.objects, receipt.bytes, receipt.shared_objects), (2, 2, 2_000, 6));
+        assert_eq!(
+            (receipt.sessions, receipt.objects, receipt.bytes, receipt.shared_objects),
+            (2, Some(2), Some(2_000), Some(6))
+        );
         assert_eq!(receipt.scope.covers(receipt.workspace_id, SessionId(Uuid::from_u128(2))), Some(true));
         assert_eq!(receipt.scope.covers(receipt.workspace_id, SessionId(Uuid::from_u128(3))), Some(false));
         let until: Vec<OffsetDateTime> = receipt.remains.iter().map(|remains| remains.until).collect();
@@ -314,6 +318,14 @@ mod tests {
             assert!(matches!(refused, Unverified::Session(id, _) if id == SessionId(Uuid::from_u128(2))), "{refused}");
         }
         assert_eq!(refused(|e| (e.sessions, e.parts) = (Vec::new(), 2)), Unverified::Size);
+    }
+
+    #[test]
+    fn what_is_not_known_is_not_said() {
+        let mut evidence = evidence();
+        evidence.sessions[1].bytes = None;
+        let receipt = verify(&evidence, &RESIDUALS, &[1; 32]).unwrap().receipt;
+        assert_eq!((receipt.objects, receipt.bytes), (Some(2), None));
     }
 
     #[test]

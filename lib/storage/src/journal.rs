@@ -182,12 +182,13 @@ impl Journal {
         let now_s =
             self.objects.now_s().await.map_err(|source| JournalError::Object { what: "tell the age", source })?;
         let age_max = self.backups.saturating_add(CLOCKS_DIFFER_MAX);
-        let mut after = Some(first_at(Duration::from_secs(now_s.max(0).unsigned_abs()).saturating_sub(age_max)));
+        let first = first_at(Duration::from_secs(now_s.max(0).unsigned_abs()).saturating_sub(age_max));
+        let mut after = Some(first.to_string());
         while let Some(from) = after {
             let page = self.objects.list_page(PREFIX, Some(&from)).await;
             let page = page.map_err(|source| JournalError::Object { what: "list entries", source })?;
+            after = page.next;
             let entries: Vec<ObjectKey> = page.keys.into_iter().flatten().collect();
-            after = entries.last().copied().filter(|_| page.is_more);
             let ids: Vec<ObjectId> = entries.iter().map(ObjectKey::id).collect();
             let unknown = self.index.unknown_entries(&ids).await?;
             let fetching = stream::iter(unknown).map(|id| {
@@ -252,6 +253,9 @@ impl Journal {
             after = Some((deletion, key.session));
             self.keystore.shred(&some.iter().map(|(_, key)| *key).collect::<Vec<_>>()).await?;
             shredded += some.len() as u64;
+        }
+        for workspace in self.index.gone_workspaces().await? {
+            self.keystore.shred_references(workspace).await?;
         }
         self.keystore.count_shreddings(seen).await?;
         Ok(shredded)

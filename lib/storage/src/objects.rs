@@ -96,8 +96,8 @@ impl ObjectError {
 pub struct KeyPage {
     /// The keys in their order; strangers as text.
     pub keys: Vec<Result<ObjectKey, String>>,
-    /// Whether there are more behind them.
-    pub is_more: bool,
+    /// Behind which key the next page begins, where there is one.
+    pub next: Option<String>,
 }
 
 /// The bucket.
@@ -325,19 +325,24 @@ impl Objects {
     }
 
     /// One page of keys below a prefix, in their order, behind the one given; strangers as text.
-    pub async fn list_page(&self, prefix: &str, after: Option<&ObjectKey>) -> Result<KeyPage, ObjectError> {
+    pub async fn list_page(&self, prefix: &str, after: Option<&str>) -> Result<KeyPage, ObjectError> {
         let page = self
             .client
             .list_objects_v2()
             .bucket(&self.bucket)
             .prefix(format!("{}{prefix}", self.prefix))
-            .set_start_after(after.map(|key| self.full_key(key)))
+            .set_start_after(after.map(|key| format!("{}{key}", self.prefix)))
             .send()
             .await
             .map_err(|error| self.failed("list objects", error))?;
-        let found = page.contents().iter().filter_map(|object| object.key());
-        let keys = found.map(|key| self.parse_key(key).ok_or_else(|| key.to_owned())).collect();
-        Ok(KeyPage { keys, is_more: page.is_truncated() == Some(true) })
+        let found: Vec<&str> = page.contents().iter().filter_map(|object| object.key()).collect();
+        let next = match (page.is_truncated(), found.last().and_then(|key| key.strip_prefix(&self.prefix))) {
+            (Some(true), None) => return Err(self.endless()),
+            (Some(true), Some(last)) => Some(last.to_owned()),
+            _ => None,
+        };
+        let keys = found.into_iter().map(|key| self.parse_key(key).ok_or_else(|| key.to_owned())).collect();
+        Ok(KeyPage { keys, next })
     }
 
     fn full_key(&self, key: &ObjectKey) -> String {

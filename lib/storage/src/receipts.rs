@@ -53,7 +53,7 @@ impl Receipts {
         self.index.without_receipt(self.residuals.keys_cached_ms, limit).await
     }
 
-    /// Verifies a deletion and keeps its receipts; `false` when it has some already.
+    /// Verifies a deletion and keeps its receipts; `false` when it has some already, or is not due.
     pub async fn sign(&self, deletion: DeletionId, signing: &Signing) -> Result<bool, ReceiptError> {
         let (mut after, mut part, mut receipts) = (None, 0, Vec::new());
         loop {
@@ -63,7 +63,11 @@ impl Receipts {
             part += 1;
             evidence.part = part;
             let verified = verify(&evidence, &self.residuals, &Random::draw()?);
-            let verified = verified.map_err(|source| ReceiptError::Unverified(deletion, source))?;
+            let verified = match verified {
+                // Another worker was faster, or it is not due yet.
+                Err(Unverified::Early(_)) => return Ok(false),
+                verified => verified.map_err(|source| ReceiptError::Unverified(deletion, source))?,
+            };
             receipts.push((signing.receipt(&verified), evidence.sessions.len() as u64));
             after = evidence.sessions.last().map(|known| known.session);
             if part >= evidence.parts {

@@ -103,6 +103,15 @@ fn text_of(given: &str) -> anyhow::Result<String> {
     }
 }
 
+fn objects(receipt: &Receipt) -> String {
+    match (receipt.objects, receipt.bytes, receipt.shared_objects) {
+        (Some(objects), Some(bytes), Some(shared)) => {
+            format!("{objects} ({bytes} bytes), and {shared} shared ones that may have held some of it")
+        }
+        _ => "not noted".to_owned(),
+    }
+}
+
 fn describe(receipt: &Receipt, asked: &[(Uuid, bool)]) -> String {
     let at = |when: Option<OffsetDateTime>| when.map_or_else(|| "not noted".to_owned(), moment);
     let mut said = format!(
@@ -111,7 +120,7 @@ fn describe(receipt: &Receipt, asked: &[(Uuid, bool)]) -> String {
          workspace    {}\n\
          cause        {}\n\
          sessions     {}\n\
-         objects      {} ({} bytes), and {} shared ones that may have held some of it\n\
+         objects      {}\n\
          requested    {}\n\
          unreadable   {}\n\
          shredded     {}\n\
@@ -122,9 +131,7 @@ fn describe(receipt: &Receipt, asked: &[(Uuid, bool)]) -> String {
         receipt.workspace_id,
         receipt.cause.as_str(),
         receipt.sessions,
-        receipt.objects,
-        receipt.bytes,
-        receipt.shared_objects,
+        objects(receipt),
         moment(receipt.requested_at),
         at(receipt.unreadable_at),
         moment(receipt.shredded_at),

@@ -205,8 +205,10 @@ impl Index {
         .await
         .map_err(failed("find sessions of a reference"))?;
         let found: Vec<SessionKey> = rows.iter().map(session_key).collect();
+        // Whoever asks for the same deletion once more, or ends it, has its row.
+        lock_deletion(&mut tx, deletion).await?;
         if let Some(first) = found.first() {
-            add_to_deletion(&mut tx, deletion, first.workspace, &found).await?;
+            join_deletion(&mut tx, deletion, first.workspace, &found).await?;
         } else {
             // Those that were found may be another's by now who does this too, and there may be more behind them.
             let is_more: bool = sqlx::query_scalar(concat!("select exists (select", sessions_marked!("= $1"), ")"))
@@ -949,14 +951,20 @@ pub(super) async fn end_finding(tx: &mut PgConnection, deletion: DeletionId) -> 
     end_deletion(tx, deletion).await
 }
 
-/// A deletion is erased when all its sessions are, and no more can come to it. Under its lock, and in a statement of its own: who adds
-/// a session to it holds the lock too.
-async fn end_deletion(tx: &mut PgConnection, deletion: DeletionId) -> Result<(), IndexError> {
+/// Locks a deletion's row. What is asked in the next statement is as of then.
+pub(super) async fn lock_deletion(tx: &mut PgConnection, deletion: DeletionId) -> Result<(), IndexError> {
     sqlx::query("select from deletion where id = $1 for update")
         .bind(deletion.0)
         .execute(&mut *tx)
         .await
-        .map_err(failed("lock deletion"))?;
+        .map(drop)
+        .map_err(failed("lock deletion"))
+}
+
+/// A deletion is erased when all its sessions are, and no more can come to it. Under its lock, and in a statement of its own: who adds
+/// a session to it holds the lock too.
+async fn end_deletion(tx: &mut PgConnection, deletion: DeletionId) -> Result<(), IndexError> {
+    lock_deletion(tx, deletion).await?;
     sqlx::query(
         "update deletion set erased_at = now() where id = $1 and erased_at is null and not finding
              and not exists (select from deletion_session where deletion_id = $1 and erased_at is null)",

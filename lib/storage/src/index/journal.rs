@@ -8,7 +8,7 @@ use schemas::{DeletionId, LinkId, ObjectId, SessionId, SessionKey, WorkspaceId};
 use sqlx::{PgConnection, Row as _};
 use uuid::Uuid;
 
-use super::deletions::{Deletion, cause_of, join_or_begin, lock_or_tombstone};
+use super::deletions::{Deletion, cause_of, join_or_begin, lock_deletion, lock_or_tombstone};
 use super::termination::close_once_more;
 use super::{Index, IndexError, failed, moment, session_key, signed, unsigned};
 use crate::journal::AllMarks;
@@ -118,6 +118,7 @@ impl Index {
         let mut tx = self.pool.begin().await.map_err(failed("begin journalling"))?;
         note_entry(&mut tx, entry).await?;
         if written.is_last {
+            lock_deletion(&mut tx, entry.deletion).await?;
             sqlx::query(
                 // Whoever asks again meanwhile marks anew.
                 "update deletion set begun_journalled = true where id = $1 and not begun_journalled and not exists (

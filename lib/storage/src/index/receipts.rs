@@ -12,12 +12,13 @@ use super::links::Before;
 use super::{Index, IndexError, SessionRowState, failed, signed, unsigned};
 
 impl Index {
-    /// Deletions that are over and have no receipt, oldest first, of which no process can have a key in memory.
+    /// Deletions that are over and have no receipt, oldest first, that the journal has, and of which no process can have a key in memory.
     pub async fn without_receipt(&self, keys_cached_ms: u64, limit: i64) -> Result<Vec<DeletionId>, IndexError> {
         let found: Vec<Uuid> = sqlx::query_scalar(
             "select id from deletion d where erased_at is not null and receipted_at is null and not exists (
                  select from deletion_session s where s.deletion_id = d.id
-                     and s.shredded_at > now() - make_interval(secs => $1::double precision / 1000))
+                     and (s.entry_id is null
+                         or s.shredded_at > now() - make_interval(secs => $1::double precision / 1000)))
              order by erased_at limit $2",
         )
         .bind(signed(keys_cached_ms))
@@ -65,7 +66,9 @@ impl Index {
         .fetch_all(&self.pool)
         .await
         .map_err(failed("find sessions to receipt"))?;
-        let count = |row: &sqlx::postgres::PgRow, column| unsigned(i64::from(row.get::<i32, _>(column)));
+        let count = |row: &sqlx::postgres::PgRow, column| {
+            row.get::<Option<i32>, _>(column).map(|count| unsigned(i64::from(count)))
+        };
         let sessions: Vec<SessionEvidence> = sessions
             .iter()
             .map(|row| SessionEvidence {
@@ -78,7 +81,7 @@ impl Index {
                 shredded_at: row.get("shredded_at"),
                 erased_at: row.get("erased_at"),
                 objects: count(row, "objects"),
-                bytes: unsigned(row.get("bytes")),
+                bytes: row.get::<Option<i64>, _>("bytes").map(unsigned),
                 shared_objects: count(row, "shared_objects"),
             })
             .collect();

@@ -8,7 +8,7 @@ use schemas::{DeletionId, SessionKey, WorkspaceId};
 use sqlx::{PgConnection, Row as _};
 use uuid::Uuid;
 
-use super::deletions::{Deletion, end_finding, insert_deletion, join_or_begin};
+use super::deletions::{Deletion, begin_deletion, end_finding, insert_deletion, join_or_begin};
 use super::workspaces::tell_rules;
 use super::{Index, IndexError, failed, session_key};
 
@@ -144,6 +144,40 @@ impl Index {
             .map_err(failed("note workspace as gone"))?;
         tx.commit().await.map_err(failed("commit forgetting"))?;
         Ok(true)
+    }
+
+    /// Workspaces that are gone.
+    pub async fn gone_workspaces(&self) -> Result<Vec<WorkspaceId>, IndexError> {
+        let gone: Vec<Uuid> = sqlx::query_scalar("select id from workspace_gone")
+            .fetch_all(&self.pool)
+            .await
+            .map_err(failed("list workspaces that are gone"))?;
+        Ok(gone.into_iter().map(WorkspaceId).collect())
+    }
+
+    /// Deletes live sessions of workspaces that are gone, `limit` at most: their records lay in the log for long. Gives how many.
+    pub async fn delete_of_gone(&self, limit: i64) -> Result<u64, IndexError> {
+        let mut tx = self.pool.begin().await.map_err(failed("begin deletion"))?;
+        let rows = sqlx::query(
+            "with some_of as (
+                 select s.workspace_id, s.id from workspace_gone g join session s on s.workspace_id = g.id
+                 where s.state = 0 limit $1
+             ) select s.workspace_id, s.id as session_id from session s join some_of using (workspace_id, id)
+             where s.state = 0 order by s.workspace_id, s.id for update of s",
+        )
+        .bind(limit)
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed("find sessions of workspaces that are gone"))?;
+        let keys: Vec<SessionKey> = rows.iter().map(session_key).collect();
+        for of_workspace in keys.chunk_by(|one, other| one.workspace == other.workspace) {
+            if let Some(first) = of_workspace.first() {
+                begin_deletion(&mut tx, first.workspace, Cause::Terminated, of_workspace).await?;
+            }
+        }
+        tx.commit().await.map_err(failed("commit deletion"))?;
+        self.outbox.notify_one();
+        Ok(keys.len() as u64)
     }
 
     /// Removes entries of the audit of workspaces that are gone, `limit` at most; how many.

@@ -74,6 +74,8 @@ pub struct WorkspaceChange {
     pub plan: Option<Plan>,
     /// Whether it may record.
     pub state: Option<WorkspaceState>,
+    /// Whether an operator changes it: nobody else opens what an operator closed.
+    pub by_operator: bool,
 }
 
 /// What came of a change.
@@ -186,10 +188,12 @@ impl Index {
     ) -> Result<Changed, IndexError> {
         let mut tx = self.pool.begin().await.map_err(failed("begin change"))?;
         let row = sqlx::query(sqlx::AssertSqlSafe(format!(
-            "select {COLUMNS}, terminated_by is null and terminates_at > clairvio.clock() as can_be_opened
+            "select {COLUMNS}, terminated_by is null and terminates_at > clairvio.clock()
+                 and ($2 or not closed_by_operator) as can_be_opened
              from workspace where id = $1 for no key update"
         )))
         .bind(id.0)
+        .bind(change.by_operator)
         .fetch_optional(&mut *tx)
         .await
         .map_err(failed("lock workspace"))?;
@@ -225,7 +229,8 @@ impl Index {
                  kept_window = case when plan <> $3 and clairvio.retention($3) < clairvio.kept_for(workspace)
                      then clairvio.kept_for(workspace) else kept_window end,
                  terminates_at = case when $4 = 'terminated'
-                     then coalesce(terminates_at, clairvio.clock() + make_interval(secs => $8)) end
+                     then coalesce(terminates_at, clairvio.clock() + make_interval(secs => $8)) end,
+                 closed_by_operator = $4 = 'terminated' and $9
              where id = $1 returning terminates_at",
         )
         .bind(id.0)
@@ -236,6 +241,7 @@ impl Index {
         .bind(&after.notice_versions)
         .bind(graces.plan.as_secs_f64())
         .bind(graces.termination.as_secs_f64())
+        .bind(change.by_operator)
         .fetch_one(&mut *tx)
         .await
         .map_err(failed("change workspace"))?;

@@ -96,7 +96,8 @@ impl Objects {
         full.strip_prefix(&self.prefix).map(str::to_owned)
     }
 
-    fn endless(&self) -> ObjectError {
+    /// A list that says that there is more and not where: who took it for the end would take what is there for absent.
+    pub(super) fn endless(&self) -> ObjectError {
         self.failed_text("list objects", "the answer goes on, and does not say where".into())
     }
 }

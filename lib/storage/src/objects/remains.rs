@@ -160,7 +160,11 @@ impl Objects {
             let page = page.send().await.map_err(|error| self.failed("list objects", error))?;
             let keys = page.contents().iter().filter_map(|object| object.key());
             let found: Vec<_> = keys.map(|key| named(key.to_owned(), None)).collect();
-            let next = found.last().filter(|_| page.is_truncated() == Some(true)).map(|(key, _)| (key.clone(), None));
+            let next = match (page.is_truncated(), found.last()) {
+                (Some(true), None) => return Err(self.endless()),
+                (Some(true), Some((key, _))) => Some((key.clone(), None)),
+                _ => None,
+            };
             return Ok(PrefixPage { found, next });
         }
         let page = self
@@ -179,8 +183,12 @@ impl Objects {
             .chain(markers)
             .filter_map(|(key, version)| Some(named(key?.to_owned(), version.map(str::to_owned))))
             .collect();
-        let next = page.next_key_marker.filter(|_| page.is_truncated == Some(true));
-        Ok(PrefixPage { found, next: next.map(|key| (key, page.next_version_id_marker)) })
+        let next = match (page.is_truncated, page.next_key_marker) {
+            (Some(true), None) => return Err(self.endless()),
+            (Some(true), Some(key)) => Some((key, page.next_version_id_marker)),
+            _ => None,
+        };
+        Ok(PrefixPage { found, next })
     }
 
     /// Looks at what lies below the prefixes of these sessions: with one listing of each, or far fewer where they lie close together.
