@@ -98,6 +98,16 @@ pub(crate) fn run_with_versions(
     expected: &[&str],
     test: impl AsyncFnOnce(&System<'_>) -> Result<()>,
 ) -> Result<()> {
+    run_with_own_s3(S3Kind::Versitygw, options, expected, test)
+}
+
+/// The same with an S3 server of its own: one that lists all the time, or has very many objects, slows nobody down.
+pub(crate) fn run_with_own_s3(
+    s3: S3Kind,
+    options: DeploymentOptions,
+    expected: &[&str],
+    test: impl AsyncFnOnce(&System<'_>) -> Result<()>,
+) -> Result<()> {
     let shared = shared_stack()?.parts();
     let given = Given {
         kafka_brokers: Some(shared.kafka_brokers.clone()),
@@ -106,7 +116,7 @@ pub(crate) fn run_with_versions(
     };
     runtime()?.block_on(async {
         let home = tempfile::Builder::new().prefix("clairvio-").tempdir().context("make home of stack")?.keep();
-        let own = StackOptions { home, s3: S3Kind::Versitygw, progress: false, remove_home: true };
+        let own = StackOptions { home, s3, progress: false, remove_home: true };
         let stack = Stack::start_with(own, given).await?;
         run_on(&stack, options, expected, test).await
     })

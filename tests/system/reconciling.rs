@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
-use devstack::DeploymentOptions;
+use devstack::{DeploymentOptions, S3Kind};
 use schemas::paths::ObjectKey;
 use schemas::plan::Plan;
 use schemas::{ObjectId, SessionId, SessionKey};
@@ -18,7 +18,7 @@ use uuid::Uuid;
 use virtual_sdk::{Encoding, Form, Seen, until};
 
 use crate::deletion::set_clock;
-use crate::harness::{LATER, SOON, System, metric, run, run_with_versions};
+use crate::harness::{LATER, SOON, System, metric, run_with_own_s3, run_with_versions};
 use crate::load::{self, small_batch};
 use crate::quarantine::clairvio;
 use crate::versions::leave_versions;
@@ -109,7 +109,7 @@ const COMPARED_MIN: u64 = 2_000;
 #[test]
 fn r11_what_comes_and_goes_is_never_told_of() -> Result<()> {
     let options = DeploymentOptions { workers: 2, ..options("quiet") };
-    run(options, &[], async |system| {
+    run_with_own_s3(S3Kind::Folder, options, &[], async |system| {
         let (sdk, link) = (system.sdk(1)?, system.link("quiet").await?);
         let stop = AtomicBool::new(false);
         let others = load::load(system, std::slice::from_ref(&sdk), &link, 3, 20, &stop);
@@ -180,7 +180,7 @@ async fn wait_shown(system: &System<'_>, worker: usize, gauge: &str, value: u64)
 #[test]
 fn r11_what_does_not_agree_is_told_and_nothing_is_removed_unasked() -> Result<()> {
     let options = DeploymentOptions { workers: 2, ..options("loud") };
-    run(options, &[TOLD], async |system| {
+    run_with_own_s3(S3Kind::Folder, options, &[TOLD], async |system| {
         let (session, merged) = merged_session(system).await?;
         wait_found(system, &[]).await?;
         let orphans = [
@@ -230,7 +230,7 @@ fn r11_what_does_not_agree_is_told_and_nothing_is_removed_unasked() -> Result<()
 #[test]
 fn r11_what_stays_past_its_window_is_told_of() -> Result<()> {
     let options = DeploymentOptions { plan: Plan::Free, ..options("past") };
-    run(options, &["nothing expires", "sessions past their window"], async |system| {
+    run_with_own_s3(S3Kind::Folder, options, &["nothing expires", "sessions past their window"], async |system| {
         let (session, merged) = merged_session(system).await?;
         let bytes = system.objects.get(&merged).await?.len();
         sqlx::query(
@@ -293,7 +293,7 @@ const OBJECTS: usize = 2_500;
 /// some are left out on one side; the operator's round says what it took. Then two owners take turns with a round.
 #[test]
 fn r11_a_round_costs_a_list_for_a_thousand_objects_and_has_one_owner() -> Result<()> {
-    run(options("priced"), &[TOLD], async |system| {
+    run_with_own_s3(S3Kind::Folder, options("priced"), &[TOLD], async |system| {
         merged_session(system).await?;
         wait_found(system, &[]).await?;
         // Nobody is to change anything while pages are counted.
