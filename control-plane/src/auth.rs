@@ -66,12 +66,10 @@ rights! {
     Delete [Scope::Delete], NOT_CLOSED;
     /// Changing the workspace's keys.
     Administer [Scope::Admin], NOT_CLOSED;
-    /// Changing the workspace: one that is closed can be opened again.
-    ChangeWorkspace [Scope::Admin], &WorkspaceState::ALL;
     /// Seeing who read what: it names keys, as only their administration does.
     Audit [Scope::Admin], NOT_CLOSED;
-    /// Seeing and closing the workspace.
-    SeeWorkspace [Scope::Admin], &WorkspaceState::ALL;
+    /// Seeing, changing and closing the workspace: one that is closed can be opened again.
+    OwnWorkspace [Scope::Admin], &WorkspaceState::ALL;
 }
 
 /// A caller who has this right.

@@ -18,13 +18,13 @@ use service_kit::pool::Pool;
 use service_kit::retry;
 use service_kit::service::Surroundings;
 use service_kit::telemetry::chain;
+use storage::Schema;
 use storage::index::workspaces::Graces;
 use storage::index::{Index, outbox};
 use storage::journal::Journal;
 use storage::reading::Reader;
 use storage::references::{ReferenceError, References};
 use storage::session_keys::SessionKeys;
-use storage::{Life, Schema};
 
 use crate::readings::Readings;
 use crate::{Config, metrics, routes};
@@ -77,10 +77,8 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         config.backups,
     );
     // Nobody is served by an index that a backup took deletions from, nor by a server that took over until it was looked at.
-    let life = Arc::new(Life::default());
-    let Some(replayed) = journal.guard(&life, health.part("journal"), &shutdown).await else { return Ok(()) };
-    replayed.tell();
-    let index = Index::trusted(&config.postgres, &life)?;
+    let guarded = journal.guard(&config.postgres, health.part("journal"), &shutdown).await?;
+    let Some(index) = guarded else { return Ok(()) };
     let references = References::new(index.clone(), session_keys.clone());
     // Nobody is served while references lie in clear that could be sealed.
     if retry::until_ok("seal references", &sealed, &shutdown, || seal_references(&references)).await.is_none() {

@@ -26,7 +26,7 @@ use storage::objects::{DELETE_KEYS_MAX, Keeps, Looked, Lying, Objects, OpenUploa
 use storage::receipts::{ReceiptError, Receipts};
 use storage::reconciling::Reconciler;
 use storage::session_keys::StorageKeys;
-use storage::{Life, Schema, Stores};
+use storage::{Schema, Stores};
 
 use crate::cleaning::Cleaning;
 use crate::reconciling::Reconciling;
@@ -137,10 +137,8 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
     }
     let storage_keys = StorageKeys::new(keyring);
     let journal = Journal::new(index.clone(), keystore.clone(), objects.clone(), storage_keys, config.backups);
-    let life = Arc::new(Life::default());
-    let Some(replayed) = journal.guard(&life, health.part("journal"), &shutdown).await else { return Ok(()) };
-    replayed.tell();
-    let index = Index::trusted(&config.postgres, &life)?;
+    let guarded = journal.guard(&config.postgres, health.part("journal"), &shutdown).await?;
+    let Some(index) = guarded else { return Ok(()) };
     let publisher = || Publisher::new(&config.control, "retention-worker").context("make producer");
     tokio::spawn(outbox::relay(index.clone(), publisher()?, shutdown.clone()));
     let (withdrawals, cleaning) = (Withdrawals::default(), Cleaning::default());

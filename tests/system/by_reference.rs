@@ -14,6 +14,7 @@ use virtual_sdk::{Encoding, Form, Sdk, Seen, Session, SessionQuery, until};
 use crate::deletion::{is_absent, is_deleted};
 use crate::harness::{LATER, NOTICE_VERSION, SOON, System, link_of, run};
 use crate::load::{self, small_batch, wait_erased};
+use crate::receipts::quick;
 
 const REFERENCE: &str = "goes@example.com";
 
@@ -54,15 +55,7 @@ async fn wait_sessions(system: &System<'_>, deletion: DeletionId, sessions: u64)
 /// deletion is over before what was in the log comes.
 #[test]
 fn r07_all_sessions_of_a_reference_go_with_those_on_their_way() -> Result<()> {
-    let options = DeploymentOptions { control_planes: 2, ..DeploymentOptions::named("byreference") }
-        .with("batcher", "CLAIRVIO_FLUSH_AGE_MS", 200)
-        .with("compactor", "CLAIRVIO_RUN_AGE_MS", 1_000)
-        .with("compactor", "CLAIRVIO_PASS_INTERVAL_MS", 200)
-        .with("retention-worker", "CLAIRVIO_PASS_INTERVAL_MS", 200)
-        .with("retention-worker", "CLAIRVIO_CONDEMNED_GRACE_MS", 500)
-        // Objects that were staged and never live are there until no upload of them can land any more.
-        .with("retention-worker", "CLAIRVIO_STAGED_STALE_MS", 3_000)
-        .with("retention-worker", "S3_REQUEST_TIMEOUT_MS", 2_000);
+    let options = DeploymentOptions { control_planes: 2, ..quick("byreference") };
     run(options, &["part is down"], async |system| {
         let sdk = system.sdk(1)?;
         let second = system.api_at(2, &system.deployment.endpoints().api_key)?;

@@ -29,6 +29,7 @@ pub(crate) fn quick(name: &str) -> DeploymentOptions {
         .with("compactor", "CLAIRVIO_PASS_INTERVAL_MS", 200)
         .with("retention-worker", "CLAIRVIO_PASS_INTERVAL_MS", 200)
         .with("retention-worker", "CLAIRVIO_CONDEMNED_GRACE_MS", 500)
+        // Objects that were staged and never live are there until no upload of them can land any more.
         .with("retention-worker", "CLAIRVIO_STAGED_STALE_MS", 3_000)
         .with("retention-worker", "S3_REQUEST_TIMEOUT_MS", 2_000)
 }

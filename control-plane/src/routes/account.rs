@@ -18,7 +18,7 @@ use time::{Date, Duration, OffsetDateTime};
 use uuid::Uuid;
 
 use super::{Answer, PageQuery, field, page, page_limit, parse_body, parse_cursor, parse_id, query};
-use crate::auth::{Administer, By, ChangeWorkspace, Read, SeeWorkspace};
+use crate::auth::{Administer, By, OwnWorkspace, Read};
 use crate::driver::State;
 
 /// Days that a usage has when nothing else is asked for, today included.
@@ -26,7 +26,7 @@ const USAGE_DAYS_DEFAULT: i64 = 30;
 
 pub(super) async fn workspace(
     Extract(state): Extract<State>,
-    By(caller, _): By<SeeWorkspace>,
+    By(caller, _): By<OwnWorkspace>,
 ) -> Answer<Json<WorkspaceItem>> {
     let found = state.index.workspace(caller.workspace).await?;
     found.map(Json).ok_or_else(|| ErrorCode::NotFound.into())
@@ -34,7 +34,7 @@ pub(super) async fn workspace(
 
 pub(super) async fn change_workspace(
     Extract(state): Extract<State>,
-    By(caller, _): By<ChangeWorkspace>,
+    By(caller, _): By<OwnWorkspace>,
     body: Result<Bytes, BytesRejection>,
 ) -> Answer<Json<WorkspaceItem>> {
     let patch: WorkspacePatch = parse_body(body)?;
@@ -60,7 +60,7 @@ pub(super) async fn change_workspace(
 /// Closes the workspace: nothing is recorded any more, and when its time is over all of it goes. Until then it can be opened again.
 pub(super) async fn close_workspace(
     Extract(state): Extract<State>,
-    By(caller, _): By<SeeWorkspace>,
+    By(caller, _): By<OwnWorkspace>,
 ) -> Answer<(StatusCode, Json<WorkspaceItem>)> {
     // Else it could be opened again, and would not be suspended any more.
     if caller.state == WorkspaceState::Suspended {

@@ -10,11 +10,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use schemas::journal::{Entry, LINKS_MAX, Marks, SESSIONS_MAX};
+use schemas::journal::{Entry, SESSIONS_MAX};
 use schemas::paths::ObjectKey;
-use schemas::{DeletionId, LinkId, ObjectId, SessionKey};
+use schemas::{DeletionId, ObjectId, SessionKey};
 use sealing::SealError;
 use sealing::objects::{OpenError, journal_version, open_journal, seal_journal};
+use service_kit::config::postgres::PostgresConfig;
 use service_kit::health::Part;
 use service_kit::retry;
 use service_kit::shutdown::Shutdown;
@@ -22,15 +23,13 @@ use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 use uuid::{NoContext, Timestamp, Uuid};
 
-use crate::Life;
 use crate::index::journal::{Unwritten, Written};
 use crate::index::{Index, IndexError};
 use crate::keystore::KeyStore;
-use crate::objects::{Keeps, ObjectError, Objects};
+use crate::objects::{Keeps, ListedTo, ObjectError, Objects};
+use crate::postgres::Life;
 use crate::session_keys::{KeyError, StorageKeys};
 
-/// What a service says it does.
-const COMPARE: &str = "compare the journal of deletions";
 /// Below which all entries lie.
 const PREFIX: &str = "journal/";
 /// Entries that are fetched at once.
@@ -142,27 +141,15 @@ impl Journal {
     }
 
     async fn put(&self, unwritten: Unwritten) -> Result<(), JournalError> {
-        let Unwritten { deletion, workspace, cause, requested_at_ms, now_ms, sessions, marks } = unwritten;
-        let marks: Vec<Marks> = marks
-            .iter()
-            .flat_map(|marks| marks.links.chunks(LINKS_MAX).map(|links| (marks.begun_before_ms, links)))
-            .map(|(begun_before_ms, links)| Marks { links: links.to_vec(), begun_before_ms })
-            .collect();
+        let Unwritten { deletion, workspace, cause, requested_at_ms, now_ms, mut sessions, marks } = unwritten;
         let begun_before_ms = marks.first().map(|marks| marks.begun_before_ms);
         let mut marks = marks.into_iter();
-        let mut sessions = Some(sessions);
         // One entry, but of a reference with very many links.
         loop {
             let id = ObjectId(Uuid::new_v7(timestamp(Duration::from_millis(now_ms))));
-            let entry = Entry {
-                object: id,
-                deletion,
-                workspace,
-                cause,
-                requested_at_ms,
-                sessions: sessions.take().unwrap_or_default(),
-                marks: marks.next(),
-            };
+            let (sessions, marks_of_entry) = (std::mem::take(&mut sessions), marks.next());
+            let entry =
+                Entry { object: id, deletion, workspace, cause, requested_at_ms, sessions, marks: marks_of_entry };
             let sealed = seal_journal(&self.keys.current().await?, &entry)?;
             let sha256: [u8; 32] = Sha256::digest(&sealed).into();
             let put = self.objects.put(&ObjectKey::Journal { id }, sealed.into(), &sha256).await;
@@ -179,16 +166,11 @@ impl Journal {
     /// Compares, and carries out once more what index or key store forgot. Nothing may be served before it returns.
     pub async fn replay(&self) -> Result<Replayed, JournalError> {
         let mut replayed = Replayed { keys: self.shred_again().await?, ..Replayed::default() };
-        let now_s =
-            self.objects.now_s().await.map_err(|source| JournalError::Object { what: "tell the age", source })?;
-        let age_max = self.backups.saturating_add(CLOCKS_DIFFER_MAX);
-        let first = first_at(Duration::from_secs(now_s.max(0).unsigned_abs()).saturating_sub(age_max));
-        let mut after = Some(first.to_string());
-        while let Some(from) = after {
-            let page = self.objects.list_page(PREFIX, Some(&from)).await;
-            let page = page.map_err(|source| JournalError::Object { what: "list entries", source })?;
-            after = page.next;
-            let entries: Vec<ObjectKey> = page.keys.into_iter().flatten().collect();
+        let first = self.first_of(self.backups.saturating_add(CLOCKS_DIFFER_MAX)).await?;
+        let mut after = Some(ListedTo { key: first.to_string(), version: None });
+        while let Some(behind) = after {
+            let (entries, next) = self.list(Some(&behind)).await?;
+            after = next;
             let ids: Vec<ObjectId> = entries.iter().map(ObjectKey::id).collect();
             let unknown = self.index.unknown_entries(&ids).await?;
             let fetching = stream::iter(unknown).map(|id| {
@@ -204,7 +186,7 @@ impl Journal {
                     .iter()
                     .map(|session| SessionKey { workspace: entry.workspace, session: *session })
                     .collect();
-                replayed.sessions += self.index.replay(&entry).await?;
+                replayed.sessions += self.index.replay(&entry, &sessions).await?;
                 replayed.entries += 1;
                 for some in sessions.chunks(SHREDDED_AT_ONCE) {
                     self.keystore.shred(some).await?;
@@ -214,29 +196,43 @@ impl Journal {
         Ok(replayed)
     }
 
-    /// Compares, and trusts the server that was asked: until the shutdown, and once more whenever it is another. Gives what was done at
-    /// first; `None` when the shutdown began before.
-    pub async fn guard(&self, life: &Arc<Life>, part: Part, shutdown: &Shutdown) -> Option<Replayed> {
-        // When it was started is asked first: should it be another by the comparison, it is compared again.
-        let compare = |journal: Self| async move {
-            Ok::<_, JournalError>((journal.index.started().await?, journal.replay().await?))
-        };
-        let (started, first) = retry::until_ok(COMPARE, &part, shutdown, || compare(self.clone())).await?;
-        life.trust(started);
-        let (journal, life, shutdown) = (self.clone(), Arc::clone(life), shutdown.clone());
+    /// Compares, and gives the index by connections to a server alone that was compared: should it be another, it is compared before it is
+    /// asked anything, until the shutdown. `None` when that began before.
+    pub async fn guard(
+        &self,
+        config: &PostgresConfig,
+        part: Part,
+        shutdown: &Shutdown,
+    ) -> Result<Option<Index>, IndexError> {
+        let life = Arc::new(Life::default());
+        if !self.trust(&life, &part, shutdown).await {
+            return Ok(None);
+        }
+        let index = Index::trusted(config, &life)?;
+        let (journal, shutdown) = (self.clone(), shutdown.clone());
         tokio::spawn(async move {
             loop {
                 tokio::select! {
                     () = shutdown.begun() => return,
                     () = life.doubted() => {}
                 }
-                let compared = retry::until_ok(COMPARE, &part, &shutdown, || compare(journal.clone())).await;
-                let Some((started, replayed)) = compared else { return };
-                replayed.tell();
-                life.trust(started);
+                if !journal.trust(&life, &part, &shutdown).await {
+                    return;
+                }
             }
         });
-        Some(first)
+        Ok(Some(index))
+    }
+
+    /// Compares, and trusts the server that was asked; `false` when the shutdown began before.
+    async fn trust(&self, life: &Life, part: &Part, shutdown: &Shutdown) -> bool {
+        // When it was started is asked first: should it be another by the comparison, it is compared again.
+        let compare = || async { Ok::<_, JournalError>((self.index.started().await?, self.replay().await?)) };
+        let compared = retry::until_ok("compare the journal of deletions", part, shutdown, compare).await;
+        let Some((started, replayed)) = compared else { return false };
+        replayed.tell();
+        life.trust(started);
+        true
     }
 
     /// Destroys keys once more where the key store has destroyed fewer than the index heard of; how many. It is asked last: what is
@@ -276,13 +272,9 @@ impl Journal {
 
     /// Removes entries that are older than any backup, some of them; how many.
     pub async fn forget(&self, keeps: Keeps) -> Result<usize, JournalError> {
-        let now_s =
-            self.objects.now_s().await.map_err(|source| JournalError::Object { what: "tell the age", source })?;
-        let age_max = self.backups.saturating_add(CLOCKS_DIFFER_MAX).saturating_add(CLOCKS_DIFFER_MAX);
-        let oldest = first_at(Duration::from_secs(now_s.max(0).unsigned_abs()).saturating_sub(age_max));
-        let page = self.objects.list_page(PREFIX, None).await;
-        let page = page.map_err(|source| JournalError::Object { what: "list entries", source })?;
-        let old: Vec<ObjectKey> = page.keys.into_iter().flatten().filter(|key| key.id() < oldest.id()).collect();
+        let oldest = self.first_of(self.backups.saturating_add(2 * CLOCKS_DIFFER_MAX)).await?;
+        let (entries, _) = self.list(None).await?;
+        let old: Vec<ObjectKey> = entries.into_iter().filter(|key| key.id() < oldest.id()).collect();
         if old.is_empty() {
             return Ok(0);
         }
@@ -291,6 +283,20 @@ impl Journal {
         let gone: Vec<ObjectId> = old.iter().filter(|key| !left.contains(key)).map(ObjectKey::id).collect();
         self.index.forget_entries(&gone).await?;
         Ok(gone.len())
+    }
+
+    /// A page of entries, and where the next begins.
+    async fn list(&self, behind: Option<&ListedTo>) -> Result<(Vec<ObjectKey>, Option<ListedTo>), JournalError> {
+        let page = self.objects.list_page(PREFIX, behind, false).await;
+        let page = page.map_err(|source| JournalError::Object { what: "list entries", source })?;
+        Ok((page.listed.iter().filter_map(|listed| ObjectKey::parse(&listed.key)).collect(), page.next))
+    }
+
+    /// The key before which all entries lie that are older, by the bucket's clock.
+    async fn first_of(&self, age: Duration) -> Result<ObjectKey, JournalError> {
+        let now_s = self.objects.now_s().await;
+        let now_s = now_s.map_err(|source| JournalError::Object { what: "tell the age", source })?;
+        Ok(first_at(Duration::from_secs(now_s.max(0).unsigned_abs()).saturating_sub(age)))
     }
 }
 
@@ -304,15 +310,6 @@ fn first_at(since_epoch: Duration) -> ObjectKey {
     // Six bytes of time; what follows is random.
     bytes[6..].fill(0);
     ObjectKey::Journal { id: ObjectId(Uuid::from_bytes(bytes)) }
-}
-
-/// Links of a deletion by reference, and by when their sessions began.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AllMarks {
-    /// The links, of whatever number.
-    pub links: Vec<LinkId>,
-    /// By when a session began that is deleted, milliseconds since the epoch.
-    pub begun_before_ms: u64,
 }
 
 #[cfg(test)]

@@ -30,8 +30,6 @@ use index::{Index, IndexError};
 use keystore::KeyStore;
 use objects::{ObjectError, Objects};
 
-pub use postgres::Life;
-
 /// What a service stores in, and the parts of its health that go with it.
 #[derive(Debug)]
 pub struct Stores {

@@ -38,7 +38,7 @@ use thiserror::Error;
 
 use crate::index::{FooterAt, Uploaded};
 
-pub use pages::{ListedTo, LyingPage};
+pub use pages::{Listed, ListedTo, Page};
 pub use remains::{Absent, Keeps, Looked, Lying, OpenUpload};
 pub use upload::{Put, Upload};
 
@@ -89,15 +89,6 @@ impl ObjectError {
     pub fn is_damage(&self) -> bool {
         matches!(self, Self::Absent | Self::Short)
     }
-}
-
-/// A page of keys.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KeyPage {
-    /// The keys in their order; strangers as text.
-    pub keys: Vec<Result<ObjectKey, String>>,
-    /// Behind which key the next page begins, where there is one.
-    pub next: Option<String>,
 }
 
 /// The bucket.
@@ -305,44 +296,8 @@ impl Objects {
 
     /// All keys below a prefix of this deployment; strangers among them as text.
     pub async fn list(&self, prefix: &str) -> Result<Vec<Result<ObjectKey, String>>, ObjectError> {
-        let mut found = Vec::new();
-        let mut pages = self
-            .client
-            .list_objects_v2()
-            .bucket(&self.bucket)
-            .prefix(format!("{}{prefix}", self.prefix))
-            .into_paginator()
-            .send();
-        while let Some(page) = pages.next().await {
-            let page = page.map_err(|error| self.failed("list objects", error))?;
-            for object in page.contents() {
-                if let Some(key) = object.key() {
-                    found.push(self.parse_key(key).ok_or_else(|| key.to_owned()));
-                }
-            }
-        }
-        Ok(found)
-    }
-
-    /// One page of keys below a prefix, in their order, behind the one given; strangers as text.
-    pub async fn list_page(&self, prefix: &str, after: Option<&str>) -> Result<KeyPage, ObjectError> {
-        let page = self
-            .client
-            .list_objects_v2()
-            .bucket(&self.bucket)
-            .prefix(format!("{}{prefix}", self.prefix))
-            .set_start_after(after.map(|key| format!("{}{key}", self.prefix)))
-            .send()
-            .await
-            .map_err(|error| self.failed("list objects", error))?;
-        let found: Vec<&str> = page.contents().iter().filter_map(|object| object.key()).collect();
-        let next = match (page.is_truncated(), found.last().and_then(|key| key.strip_prefix(&self.prefix))) {
-            (Some(true), None) => return Err(self.endless()),
-            (Some(true), Some(last)) => Some(last.to_owned()),
-            _ => None,
-        };
-        let keys = found.into_iter().map(|key| self.parse_key(key).ok_or_else(|| key.to_owned())).collect();
-        Ok(KeyPage { keys, next })
+        let as_readers_see = Keeps { versions: false, uploads: false };
+        Ok(self.lying(prefix, as_readers_see).await?.into_iter().map(|lying| lying.key).collect())
     }
 
     fn full_key(&self, key: &ObjectKey) -> String {

@@ -55,13 +55,11 @@ impl Receipts {
 
     /// Verifies a deletion and keeps its receipts; `false` when it has some already, or is not due.
     pub async fn sign(&self, deletion: DeletionId, signing: &Signing) -> Result<bool, ReceiptError> {
-        let (mut after, mut part, mut receipts) = (None, 0, Vec::new());
+        let (mut after, mut part, mut receipts) = (None, 1, Vec::new());
         loop {
-            let evidence = self.index.evidence(deletion, after, RECEIPT_SESSIONS_MAX).await?;
+            let evidence = self.index.evidence(deletion, part, after, RECEIPT_SESSIONS_MAX).await?;
             let Some(mut evidence) = evidence else { return Ok(false) };
             self.add_keys(&mut evidence).await?;
-            part += 1;
-            evidence.part = part;
             let verified = verify(&evidence, &self.residuals, &Random::draw()?);
             let verified = match verified {
                 // Another worker was faster, or it is not due yet.
@@ -73,6 +71,7 @@ impl Receipts {
             if part >= evidence.parts {
                 return Ok(self.index.keep_receipts(deletion, evidence.workspace, &receipts).await?);
             }
+            part += 1;
         }
     }
 

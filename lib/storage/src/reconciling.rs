@@ -24,7 +24,7 @@ use thiserror::Error;
 
 use crate::index::reconciling::PastWindow;
 use crate::index::{Index, IndexError};
-use crate::objects::{DELETE_KEYS_MAX, ListedTo, ObjectError, Objects};
+use crate::objects::{DELETE_KEYS_MAX, Listed, ListedTo, ObjectError, Objects};
 
 /// Rows of one page: as many as a list of the bucket has keys.
 const PAGE_ROWS: usize = 1_000;
@@ -146,6 +146,11 @@ impl Walk {
     }
 }
 
+/// What a comparison goes by of what was listed.
+fn lying(listed: Listed) -> Lying<String> {
+    Lying { key: listed.key, is_object: listed.is_object, put_s: listed.put_s }
+}
+
 /// Lists go on behind all that lies under this key.
 fn behind_key(key: ObjectKey) -> ListedTo {
     ListedTo { key: key.to_string(), version: None }
@@ -182,9 +187,9 @@ impl Reconciler {
         match walk.wanted {
             Wanted::Lying => {
                 let page =
-                    self.objects.lying_page(walk.section.prefix(), walk.listed_to.as_ref(), walk.versions).await?;
+                    self.objects.list_page(walk.section.prefix(), walk.listed_to.as_ref(), walk.versions).await?;
                 walk.pages.listed += 1;
-                walk.comparison.add_lying(page.lying, page.next.is_none())?;
+                walk.comparison.add_lying(page.listed.into_iter().map(lying), page.next.is_none())?;
                 walk.listed_to = page.next;
             }
             Wanted::Rows => {
@@ -275,9 +280,9 @@ impl Reconciler {
         let mut found: BTreeMap<String, Lying<String>> = BTreeMap::new();
         let mut listed_to = behind.map(behind_key);
         loop {
-            let page = self.objects.lying_page(walk.section.prefix(), listed_to.as_ref(), walk.versions).await?;
+            let page = self.objects.list_page(walk.section.prefix(), listed_to.as_ref(), walk.versions).await?;
             walk.pages.listed += 1;
-            for lying in page.lying.into_iter().filter(|lying| wanted.contains(&lying.key)) {
+            for lying in page.listed.into_iter().map(lying).filter(|lying| wanted.contains(&lying.key)) {
                 found.entry(lying.key.clone()).and_modify(|known| known.join(&lying)).or_insert(lying);
             }
             // A key may go on upon the next page.

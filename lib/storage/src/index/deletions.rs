@@ -205,12 +205,12 @@ impl Index {
         .await
         .map_err(failed("find sessions of a reference"))?;
         let found: Vec<SessionKey> = rows.iter().map(session_key).collect();
-        // Whoever asks for the same deletion once more, or ends it, has its row.
-        lock_deletion(&mut tx, deletion).await?;
         if let Some(first) = found.first() {
             join_deletion(&mut tx, deletion, first.workspace, &found).await?;
         } else {
-            // Those that were found may be another's by now who does this too, and there may be more behind them.
+            // Those that were found may be another's by now who does this too, and there may be more behind them. Whoever asks for the
+            // same deletion once more, or ends it, has its row.
+            lock_deletion(&mut tx, deletion).await?;
             let is_more: bool = sqlx::query_scalar(concat!("select exists (select", sessions_marked!("= $1"), ")"))
                 .bind(deletion.0)
                 .fetch_one(&mut *tx)
@@ -397,11 +397,7 @@ impl Index {
         .await
         .map_err(failed("find expired sessions"))?;
         let keys: Vec<SessionKey> = rows.iter().map(session_key).collect();
-        for workspace_keys in keys.chunk_by(|one, other| one.workspace == other.workspace) {
-            if let Some(first) = workspace_keys.first() {
-                begin_deletion(&mut tx, first.workspace, Cause::Expired, workspace_keys).await?;
-            }
-        }
+        begin_deletions(&mut tx, Cause::Expired, &keys).await?;
         tx.commit().await.map_err(failed("commit expiry"))?;
         self.outbox.notify_one();
         Ok(keys.len() as u64)
@@ -932,12 +928,7 @@ async fn delete_unless_deleted(
     keys: &[SessionKey],
 ) -> Result<Deleted, IndexError> {
     let Standing { mut deletions, new } = lock_or_tombstone(tx, keys).await?;
-    for workspace_keys in new.chunk_by(|one, other| one.workspace == other.workspace) {
-        if let Some(first) = workspace_keys.first() {
-            let begun = begin_deletion(tx, first.workspace, cause, workspace_keys).await?;
-            deletions.extend(workspace_keys.iter().map(|key| (begun.deletion, *key)));
-        }
-    }
+    deletions.extend(begin_deletions(tx, cause, &new).await?.deletions);
     Ok(Deleted { deletions, new: new.len() as u64 })
 }
 
@@ -994,58 +985,51 @@ pub(super) async fn join_deletions(
 
 /// Adds sessions whose rows are locked to a deletion, or to a new one like it when that is over: what was said of it stays true.
 /// Gives the rows written.
-async fn join_deletion(
+pub(super) async fn join_deletion(
     tx: &mut PgConnection,
     deletion: DeletionId,
     workspace: WorkspaceId,
-    keys: &[SessionKey],
-) -> Result<u64, IndexError> {
-    let row = sqlx::query("select cause from deletion where id = $1")
-        .bind(deletion.0)
-        .fetch_one(&mut *tx)
-        .await
-        .map_err(failed("find deletion"))?;
-    join_or_begin(tx, Deletion { id: deletion, workspace, cause: cause_of(&row)? }, keys).await
-}
-
-/// The same, where it is known why they go.
-pub(super) async fn join_or_begin(
-    tx: &mut PgConnection,
-    deletion: Deletion,
     keys: &[SessionKey],
 ) -> Result<u64, IndexError> {
     if keys.is_empty() {
         return Ok(0);
     }
-    let open = sqlx::query("select from deletion where id = $1 and erased_at is null for update")
-        .bind(deletion.id.0)
-        .fetch_optional(&mut *tx)
+    let row = sqlx::query("select cause, erased_at is null as is_open from deletion where id = $1 for update")
+        .bind(deletion.0)
+        .fetch_one(&mut *tx)
         .await
         .map_err(failed("lock deletion"))?;
-    match open {
-        Some(_) => add_to_deletion(tx, deletion.id, deletion.workspace, keys).await,
-        None => Ok(begin_deletion(tx, deletion.workspace, deletion.cause, keys).await?.rows),
+    if row.get("is_open") {
+        return add_to_deletion(tx, deletion, workspace, keys).await;
     }
+    Ok(begin_deletions(tx, cause_of(&row)?, keys).await?.rows)
 }
 
-/// A deletion that has begun.
+/// Deletions that have begun.
+#[derive(Default)]
 pub(super) struct Begun {
-    deletion: DeletionId,
+    /// The sessions, with the deletions that they stand in.
+    deletions: Vec<(DeletionId, SessionKey)>,
     /// Rows that this wrote.
     pub(super) rows: u64,
 }
 
-/// Tombstones sessions whose rows are locked, and makes the rows of their deletion. Everybody is told of it by the outbox.
-pub(super) async fn begin_deletion(
+/// Begins a deletion in each workspace of these sessions, whose rows are locked, and which are in order.
+pub(super) async fn begin_deletions(
     tx: &mut PgConnection,
-    workspace: WorkspaceId,
     cause: Cause,
     keys: &[SessionKey],
 ) -> Result<Begun, IndexError> {
-    let deletion = DeletionId(Uuid::now_v7());
-    insert_deletion(tx, Deletion { id: deletion, workspace, cause }, false).await?;
-    let rows = 1 + add_to_deletion(tx, deletion, workspace, keys).await?;
-    Ok(Begun { deletion, rows })
+    let mut begun = Begun::default();
+    for of_workspace in keys.chunk_by(|one, other| one.workspace == other.workspace) {
+        if let Some(first) = of_workspace.first() {
+            let deletion = DeletionId(Uuid::now_v7());
+            insert_deletion(tx, Deletion { id: deletion, workspace: first.workspace, cause }, false).await?;
+            begun.rows += 1 + add_to_deletion(tx, deletion, first.workspace, of_workspace).await?;
+            begun.deletions.extend(of_workspace.iter().map(|key| (deletion, *key)));
+        }
+    }
+    Ok(begun)
 }
 
 pub(super) async fn insert_deletion(

@@ -18,7 +18,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::batches::FirstSight;
-use super::deletions::{begin_deletion, join_deletions};
+use super::deletions::{begin_deletions, join_deletions};
 use super::workspaces::tell_rules;
 use super::{IndexError, failed, key_arrays, moment, outbox, session_key, unsigned};
 
@@ -58,11 +58,7 @@ pub(super) async fn insert(
     rows += count_in_links(tx, &links, &judged.counted).await?;
     for (cause, keys) in [(Cause::Exhausted, judged.over), (Cause::Revoked, judged.revoked)] {
         // The rows are this transaction's own, so they are locked.
-        for workspace_keys in keys.chunk_by(|one, other| one.workspace == other.workspace) {
-            if let Some(first) = workspace_keys.first() {
-                rows += begin_deletion(tx, first.workspace, cause, workspace_keys).await?.rows;
-            }
-        }
+        rows += begin_deletions(tx, cause, &keys).await?.rows;
     }
     rows += join_deletions(tx, judged.deleted).await?;
     rows += tell_exhaustion(tx, &links, &judged.touched).await?;

@@ -3,15 +3,14 @@
 use std::time::Duration;
 
 use schemas::deletion::Cause;
-use schemas::journal::Entry;
+use schemas::journal::{Entry, LINKS_MAX, Marks};
 use schemas::{DeletionId, LinkId, ObjectId, SessionId, SessionKey, WorkspaceId};
 use sqlx::{PgConnection, Row as _};
 use uuid::Uuid;
 
-use super::deletions::{Deletion, cause_of, join_or_begin, lock_deletion, lock_or_tombstone};
+use super::deletions::{cause_of, join_deletion, lock_deletion, lock_or_tombstone};
 use super::termination::close_once_more;
 use super::{Index, IndexError, failed, moment, session_key, signed, unsigned};
-use crate::journal::AllMarks;
 
 /// What of a deletion is not in the journal.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,7 +28,7 @@ pub struct Unwritten {
     /// Some of its sessions.
     pub sessions: Vec<SessionId>,
     /// Links that it marked.
-    pub marks: Option<AllMarks>,
+    pub marks: Vec<Marks>,
 }
 
 /// An entry that lies in the bucket.
@@ -68,7 +67,7 @@ impl Index {
         if begun_journalled && sessions.is_empty() {
             return Ok(None);
         }
-        let marks = if begun_journalled { None } else { self.marks(deletion).await? };
+        let marks = if begun_journalled { Vec::new() } else { self.marks(deletion).await? };
         Ok(Some(Unwritten {
             deletion,
             workspace: WorkspaceId(of.get("workspace_id")),
@@ -80,7 +79,7 @@ impl Index {
         }))
     }
 
-    async fn marks(&self, deletion: DeletionId) -> Result<Option<AllMarks>, IndexError> {
+    async fn marks(&self, deletion: DeletionId) -> Result<Vec<Marks>, IndexError> {
         let rows = sqlx::query(
             // A millisecond later rather than earlier: nothing that began before the mark may come alive.
             "select id, ceil(extract(epoch from begun_before) * 1000)::bigint as begun_before_ms from link
@@ -90,9 +89,9 @@ impl Index {
         .fetch_all(&self.pool)
         .await
         .map_err(failed("find links to journal"))?;
-        let begun_before_ms = rows.iter().map(|row| unsigned(row.get("begun_before_ms"))).max();
-        let links = rows.iter().map(|row| LinkId(row.get("id"))).collect();
-        Ok(begun_before_ms.map(|begun_before_ms| AllMarks { links, begun_before_ms }))
+        let begun_before_ms = rows.iter().map(|row| unsigned(row.get("begun_before_ms"))).max().unwrap_or(0);
+        let links: Vec<LinkId> = rows.iter().map(|row| LinkId(row.get("id"))).collect();
+        Ok(links.chunks(LINKS_MAX).map(|links| Marks { links: links.to_vec(), begun_before_ms }).collect())
     }
 
     /// Deletions of which something is not in the journal, `limit` at most.
@@ -146,9 +145,9 @@ impl Index {
         Ok(unknown.into_iter().map(ObjectId).collect())
     }
 
-    /// Carries an entry out once more: its sessions are deleted unless they are, its links marked, its workspace closed. Gives how many
+    /// Carries an entry out once more: its sessions, which `keys` are, are deleted unless they are, its links marked, its workspace closed. Gives how many
     /// sessions were not deleted. Can be repeated, and several can do it at once.
-    pub async fn replay(&self, entry: &Entry) -> Result<u64, IndexError> {
+    pub async fn replay(&self, entry: &Entry, keys: &[SessionKey]) -> Result<u64, IndexError> {
         let mut tx = self.pool.begin().await.map_err(failed("begin replay"))?;
         if let Some(marks) = &entry.marks {
             sqlx::query(
@@ -166,14 +165,11 @@ impl Index {
             .await
             .map_err(failed("mark links once more"))?;
         }
-        let keys: Vec<SessionKey> =
-            entry.sessions.iter().map(|session| SessionKey { workspace: entry.workspace, session: *session }).collect();
-        let standing = lock_or_tombstone(&mut tx, &keys).await?;
+        let standing = lock_or_tombstone(&mut tx, keys).await?;
         if entry.cause == Cause::Terminated {
             close_once_more(&mut tx, entry.workspace).await?;
         }
-        let wanted = !standing.new.is_empty() || entry.marks.is_some();
-        if wanted {
+        if !standing.new.is_empty() || entry.marks.is_some() {
             sqlx::query(
                 "insert into deletion (id, workspace_id, cause, requested_at, finding) values ($1, $2, $3, $4, $5)
                  on conflict do nothing",
@@ -186,8 +182,7 @@ impl Index {
             .execute(&mut *tx)
             .await
             .map_err(failed("insert deletion once more"))?;
-            let of = Deletion { id: entry.deletion, workspace: entry.workspace, cause: entry.cause };
-            join_or_begin(&mut tx, of, &standing.new).await?;
+            join_deletion(&mut tx, entry.deletion, entry.workspace, &standing.new).await?;
         }
         note_entry(&mut tx, entry).await?;
         tx.commit().await.map_err(failed("commit replay"))?;

@@ -30,10 +30,11 @@ impl Index {
     }
 
     /// What is known of a deletion, and of `limit` of its sessions at most, behind the one given; but of their keys, which another
-    /// store has. Parts are counted by the caller.
+    /// store has. They make part `part` of its receipts.
     pub async fn evidence(
         &self,
         id: DeletionId,
+        part: u32,
         after: Option<SessionId>,
         limit: usize,
     ) -> Result<Option<Evidence>, IndexError> {
@@ -99,7 +100,7 @@ impl Index {
                 shredded_for_ms: shredded_for_ms.map_or(u64::MAX, unsigned),
                 receipted: row.get("receipted"),
             },
-            part: 1,
+            part,
             parts: u32::try_from(parts).map_err(|_| IndexError::Full("receipts of a deletion"))?,
             sessions,
             now: row.get("now"),

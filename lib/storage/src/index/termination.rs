@@ -8,7 +8,7 @@ use schemas::{DeletionId, SessionKey, WorkspaceId};
 use sqlx::{PgConnection, Row as _};
 use uuid::Uuid;
 
-use super::deletions::{Deletion, begin_deletion, end_finding, insert_deletion, join_or_begin};
+use super::deletions::{Deletion, begin_deletions, end_finding, insert_deletion, join_deletion};
 use super::workspaces::tell_rules;
 use super::{Index, IndexError, failed, session_key};
 
@@ -101,7 +101,7 @@ impl Index {
         if keys.is_empty() {
             end_finding(&mut tx, deletion).await?;
         } else {
-            join_or_begin(&mut tx, Deletion { id: deletion, workspace, cause: Cause::Terminated }, &keys).await?;
+            join_deletion(&mut tx, deletion, workspace, &keys).await?;
         }
         tx.commit().await.map_err(failed("commit deletion"))?;
         self.outbox.notify_one();
@@ -170,11 +170,7 @@ impl Index {
         .await
         .map_err(failed("find sessions of workspaces that are gone"))?;
         let keys: Vec<SessionKey> = rows.iter().map(session_key).collect();
-        for of_workspace in keys.chunk_by(|one, other| one.workspace == other.workspace) {
-            if let Some(first) = of_workspace.first() {
-                begin_deletion(&mut tx, first.workspace, Cause::Terminated, of_workspace).await?;
-            }
-        }
+        begin_deletions(&mut tx, Cause::Terminated, &keys).await?;
         tx.commit().await.map_err(failed("commit deletion"))?;
         self.outbox.notify_one();
         Ok(keys.len() as u64)

@@ -10,7 +10,7 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 use schemas::SessionKey;
 use schemas::paths::{self, ObjectKey};
 
-use super::{DELETE_KEYS_MAX, ObjectError, Objects};
+use super::{DELETE_KEYS_MAX, Listed, ListedTo, ObjectError, Objects};
 
 /// Requests at once, where each key has to be asked for by itself.
 const REQUESTS_AT_ONCE: usize = 8;
@@ -80,14 +80,6 @@ pub struct Looked {
     pub uploads: Vec<OpenUpload>,
 }
 
-/// A page of what lies below a prefix.
-struct PrefixPage {
-    /// Each with its whole key, as it lies in the bucket.
-    found: Vec<(String, Lying)>,
-    /// Where the next page begins, if there is one.
-    next: Option<(String, Option<String>)>,
-}
-
 /// An upload that was begun and not ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OpenUpload {
@@ -130,65 +122,20 @@ impl Objects {
 
     /// All that lies below a prefix, whatever readers see of it.
     pub async fn lying(&self, prefix: &str, keeps: Keeps) -> Result<Vec<Lying>, ObjectError> {
-        let mut found = Vec::new();
-        let mut next = None;
+        let (mut found, mut behind) = (Vec::new(), None);
         loop {
-            let page = self.prefix_page(prefix, next, keeps).await?;
-            found.extend(page.found.into_iter().map(|(_, lying)| lying));
-            next = page.next;
-            if next.is_none() {
+            let page = self.list_page(prefix, behind.as_ref(), keeps.versions).await?;
+            found.extend(page.listed.into_iter().map(|listed| self.lying_there(listed)));
+            behind = page.next;
+            if behind.is_none() {
                 return Ok(found);
             }
         }
     }
 
-    /// One page of it, behind a key, and a version of that key where there is one.
-    async fn prefix_page(
-        &self,
-        prefix: &str,
-        after: Option<(String, Option<String>)>,
-        keeps: Keeps,
-    ) -> Result<PrefixPage, ObjectError> {
-        let prefix = format!("{}{prefix}", self.prefix);
-        let (key_marker, version_marker) = after.unzip();
-        let named = |key: String, version: Option<String>| {
-            let known = self.parse_key(&key).ok_or_else(|| key.clone());
-            (key, Lying { key: known, version })
-        };
-        if !keeps.versions {
-            let page = self.client.list_objects_v2().bucket(&self.bucket).prefix(prefix).set_start_after(key_marker);
-            let page = page.send().await.map_err(|error| self.failed("list objects", error))?;
-            let keys = page.contents().iter().filter_map(|object| object.key());
-            let found: Vec<_> = keys.map(|key| named(key.to_owned(), None)).collect();
-            let next = match (page.is_truncated(), found.last()) {
-                (Some(true), None) => return Err(self.endless()),
-                (Some(true), Some((key, _))) => Some((key.clone(), None)),
-                _ => None,
-            };
-            return Ok(PrefixPage { found, next });
-        }
-        let page = self
-            .client
-            .list_object_versions()
-            .bucket(&self.bucket)
-            .prefix(prefix)
-            .set_key_marker(key_marker)
-            .set_version_id_marker(version_marker.flatten())
-            .send()
-            .await
-            .map_err(|error| self.failed("list versions", error))?;
-        let versions = page.versions().iter().map(|version| (version.key(), version.version_id()));
-        let markers = page.delete_markers().iter().map(|marker| (marker.key(), marker.version_id()));
-        let found = versions
-            .chain(markers)
-            .filter_map(|(key, version)| Some(named(key?.to_owned(), version.map(str::to_owned))))
-            .collect();
-        let next = match (page.is_truncated, page.next_key_marker) {
-            (Some(true), None) => return Err(self.endless()),
-            (Some(true), Some(key)) => Some((key, page.next_version_id_marker)),
-            _ => None,
-        };
-        Ok(PrefixPage { found, next })
+    fn lying_there(&self, listed: Listed) -> Lying {
+        let key = ObjectKey::parse(&listed.key).ok_or_else(|| format!("{}{}", self.prefix, listed.key));
+        Lying { key, version: listed.version }
     }
 
     /// Looks at what lies below the prefixes of these sessions: with one listing of each, or far fewer where they lie close together.
@@ -226,17 +173,16 @@ impl Objects {
             if others.len() < COVERED_MIN {
                 break;
             }
-            let (workspace, from) = (paths::workspace_prefix(first.workspace), paths::session_prefix(first));
-            let page = self.prefix_page(&workspace, Some((format!("{}{from}", self.prefix), None)), keeps).await?;
-            for (key, lying) in page.found {
-                if let Some(session) = session_of(left, key.strip_prefix(&self.prefix).unwrap_or(&key)) {
-                    found.push((session, lying));
+            let behind = ListedTo { key: paths::session_prefix(first), version: None };
+            let page = self.list_page(&paths::workspace_prefix(first.workspace), Some(&behind), keeps.versions).await?;
+            for listed in page.listed {
+                if let Some(session) = session_of(left, &listed.key) {
+                    found.push((session, self.lying_there(listed)));
                 }
             }
-            let Some((last, _)) = page.next else { return Ok(found) };
+            let Some(ListedTo { key: last, .. }) = page.next else { return Ok(found) };
             // The session in which the page ends may go on behind it: it is looked at by itself, and what is known of it twice
             // is no harm.
-            let last = last.strip_prefix(&self.prefix).unwrap_or(&last).to_owned();
             let covered = left.partition_point(|session| {
                 let prefix = paths::session_prefix(session);
                 prefix.as_str() < last.as_str() && !last.starts_with(&prefix)
