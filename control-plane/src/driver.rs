@@ -22,12 +22,14 @@ use storage::Schema;
 use storage::index::workspaces::Graces;
 use storage::index::{Index, outbox};
 use storage::journal::Journal;
+use storage::objects::Objects;
 use storage::reading::Reader;
 use storage::references::{ReferenceError, References};
 use storage::session_keys::SessionKeys;
+use tokio::sync::Notify;
 
 use crate::readings::Readings;
-use crate::{Config, metrics, routes};
+use crate::{Config, exporting, metrics, routes};
 
 /// What handlers need.
 #[derive(Clone)]
@@ -45,12 +47,20 @@ pub(crate) struct State {
     pub(crate) graces: Graces,
     /// Where deletions are written before they are said to be accepted.
     pub(crate) journal: Journal,
+    pub(crate) objects: Objects,
+    pub(crate) pool: Pool,
+    /// How long an export is kept.
+    pub(crate) exports_kept: Duration,
+    /// Told when there is an export to make.
+    pub(crate) exports_asked: Arc<Notify>,
     /// SHA-256 of the keys of operators.
     pub(crate) operators: Arc<[[u8; 32]]>,
 }
 
 /// Memory for the footers of objects that were read lately.
 const FOOTERS_BYTES_MAX: u64 = 128 * schemas::limits::MIB as u64;
+/// Who makes archives leaves them within this at the shutdown, or they are gone on with from what stands, once a lease has run out.
+const LEFT_WITHIN: Duration = Duration::from_secs(10);
 /// How often references in clear are looked for: an instance of an earlier release may still make links.
 const SEALING_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -95,7 +105,8 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
     let publisher = Publisher::new(&config.control, "control-plane").context("make producer")?;
     tokio::spawn(outbox::relay(index.clone(), publisher, shutdown.clone()));
     let pool = Pool::new("control", None).context("start pool")?;
-    let reader = Reader::new(index.clone(), stores.objects, session_keys.clone(), pool, FOOTERS_BYTES_MAX);
+    let objects = stores.objects;
+    let reader = Reader::new(index.clone(), objects.clone(), session_keys.clone(), pool.clone(), FOOTERS_BYTES_MAX);
     let state = State {
         index,
         keys: session_keys,
@@ -106,8 +117,14 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         silence: config.silence,
         graces: Graces { plan: config.plan_grace, termination: config.termination_grace },
         journal,
+        objects,
+        pool,
+        exports_kept: config.exports_kept,
+        exports_asked: Arc::new(Notify::new()),
         operators: config.operators.into(),
     };
+    // An upload of a part, and what is read for it.
+    let exporting = exporting::start(&state, config.exports_at_once, 3 * config.s3.request_timeout, &shutdown);
     let router = routes::router().with_state(state).layer(middleware::from_fn(measure));
     http_server::serve(listener, &shutdown, move |request| {
         let router = router.clone();
@@ -121,6 +138,10 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         }
     })
     .await;
+    // What they have stands then, and others go on at once.
+    if tokio::time::timeout(LEFT_WITHIN, exporting.join_all()).await.is_err() {
+        tracing::info!("archives under way are left as they stand");
+    }
     Ok(())
 }
 

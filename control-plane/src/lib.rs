@@ -1,11 +1,12 @@
 //! The control plane: links, sessions, reading, deletions.
 //!
 //! `routes` has one handler per call of `schemas/openapi.yaml`; `auth` finds the caller's workspace, and no handler sees
-//! anything outside of it; operators see workspaces and links, and nothing that was recorded; `readings` bounds how many readings
+//! anything outside of it; operators see workspaces and links, and nothing that was recorded; `exporting` makes archives beside them; `readings` bounds how many readings
 //! go on at once, and `pieces` brings what is read to who answers; `reply` makes answers and refusals.
 
 mod auth;
 mod driver;
+mod exporting;
 mod metrics;
 mod pieces;
 mod readings;
@@ -50,6 +51,10 @@ pub struct Config {
     pub backups: Duration,
     /// Readings of events at once.
     pub readings_max: usize,
+    /// How long an export is kept.
+    pub exports_kept: Duration,
+    /// Exports whose archives are made at once.
+    pub exports_at_once: usize,
     /// SHA-256 of the keys of operators.
     pub operators: Vec<[u8; 32]>,
 }
@@ -101,6 +106,22 @@ const READINGS_MAX: Knob = Knob {
     default: Some("100"),
     secret: false,
 };
+const EXPORT_HOURS: Knob = Knob {
+    name: "CLAIRVIO_EXPORT_HOURS",
+    doc: "How long the archive of an export can be fetched. 71 at most: nothing of it is left after 72.",
+    unit: "hours from 1 to 71",
+    default: Some("48"),
+    secret: false,
+};
+/// Nothing of an export is left 72 hours after it was asked for, and removing it takes some.
+const EXPORT_HOURS_MAX: u64 = 71;
+const EXPORTS_AT_ONCE: Knob = Knob {
+    name: "CLAIRVIO_EXPORTS_AT_ONCE",
+    doc: "Archives of exports that this process makes at once, with some 60 MiB each; 0 leaves it to others.",
+    unit: "archives",
+    default: Some("2"),
+    secret: false,
+};
 const KEYS_FILE: Knob = Knob {
     name: "CLAIRVIO_CONTROL_KEYS_FILE",
     doc: "The key that signs links, made by `clairvio keys make`.",
@@ -139,6 +160,13 @@ impl Config {
             ),
             backups: ages::backups(env),
             readings_max: env.number(&READINGS_MAX, 1) as usize,
+            exports_kept: Duration::from_secs(
+                3_600
+                    * env.parsed(&EXPORT_HOURS, 1, |text| {
+                        text.parse().ok().filter(|hours| (1..=EXPORT_HOURS_MAX).contains(hours))
+                    }),
+            ),
+            exports_at_once: env.number(&EXPORTS_AT_ONCE, 0) as usize,
             operators: env.parsed(&OPERATOR_KEY_HASHES, Vec::new(), hashes),
         }
     }

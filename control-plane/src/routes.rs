@@ -2,6 +2,7 @@
 
 mod account;
 mod deletions;
+mod exports;
 mod links;
 mod operator;
 mod reads;
@@ -28,6 +29,8 @@ use crate::auth::Caller;
 use crate::driver::State;
 use crate::reply::Refused;
 
+pub(crate) use sessions::about;
+
 type Answer<T> = Result<T, Refused>;
 
 /// The control plane's calls: method and path, as `schemas/openapi.yaml` has them.
@@ -39,6 +42,12 @@ pub const CALLS: &[(&str, &str)] = &[
     ("get", "/v1/sessions/{id}"),
     ("delete", "/v1/sessions/{id}"),
     ("get", "/v1/sessions/{id}/events"),
+    ("get", "/v1/sessions/{id}/export"),
+    ("post", "/v1/exports"),
+    ("get", "/v1/exports"),
+    ("get", "/v1/exports/{id}"),
+    ("delete", "/v1/exports/{id}"),
+    ("get", "/v1/exports/{id}/archive"),
     ("get", "/v1/reads"),
     ("post", "/v1/deletions"),
     ("get", "/v1/deletions/{id}"),
@@ -67,6 +76,10 @@ pub(crate) fn router() -> Router<State> {
         .route("/v1/sessions", get(sessions::list_sessions))
         .route("/v1/sessions/{id}", get(sessions::get_session).delete(deletions::delete_session))
         .route("/v1/sessions/{id}/events", get(sessions::get_events))
+        .route("/v1/sessions/{id}/export", get(exports::export_session))
+        .route("/v1/exports", post(exports::create).get(exports::list))
+        .route("/v1/exports/{id}", get(exports::get).delete(exports::end))
+        .route("/v1/exports/{id}/archive", get(exports::archive))
         .route("/v1/reads", get(reads::list_reads))
         .route("/v1/deletions", post(deletions::delete_reference))
         .route("/v1/deletions/{id}", get(deletions::get_deletion))

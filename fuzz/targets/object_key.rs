@@ -4,7 +4,7 @@
 use fuzz::{plant, session};
 use libfuzzer_sys::fuzz_target;
 use schemas::paths::{ObjectKey, session_prefix};
-use schemas::{ObjectId, SessionId, SessionKey, WorkspaceId};
+use schemas::{ExportId, ObjectId, SessionId, SessionKey, WorkspaceId};
 use uuid::Uuid;
 
 fn seeds() -> impl Iterator<Item = Vec<u8>> {
@@ -13,17 +13,24 @@ fn seeds() -> impl Iterator<Item = Vec<u8>> {
         ObjectKey::Shared { partition: 7, id },
         ObjectKey::Session { key: session(), id },
         ObjectKey::Quarantine { partition: 123_456, id },
+        ObjectKey::Export { workspace: session().workspace, export: ExportId(Uuid::from_u128(6)), id },
     ]
     .into_iter()
     .map(|key| key.to_string().into_bytes())
 }
 
 /// Keys of each kind, with these numbers in them.
-fn keys(bytes: &[u8; 52]) -> [ObjectKey; 3] {
+fn keys(bytes: &[u8; 52]) -> [ObjectKey; 4] {
     let uuid = |at| Uuid::from_slice(&bytes[at..at + 16]).expect("sixteen bytes");
     let partition = i32::from_le_bytes([bytes[48], bytes[49], bytes[50], bytes[51]]);
     let (id, key) = (ObjectId(uuid(0)), SessionKey { workspace: WorkspaceId(uuid(16)), session: SessionId(uuid(32)) });
-    [ObjectKey::Shared { partition, id }, ObjectKey::Session { key, id }, ObjectKey::Quarantine { partition, id }]
+    let export = ExportId(key.session.0);
+    [
+        ObjectKey::Shared { partition, id },
+        ObjectKey::Session { key, id },
+        ObjectKey::Quarantine { partition, id },
+        ObjectKey::Export { workspace: key.workspace, export, id },
+    ]
 }
 
 fuzz_target!(init: plant(seeds()), |data: &[u8]| {

@@ -5,9 +5,12 @@ use std::collections::BTreeMap;
 
 use fuzz::{plant, session};
 use libfuzzer_sys::fuzz_target;
+use schemas::object::ObjectKind;
 use schemas::record::{Envelope, Header};
+use schemas::{ExportId, ObjectId};
 use sealing::frames::{ChunkContext, ChunkId, ChunkKind, FrameAt, Opener, Sealer};
 use sealing::keyring::KeyVersion;
+use sealing::objects::{PartOf, open_export, seal_export};
 use sealing::transport::{EpochId, EpochKeys, LogPlace, RecordSealer};
 use sealing::wrapping::{WRAPPED_BYTES, Wrapped, unwrap, wrap};
 use sealing::{Key, NotOpened};
@@ -90,8 +93,25 @@ fn wrapped(data: &[u8]) {
     }
 }
 
+fn exports(data: &[u8]) {
+    let id = session().session.0;
+    let of = PartOf { workspace: session().workspace, export: ExportId(id), object: ObjectId(id) };
+    assert!(open_export(&idle_key(), &of, data).is_err());
+    if data.is_empty() {
+        return;
+    }
+    let sealed = seal_export(&key(), &of, data).expect("a part of some bytes is sealed");
+    assert_eq!(open_export(&key(), &of, &sealed).as_deref(), Ok(data));
+    if let Some(changed) = changed(&sealed, data) {
+        assert!(open_export(&key(), &of, &changed).is_err());
+    }
+    let arbitrary = [ObjectKind::Export.preamble().as_slice(), data].concat();
+    assert!(open_export(&idle_key(), &of, &arbitrary).is_err());
+}
+
 fuzz_target!(init: plant(seeds()), |data: &[u8]| {
     frames(data);
     records(data);
     wrapped(data);
+    exports(data);
 });

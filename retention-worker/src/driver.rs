@@ -29,6 +29,7 @@ use storage::session_keys::StorageKeys;
 use storage::{Schema, Stores};
 
 use crate::cleaning::Cleaning;
+use crate::exports::{Exports, STRAY_INTERVAL};
 use crate::reconciling::Reconciling;
 use crate::withdrawals::Withdrawals;
 use crate::{Config, metrics};
@@ -91,6 +92,8 @@ struct Worker {
     uploads: Seldom,
     /// Looking for entries of the journal that are too old.
     old_entries: Seldom,
+    /// Looking for what is left of exports that no row names.
+    stray_exports: Seldom,
 }
 
 /// What is done now and then.
@@ -182,6 +185,7 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         overlooked: Seldom::every(OVERLOOKED_INTERVAL),
         uploads: Seldom::every(UPLOADS_INTERVAL.min(put_horizon)),
         old_entries: Seldom::every(JOURNAL_INTERVAL),
+        stray_exports: Seldom::every(STRAY_INTERVAL),
     };
     passes::run(&shutdown, interval, &postgres, metrics::FAILURES, async || worker.pass().await).await;
     Ok(())
@@ -208,6 +212,7 @@ impl Worker {
         let terminating = self.terminate().await;
         let expired = self.expire().await?;
         ::metrics::counter!(metrics::EXPIRED).increment(expired);
+        let exports_go_on = self.end_exports().await?;
         let stale = self.index.condemn_stale(self.config.staged_stale).await?;
         ::metrics::counter!(metrics::STALE).increment(stale);
         // One part of a round through all of them. A part that fails is taken up again.
@@ -237,6 +242,7 @@ impl Worker {
             || terminating_goes_on
             || receipting_goes_on
             || forgetting_goes_on
+            || exports_go_on
             || expired == BATCH as u64
             || removable.len() == DELETE_KEYS_MAX
             || round_goes_on)
@@ -262,6 +268,24 @@ impl Worker {
             }
         }
         if is_wrong { Ok(0) } else { Ok(self.index.expire(due.now_s, BATCH).await?) }
+    }
+
+    /// Leads exports that are over on to their end, and now and then removes what is left of those that no row names; whether there are
+    /// more.
+    async fn end_exports(&mut self) -> anyhow::Result<bool> {
+        let exports = Exports {
+            index: &self.index,
+            keystore: &self.keystore,
+            objects: &self.objects,
+            keeps: self.keeps,
+            key_cache: self.config.key_cache,
+        };
+        let goes_on = exports.lead_on().await?;
+        if self.stray_exports.is_due() {
+            exports.remove_strays().await?;
+            self.stray_exports.note_done();
+        }
+        Ok(goes_on)
     }
 
     /// Ends uploads that whoever began them does not go on with: killed, or without an answer. Now and then.

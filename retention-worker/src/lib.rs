@@ -10,6 +10,7 @@
 mod cleaning;
 mod driver;
 pub mod dry_run;
+mod exports;
 mod metrics;
 mod reconciling;
 mod withdrawals;

@@ -21,6 +21,7 @@ pub(crate) const UPLOADS_ENDED: &str = "retention_ended_uploads_total";
 pub(crate) const READS_FORGOTTEN: &str = "retention_forgotten_reads_total";
 pub(crate) const TERMINATED: &str = "retention_terminated_workspaces_total";
 pub(crate) const JOURNALLED: &str = "retention_journalled_deletions_total";
+pub(crate) const EXPORTS_GONE: &str = "retention_exports_gone_total";
 pub(crate) const RECEIPTS: &str = "retention_receipted_deletions_total";
 pub(crate) const UNVERIFIED: &str = "retention_unverified_deletions";
 pub(crate) const SHREDDED_AGAIN: &str = "retention_shredded_again_total";

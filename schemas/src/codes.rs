@@ -75,6 +75,10 @@ codes! {
     DeliveryUnknown "delivery_unknown" 503 "It is not known whether the batch was stored; repeat the same bytes with the same seq.";
     ScopeMissing "scope_missing" 403 "The API key lacks the scope that this call needs; use another key, or make one with it.";
     KeysTooMany "keys_too_many" 409 "The workspace has as many API keys as it may; revoke one that is not used any more.";
+    ExportNotReady "export_not_ready" 409 "The archive is being made; ask how far it is, and fetch it when its state is ready.";
+    ExportGone "export_gone" 410 "The export is over: its time, or one of its sessions was deleted; ask for a new one.";
+    ExportsTooMany "exports_too_many" 409 "The workspace has as many exports as it may at once; end one, or wait until one is over.";
+    RangeInvalid "range_invalid" 416 "The range begins behind the end; ask for one that is within the archive.";
     ObjectCorrupt "object_corrupt" 500 "A stored object of this session is corrupt; the operator was told.";
     KeyMissing "key_missing" 500 "The key that opens this session is missing; the operator was told.";
     Unavailable "unavailable" 503 "A part behind this service does not answer right now; try again as Retry-After says.";

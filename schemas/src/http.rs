@@ -8,7 +8,7 @@ use uuid::Uuid;
 use crate::control::WorkspaceState;
 use crate::deletion::Cause;
 use crate::facts::BatchFacts;
-use crate::ids::{ApiKeyId, DeletionId, LinkId, ReceiptId, SessionId, WorkspaceId};
+use crate::ids::{ApiKeyId, DeletionId, ExportId, LinkId, ReceiptId, SessionId, WorkspaceId};
 use crate::limits;
 use crate::plan::{Limits, Plan};
 
@@ -402,6 +402,129 @@ impl ReadWhat {
     pub fn parse(word: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|what| what.as_str() == word)
     }
+}
+
+/// `POST /v1/exports`: of what. One of the three.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub struct ExportRequest {
+    /// This session.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub session: Option<SessionId>,
+    /// All sessions of this reference.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub reference: Option<String>,
+    /// `true`: all sessions of the workspace.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub workspace: bool,
+}
+
+/// What an export is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExportScope {
+    /// One session.
+    Session,
+    /// All sessions of a reference.
+    Reference,
+    /// All sessions of the workspace.
+    Workspace,
+}
+
+impl ExportScope {
+    /// All scopes.
+    pub const ALL: [Self; 3] = [Self::Session, Self::Reference, Self::Workspace];
+
+    /// The word in the index and in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Session => "session",
+            Self::Reference => "reference",
+            Self::Workspace => "workspace",
+        }
+    }
+
+    /// What this word means.
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|scope| scope.as_str() == word)
+    }
+}
+
+/// How far an export is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExportState {
+    /// Its archive is being made.
+    Building,
+    /// Its archive can be fetched.
+    Ready,
+    /// It is over: nobody fetches it any more, and its bytes go.
+    Ended,
+    /// Nothing of it is left.
+    Gone,
+}
+
+/// Why an export is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExportEnd {
+    /// Its time was over.
+    Expired,
+    /// One of its sessions was deleted.
+    SessionDeleted,
+    /// Somebody ended it.
+    ByHand,
+}
+
+impl ExportEnd {
+    /// All ends.
+    pub const ALL: [Self; 3] = [Self::Expired, Self::SessionDeleted, Self::ByHand];
+
+    /// The word in the index and in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Expired => "expired",
+            Self::SessionDeleted => "session_deleted",
+            Self::ByHand => "by_hand",
+        }
+    }
+
+    /// What this word means.
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|end| end.as_str() == word)
+    }
+}
+
+/// `GET /v1/exports/{id}`, and an item of `GET /v1/exports`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExportItem {
+    /// The export.
+    pub id: ExportId,
+    /// What it is of.
+    pub scope: ExportScope,
+    /// How far it is.
+    pub state: ExportState,
+    /// Sessions that are in the archive so far.
+    pub sessions: u64,
+    /// Sessions that it will have, as far as was counted when it began; null before.
+    pub sessions_total: Option<u64>,
+    /// Sessions of the workspace that are left out, since they are deleted before the export would be; null before they are counted.
+    pub sessions_left_out: Option<u64>,
+    /// Events in the archive so far.
+    pub events: u64,
+    /// Bytes of the archive so far.
+    pub bytes: u64,
+    /// When it was asked for.
+    #[serde(with = "time::serde::rfc3339")]
+    pub requested_at: OffsetDateTime,
+    /// When its archive was whole; null before.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub ready_at: Option<OffsetDateTime>,
+    /// When it is over at the latest.
+    #[serde(with = "time::serde::rfc3339")]
+    pub expires_at: OffsetDateTime,
+    /// Why it is over; null while it is not.
+    pub ended_because: Option<ExportEnd>,
 }
 
 /// Who read a session.

@@ -74,6 +74,10 @@ id!(
     /// A key of the API. Version 7.
     ApiKeyId
 );
+id!(
+    /// An export. Version 7: its time bounds how long anything of it may be there.
+    ExportId
+);
 
 fn derive(domain: &[u8], link: LinkId, attempt: &str) -> Uuid {
     let mut hash = Sha256::new();
@@ -116,6 +120,11 @@ impl SessionKey {
     /// No session has it, since ids of sessions are derived, and so no deletion of a session destroys that key.
     pub fn references(workspace: WorkspaceId) -> Self {
         Self { workspace, session: SessionId(Uuid::nil()) }
+    }
+
+    /// Under which the key store has an export's own key: where a session's id would stand, the export's does. No session has it.
+    pub fn of_export(workspace: WorkspaceId, export: ExportId) -> Self {
+        Self { workspace, session: SessionId(export.0) }
     }
 
     /// Whether it names a session at all.

@@ -10,6 +10,7 @@ pub mod codec;
 pub mod codes;
 pub mod control;
 pub mod deletion;
+pub mod export;
 pub mod facts;
 pub mod http;
 pub mod ids;
@@ -26,4 +27,6 @@ pub mod token;
 
 pub use codes::ErrorCode;
 pub use facts::BatchFacts;
-pub use ids::{ApiKeyId, DeletionId, LinkId, ObjectId, ReceiptId, SessionId, SessionKey, StreamSeq, WorkspaceId};
+pub use ids::{
+    ApiKeyId, DeletionId, ExportId, LinkId, ObjectId, ReceiptId, SessionId, SessionKey, StreamSeq, WorkspaceId,
+};

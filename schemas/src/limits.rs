@@ -93,6 +93,8 @@ pub const LINK_SESSIONS_MAX: u32 = 10_000;
 pub const API_KEYS_MAX: u32 = 100;
 /// Days of usage that are given at once.
 pub const USAGE_DAYS_MAX: i64 = 366;
+/// Exports of one workspace at once, those that are being made and those that can be fetched.
+pub const EXPORTS_MAX: u32 = 20;
 /// A name of a workspace or an API key.
 pub const NAME_BYTES_MAX: usize = 100;
 /// Items of one page of a list.

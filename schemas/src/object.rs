@@ -20,11 +20,13 @@ pub enum ObjectKind {
     Session,
     /// An entry of the journal.
     Journal,
+    /// A part of an export's archive.
+    Export,
 }
 
 impl ObjectKind {
     /// Every kind.
-    pub const ALL: [Self; 3] = [Self::Shared, Self::Session, Self::Journal];
+    pub const ALL: [Self; 4] = [Self::Shared, Self::Session, Self::Journal, Self::Export];
 
     /// The first bytes.
     pub fn magic(self) -> &'static [u8; 4] {
@@ -32,6 +34,7 @@ impl ObjectKind {
             Self::Shared => b"CLVS",
             Self::Session => b"CLVO",
             Self::Journal => b"CLVJ",
+            Self::Export => b"CLVE",
         }
     }
 

@@ -4,7 +4,7 @@ use std::fmt;
 
 use uuid::Uuid;
 
-use crate::ids::{ObjectId, SessionId, SessionKey, WorkspaceId};
+use crate::ids::{ExportId, ObjectId, SessionId, SessionKey, WorkspaceId};
 
 /// The key of an object, without the deployment's prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -35,15 +35,26 @@ pub enum ObjectKey {
         /// The entry.
         id: ObjectId,
     },
+    /// A part of an export's archive: `exports/<workspace>/<export>/<id>`.
+    Export {
+        /// Whose.
+        workspace: WorkspaceId,
+        /// The export.
+        export: ExportId,
+        /// The object.
+        id: ObjectId,
+    },
 }
 
 impl ObjectKey {
     /// The object's id.
     pub fn id(&self) -> ObjectId {
         match *self {
-            Self::Shared { id, .. } | Self::Session { id, .. } | Self::Quarantine { id, .. } | Self::Journal { id } => {
-                id
-            }
+            Self::Shared { id, .. }
+            | Self::Session { id, .. }
+            | Self::Quarantine { id, .. }
+            | Self::Journal { id }
+            | Self::Export { id, .. } => id,
         }
     }
 
@@ -51,7 +62,7 @@ impl ObjectKey {
     pub fn partition(&self) -> Option<i32> {
         match *self {
             Self::Shared { partition, .. } | Self::Quarantine { partition, .. } => Some(partition),
-            Self::Session { .. } | Self::Journal { .. } => None,
+            Self::Session { .. } | Self::Journal { .. } | Self::Export { .. } => None,
         }
     }
 
@@ -67,6 +78,11 @@ impl ObjectKey {
                 Self::Session { key: SessionKey { workspace, session }, id: id(parts.next()?)? }
             }
             "journal" => Self::Journal { id: id(parts.next()?)? },
+            "exports" => {
+                let workspace = WorkspaceId(Uuid::parse_str(parts.next()?).ok()?);
+                let export = ExportId(Uuid::parse_str(parts.next()?).ok()?);
+                Self::Export { workspace, export, id: id(parts.next()?)? }
+            }
             _ => return None,
         };
         (key.to_string() == text).then_some(key)
@@ -76,6 +92,8 @@ impl ObjectKey {
 /// A part of the bucket whose objects rows of the index name. What lies elsewhere has rows of another kind, or none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Section {
+    /// `exports/`
+    Exports,
     /// `quarantine/`
     Quarantine,
     /// `sessions/`
@@ -87,11 +105,12 @@ pub enum Section {
 impl Section {
     /// All of them, in the order of their keys. Within each, keys are in the order of what they name: of partitions, sessions and ids,
     /// for all partitions of up to five digits.
-    pub const ALL: [Self; 3] = [Self::Quarantine, Self::Sessions, Self::Shared];
+    pub const ALL: [Self; 4] = [Self::Exports, Self::Quarantine, Self::Sessions, Self::Shared];
 
     /// What all its keys begin with.
     pub fn prefix(self) -> &'static str {
         match self {
+            Self::Exports => "exports/",
             Self::Quarantine => "quarantine/",
             Self::Sessions => "sessions/",
             Self::Shared => "shared/",
@@ -101,6 +120,7 @@ impl Section {
     /// The one that follows.
     pub fn next(self) -> Option<Self> {
         match self {
+            Self::Exports => Some(Self::Quarantine),
             Self::Quarantine => Some(Self::Sessions),
             Self::Sessions => Some(Self::Shared),
             Self::Shared => None,
@@ -122,6 +142,11 @@ pub fn session_prefix(key: &SessionKey) -> String {
     format!("{}{}/", workspace_prefix(key.workspace), key.session)
 }
 
+/// The prefix below which all parts of an export's archive lie, with its slash.
+pub fn export_prefix(workspace: WorkspaceId, export: ExportId) -> String {
+    format!("{}{workspace}/{export}/", Section::Exports.prefix())
+}
+
 impl fmt::Display for ObjectKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -129,6 +154,7 @@ impl fmt::Display for ObjectKey {
             Self::Session { key, id } => write!(f, "{}{id}", session_prefix(key)),
             Self::Quarantine { partition, id } => write!(f, "quarantine/{partition:05}/{id}"),
             Self::Journal { id } => write!(f, "journal/{id}"),
+            Self::Export { workspace, export, id } => write!(f, "{}{id}", export_prefix(*workspace, *export)),
         }
     }
 }
@@ -146,6 +172,7 @@ mod tests {
             ObjectKey::Session { key, id },
             ObjectKey::Quarantine { partition: 0, id },
             ObjectKey::Journal { id },
+            ObjectKey::Export { workspace: key.workspace, export: ExportId(Uuid::from_u128(3)), id },
         ] {
             assert_eq!(ObjectKey::parse(&object.to_string()), Some(object));
         }
@@ -164,6 +191,10 @@ mod tests {
         };
         let numbers = [0, 9, 10, 0xff, 0xa00, 1 << 64, (1 << 64) + 1, u128::MAX - 1, u128::MAX];
         let mut keys = Vec::new();
+        for SessionKey { workspace, session } in [0, 9, 0xff, 1 << 64, 10 << 64].map(session) {
+            let export = ExportId(session.0);
+            keys.extend(numbers.map(|number| ObjectKey::Export { workspace, export, id: id(number) }));
+        }
         for partition in [0, 9, 10, 99_999] {
             keys.extend(numbers.map(|number| ObjectKey::Quarantine { partition, id: id(number) }));
         }

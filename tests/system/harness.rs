@@ -356,7 +356,7 @@ impl<'s> System<'s> {
         let region = body.slice(at as usize..at as usize + len as usize);
         let key_version = match kind {
             ObjectKind::Shared => Some(sealing::objects::shared_footer_version(&region)?),
-            ObjectKind::Session | ObjectKind::Journal => None,
+            ObjectKind::Session | ObjectKind::Journal | ObjectKind::Export => None,
         };
         let object = LiveObject { key, bytes: body.len() as u64, footer: FooterAt { at, len }, key_version };
         match footers::open(&self.keys, &self.pool, &object, region).await {

@@ -17,6 +17,7 @@ mod control;
 mod corruption;
 mod crashes;
 mod deletion;
+mod exports;
 mod faults;
 mod first_sight;
 mod harness;

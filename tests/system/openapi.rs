@@ -121,7 +121,7 @@ impl Spec {
         let content_type = content_type.context("the answer has no content type")?;
         let content = contents.get(&content_type);
         let schema = &content.with_context(|| format!("the page knows nothing of {content_type}"))?["schema"];
-        if content_type == "application/x-ndjson" {
+        if content_type == "application/x-ndjson" || content_type == "application/gzip" {
             return Ok(Answer { status, body: Value::Null });
         }
         let body: Value = serde_json::from_slice(&bytes).context("the body is no JSON")?;

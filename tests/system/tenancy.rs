@@ -4,12 +4,13 @@ use anyhow::{Context, Result, bail, ensure};
 use devstack::DeploymentOptions;
 use schemas::WorkspaceId;
 use schemas::control::WorkspaceState;
-use schemas::http::{KeyRequest, OperatorPatch, Scope, WorkspaceRequest};
+use schemas::http::{ExportRequest, KeyRequest, OperatorPatch, Scope, WorkspaceRequest};
 use schemas::plan::Plan;
 use serde_json::{Value, json};
 use uuid::Uuid;
 use virtual_sdk::{Api, CallError, EventsFormat, Seen, SessionQuery, until};
 
+use crate::exports;
 use crate::harness::{LATER, SOON, System, link_of, run};
 use crate::load;
 use crate::openapi::{Answer, Call, Spec};
@@ -30,6 +31,7 @@ enum Id {
     Link,
     Session,
     Deletion,
+    Export,
     Key,
     Workspace,
 }
@@ -53,6 +55,11 @@ fn case(call: &Call) -> Result<Case> {
         ("get", "/v1/sessions/{id}" | "/v1/sessions/{id}/events") => case(Some(Session), None, 200),
         // An unknown session gets a tombstone in the caller's own workspace.
         ("delete", "/v1/sessions/{id}") => Case { stranger: 202, ..case(Some(Session), None, 202) },
+        ("get", "/v1/sessions/{id}/export") => case(Some(Session), None, 200),
+        ("post", "/v1/exports") => case(None, Some(json!({ "workspace": true })), 202),
+        ("get", "/v1/exports") => case(None, None, 200),
+        ("get", "/v1/exports/{id}" | "/v1/exports/{id}/archive") => case(Some(Export), None, 200),
+        ("delete", "/v1/exports/{id}") => case(Some(Export), None, 204),
         ("post", "/v1/deletions") => case(None, Some(json!({ "reference": "of-nobody" })), 202),
         ("get", "/v1/deletions/{id}" | "/v1/deletions/{id}/receipts") => case(Some(Deletion), None, 200),
         ("delete", "/v1/workspace") => case(None, None, 202),
@@ -159,15 +166,26 @@ fn a_workspace_never_sees_or_changes_anothers() -> Result<()> {
         })
         .await?;
 
+        let export =
+            exports::wait_ready(&system.api, &ExportRequest { workspace: true, ..Default::default() }).await?.id;
+
         let ids = |id: Id| match id {
             Id::Link => link.id.to_string(),
             Id::Session => session.to_string(),
             Id::Deletion => deletion.to_string(),
+            Id::Export => export.to_string(),
             Id::Key => key.id.to_string(),
             Id::Workspace => system.workspace.to_string(),
         };
-        let traces =
-            [ids(Id::Link), ids(Id::Session), ids(Id::Deletion), ids(Id::Key), ids(Id::Workspace), "of-a".into()];
+        let traces = [
+            ids(Id::Link),
+            ids(Id::Session),
+            ids(Id::Deletion),
+            ids(Id::Export),
+            ids(Id::Key),
+            ids(Id::Workspace),
+            "of-a".into(),
+        ];
         let (_, b) = plane.workspace("b").await?;
         let calls = plane.calls()?;
         for path in ["/v1/sessions?reference=of-a", "/v1/links?reference=of-a"] {
@@ -179,9 +197,18 @@ fn a_workspace_never_sees_or_changes_anothers() -> Result<()> {
         }
         neither_sees_the_others_recording(system, &b).await?;
         let before = rows(system, system.workspace).await?;
-        for table in
-            ["link", "session", "session_page", "session_read", "api_key", "deletion", "workspace", "session_key"]
-        {
+        for table in [
+            "link",
+            "session",
+            "session_page",
+            "session_read",
+            "api_key",
+            "deletion",
+            "workspace",
+            "session_key",
+            "export",
+            "export_session",
+        ] {
             ensure!(before.iter().any(|row| row.contains(table)), "A has no rows in {table}: {before:?}");
         }
         for call in calls.iter().filter(|call| !call.is_operators) {

@@ -142,7 +142,7 @@ fn detailed(session: &Session, (totals, completeness): (Totals, Completeness), r
     }
 }
 
-async fn open(state: &State, caller: &Caller, id: &str) -> Answer<Box<Session>> {
+pub(super) async fn open(state: &State, caller: &Caller, id: &str) -> Answer<Box<Session>> {
     let key = SessionKey { workspace: caller.workspace, session: SessionId(parse_id(id)?) };
     match state.reader.open(&key, state.silence).await? {
         Opened::Never => Err(ErrorCode::NotFound.into()),
@@ -152,7 +152,7 @@ async fn open(state: &State, caller: &Caller, id: &str) -> Answer<Box<Session>> 
 }
 
 /// Notes that what was opened is about to be read. What cannot be noted is not read.
-async fn note(
+pub(super) async fn note(
     state: &State,
     caller: &Caller,
     session: &Session,
@@ -174,11 +174,23 @@ pub(super) async fn get_session(
     Path(id): Path<String>,
 ) -> Answer<Json<SessionItem>> {
     let session = open(&state, &caller, &id).await?;
-    let row = &session.snapshot.row;
-    let mut opened = state.references.open(caller.workspace, vec![(row.link, row.reference.clone())]).await?;
-    let sums = state.reader.sums(&session).await?;
+    let item = item(&state, &session).await?;
     note(&state, &caller, &session, ReadWhat::Metadata, (None, None)).await?;
-    Ok(Json(detailed(&session, sums, opened.pop().unwrap_or_default())))
+    Ok(Json(item))
+}
+
+/// A session with all that is known of it.
+async fn item(state: &State, session: &Session) -> Answer<SessionItem> {
+    let row = &session.snapshot.row;
+    let mut opened = state.references.open(row.key.workspace, vec![(row.link, row.reference.clone())]).await?;
+    let sums = state.reader.sums(session).await?;
+    Ok(detailed(session, sums, opened.pop().unwrap_or_default()))
+}
+
+/// The same as JSON, for an archive.
+pub(crate) async fn about(state: &State, session: &Session) -> Answer<Vec<u8>> {
+    let item = item(state, session).await?;
+    serde_json::to_vec_pretty(&item).map_err(|_| ErrorCode::Internal.into())
 }
 
 #[derive(Deserialize)]
@@ -304,7 +316,7 @@ pub(super) async fn get_events(
 }
 
 /// Says why an answer was cut off that had begun.
-fn tell_cut(session: SessionId, error: &ReadError) {
+pub(super) fn tell_cut(session: SessionId, error: &ReadError) {
     match error {
         ReadError::Deleted | ReadError::HungUp | ReadError::Key(KeyError::Shredded(_)) => {}
         error if error.is_damage() => {

@@ -23,6 +23,8 @@ pub struct Facts {
     pub blockers_left: u64,
     /// Rows of objects of its own that are still there.
     pub objects_left: u64,
+    /// Exports that may have some of it, and are not gone.
+    pub exports_left: u64,
 }
 
 /// What comes next for a session.
@@ -38,7 +40,7 @@ pub enum Step {
     AwaitBarrier,
     /// Note the shared objects that may hold its bytes, and condemn its own.
     NoteBlockers,
-    /// Wait until compactor and collector have removed what is left.
+    /// Wait until compactor and collector have removed what is left, exports with it.
     AwaitRemoval,
     /// List its prefix: empty means erased, anything found is deleted first.
     VerifyAbsent,
@@ -53,7 +55,7 @@ pub fn next_step(facts: &Facts) -> Step {
         Facts { barrier_set: false, .. } => Step::SetBarrier,
         Facts { barrier_passed: false, .. } => Step::AwaitBarrier,
         Facts { blockers_noted: false, .. } => Step::NoteBlockers,
-        Facts { blockers_left: 0, objects_left: 0, .. } => Step::VerifyAbsent,
+        Facts { blockers_left: 0, objects_left: 0, exports_left: 0, .. } => Step::VerifyAbsent,
         _ => Step::AwaitRemoval,
     }
 }
@@ -98,6 +100,44 @@ pub fn next_deletion_step(facts: &DeletionFacts, keys_cached_ms: u64) -> Deletio
     }
 }
 
+/// What is known of an export that is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExportFacts {
+    /// How long ago its key was destroyed, in milliseconds; none when it was not.
+    pub shredded_for_ms: Option<u64>,
+    /// Rows of its objects that are not condemned.
+    pub objects_standing: u64,
+    /// Rows of its objects that are still there.
+    pub objects_left: u64,
+}
+
+/// What comes next for an export that is over. No object comes to it any more: nothing is staged for one that is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExportStep {
+    /// Destroy its key: from here on its bytes are worth nothing.
+    Shred,
+    /// Condemn its objects.
+    Condemn,
+    /// Wait until the collector has removed them.
+    AwaitRemoval,
+    /// A process may have its unwrapped key in memory still.
+    AwaitKeyCaches,
+    /// List its prefix: empty means gone, anything found is deleted first.
+    VerifyAbsent,
+}
+
+/// Decides. `keys_cached_ms` is how long any process keeps an unwrapped key: sessions that are in the export wait for it, and their
+/// receipts say that no key is anywhere.
+pub fn next_export_step(facts: &ExportFacts, keys_cached_ms: u64) -> ExportStep {
+    match *facts {
+        ExportFacts { shredded_for_ms: None, .. } => ExportStep::Shred,
+        ExportFacts { objects_standing: 1.., .. } => ExportStep::Condemn,
+        ExportFacts { objects_left: 1.., .. } => ExportStep::AwaitRemoval,
+        ExportFacts { shredded_for_ms: Some(for_ms), .. } if for_ms > keys_cached_ms => ExportStep::VerifyAbsent,
+        _ => ExportStep::AwaitKeyCaches,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -112,6 +152,7 @@ mod tests {
             blockers_noted: false,
             blockers_left: 0,
             objects_left: 0,
+            exports_left: 0,
         };
         assert_eq!(next_step(&facts), Step::Journal);
         facts.journalled = true;
@@ -129,7 +170,30 @@ mod tests {
         facts.objects_left = 1;
         assert_eq!(next_step(&facts), Step::AwaitRemoval);
         facts.objects_left = 0;
+        facts.exports_left = 1;
+        assert_eq!(next_step(&facts), Step::AwaitRemoval);
+        facts.exports_left = 0;
         assert_eq!(next_step(&facts), Step::VerifyAbsent);
+    }
+
+    #[test]
+    fn an_export_that_is_over_loses_its_key_first_and_is_gone_last() {
+        let mut facts = ExportFacts { shredded_for_ms: None, objects_standing: 3, objects_left: 3 };
+        let step = |facts: &ExportFacts| next_export_step(facts, 60_000);
+        assert_eq!(step(&facts), ExportStep::Shred);
+        facts.shredded_for_ms = Some(0);
+        assert_eq!(step(&facts), ExportStep::Condemn);
+        facts.objects_standing = 0;
+        assert_eq!(step(&facts), ExportStep::AwaitRemoval);
+        facts.objects_left = 0;
+        assert_eq!(step(&facts), ExportStep::AwaitKeyCaches);
+        facts.shredded_for_ms = Some(60_000);
+        assert_eq!(step(&facts), ExportStep::AwaitKeyCaches);
+        facts.shredded_for_ms = Some(60_001);
+        assert_eq!(step(&facts), ExportStep::VerifyAbsent);
+        // A key store of a backup has the key again.
+        facts.shredded_for_ms = None;
+        assert_eq!(step(&facts), ExportStep::Shred);
     }
 
     #[test]

@@ -49,6 +49,8 @@ pub enum ChunkKind {
     Journal = 5,
     /// A link's reference: the link's id stands where a session's would.
     Reference = 6,
+    /// A part of an export's archive: the export's id stands where a session's would.
+    Export = 7,
 }
 
 /// Whose a chunk is, and what it holds.

@@ -70,6 +70,8 @@ pub async fn open(keys: &SessionKeys, pool: &Pool, object: &LiveObject, region: 
             let opening = move || objects::open_shared_footer(&storage, id, &region, body_len);
             Ok(Footer::Shared(Arc::new(pool.run(opening).await??)))
         }
-        ObjectKey::Journal { .. } => Err(OpenError::from(FormatError::Field("footer")).into()),
+        ObjectKey::Journal { .. } | ObjectKey::Export { .. } => {
+            Err(OpenError::from(FormatError::Field("footer")).into())
+        }
     }
 }

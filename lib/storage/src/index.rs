@@ -5,6 +5,7 @@
 
 pub mod batches;
 pub mod deletions;
+pub mod exports;
 mod first_sight;
 pub mod journal;
 pub mod keys;
@@ -23,7 +24,7 @@ pub mod workspaces;
 use std::sync::Arc;
 
 use schemas::paths::ObjectKey;
-use schemas::{ObjectId, SessionId, SessionKey, WorkspaceId};
+use schemas::{ExportId, ObjectId, SessionId, SessionKey, WorkspaceId};
 use sealing::keyring::KeyVersion;
 use service_kit::config::postgres::PostgresConfig;
 use sqlx::Row as _;
@@ -167,6 +168,9 @@ pub(crate) const KIND_SESSION: i16 = 1;
 /// `kind` of an object's row.
 pub(crate) const KIND_QUARANTINE: i16 = 2;
 
+/// `kind` of an object's row.
+pub(crate) const KIND_EXPORT: i16 = 3;
+
 /// Where an object's footer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FooterAt {
@@ -210,7 +214,7 @@ pub struct LiveObject {
 macro_rules! object_columns {
     () => {
         "object.id as object_id, object.kind, object.partition, object.workspace_id as object_workspace, \
-         object.session_id as object_session, object.bytes, object.footer_at, object.footer_len, \
+         object.session_id as object_session, object.export_id as object_export, object.bytes, object.footer_at, object.footer_len, \
          object.key_version"
     };
 }
@@ -227,6 +231,11 @@ pub(crate) fn object_key(row: &sqlx::postgres::PgRow) -> Result<ObjectKey, Index
         (KIND_SESSION, _, Some(workspace), Some(session)) => {
             let key = SessionKey { workspace: WorkspaceId(workspace), session: SessionId(session) };
             Ok(ObjectKey::Session { key, id })
+        }
+        (KIND_EXPORT, _, Some(workspace), _) => {
+            let export: Option<Uuid> = row.get("object_export");
+            let export = ExportId(export.ok_or(IndexError::Row("object"))?);
+            Ok(ObjectKey::Export { workspace: WorkspaceId(workspace), export, id })
         }
         _ => Err(IndexError::Row("object")),
     }

@@ -49,6 +49,8 @@ pub enum Place {
     Footer,
     /// The entry of the journal that it is.
     Entry,
+    /// The part of an archive that it is.
+    Part,
     /// Bytes of its body.
     Bytes {
         /// The first.
@@ -110,6 +112,7 @@ impl fmt::Display for Place {
             Self::Trailer => f.write_str("trailer"),
             Self::Footer => f.write_str("footer"),
             Self::Entry => f.write_str("journal entry"),
+            Self::Part => f.write_str("part of an archive"),
             Self::Bytes { from, to } => write!(f, "bytes {from}..{to}"),
             Self::Chunk { chunk, session, stream } => write!(f, "chunk {chunk} (session {session}, stream {stream})"),
             Self::SharedFrame { chunk, frame, at, session, stream, seq } => {
@@ -265,6 +268,7 @@ pub fn outline(key: ObjectKey, body: &[u8]) -> Outline {
         ObjectKey::Shared { .. } | ObjectKey::Quarantine { .. } => ObjectKind::Shared,
         ObjectKey::Session { .. } => ObjectKind::Session,
         ObjectKey::Journal { .. } => ObjectKind::Journal,
+        ObjectKey::Export { .. } => ObjectKind::Export,
     };
     let kind = ObjectKind::of(body);
     let mut faults = Vec::new();
@@ -282,6 +286,9 @@ pub fn outline(key: ObjectKey, body: &[u8]) -> Outline {
         key_version: None,
         faults,
     };
+    if wanted == ObjectKind::Export {
+        return outline;
+    }
     if wanted == ObjectKind::Journal {
         match objects::journal_version(body) {
             Ok(version) => outline.key_version = Some(version),
@@ -330,6 +337,10 @@ impl Outline {
         }
         match self.key {
             ObjectKey::Session { key, .. } => self.footer.map(|_| Needed::Session(key)),
+            // All of it lies under the export's own key, which stands where a session's would.
+            ObjectKey::Export { workspace, export, .. } => {
+                Some(Needed::Session(SessionKey::of_export(workspace, export)))
+            }
             ObjectKey::Shared { .. } | ObjectKey::Quarantine { .. } | ObjectKey::Journal { .. } => {
                 self.key_version.map(Needed::Storage)
             }
@@ -346,6 +357,8 @@ pub enum Content {
     Session(session_object::Footer),
     /// Of an object of the journal.
     Journal(Entry),
+    /// A part of an archive: so many bytes of it, all of which open.
+    Export(u64),
 }
 
 impl Content {
@@ -354,7 +367,7 @@ impl Content {
         match self {
             Self::Shared(footer) => footer.chunks.iter().map(|chunk| chunk.key).collect(),
             Self::Session(footer) => [footer.key].into(),
-            Self::Journal(_) => BTreeSet::new(),
+            Self::Journal(_) | Self::Export(_) => BTreeSet::new(),
         }
     }
 }
@@ -372,6 +385,10 @@ pub fn open(outline: &Outline, body: &[u8], key: &Key) -> Result<Content, OpenEr
             objects::open_shared_footer(key, id, region(body, footer), footer.at).map(Content::Shared)
         }
         ObjectKey::Journal { id } => objects::open_journal(key, id, body).map(Content::Journal),
+        ObjectKey::Export { workspace, export, id } => {
+            let of = objects::PartOf { workspace, export, object: id };
+            objects::open_export(key, &of, body).map(|part| Content::Export(part.len() as u64))
+        }
     }
 }
 
@@ -533,7 +550,11 @@ async fn verify_with(keys: &impl Keys, pool: &Pool, key: &ObjectKey, body: Bytes
 
 /// The sealed part of an object that [`open`] opens.
 fn sealed_place(key: &ObjectKey) -> Place {
-    if matches!(key, ObjectKey::Journal { .. }) { Place::Entry } else { Place::Footer }
+    match key {
+        ObjectKey::Journal { .. } => Place::Entry,
+        ObjectKey::Export { .. } => Place::Part,
+        ObjectKey::Shared { .. } | ObjectKey::Quarantine { .. } | ObjectKey::Session { .. } => Place::Footer,
+    }
 }
 
 /// What can be said of an object whose sealed part stays closed.

@@ -253,6 +253,7 @@ impl Journal {
         for workspace in self.index.gone_workspaces().await? {
             self.keystore.shred_references(workspace).await?;
         }
+        self.index.shred_exports_again().await?;
         self.keystore.count_shreddings(seen).await?;
         Ok(shredded)
     }

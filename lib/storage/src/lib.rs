@@ -2,8 +2,9 @@
 //!
 //! [`objects`] puts, gets, lists and deletes; [`index`] has every query, one file per caller; [`keystore`] holds wrapped keys,
 //! [`session_keys`] unwraps them; [`references`] seals whom links are for; [`footers`] opens footers, and [`reading`] puts all together into sessions;
-//! [`quarantine`] has what could not be read, [`journal`] what was deleted, for indexes that are restored, and [`receipts`] signs that it is gone; [`reconciling`] compares bucket and index. Services call these and decide nothing in SQL of their own.
+//! [`quarantine`] has what could not be read, [`journal`] what was deleted, for indexes that are restored, and [`receipts`] signs that it is gone; [`reconciling`] compares bucket and index; [`exports`] makes archives of sessions. Services call these and decide nothing in SQL of their own.
 
+pub mod exports;
 pub mod footers;
 pub mod index;
 pub mod inspect;

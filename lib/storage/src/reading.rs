@@ -405,30 +405,42 @@ impl Reader {
         self.give_while_live(&session.snapshot.row.key, &mut Instant::now(), taking).await
     }
 
-    /// Waits until a piece is taken. Ends the reading of a session that is deleted meanwhile, and one whose reader takes nothing.
     async fn give_while_live(
         &self,
         key: &SessionKey,
         checked: &mut Instant,
         giving: impl Future<Output = Result<(), ReadError>>,
     ) -> Result<(), ReadError> {
-        let begun = Instant::now();
-        tokio::pin!(giving);
-        loop {
-            tokio::select! {
-                // A slow reader can spend hours on what is at hand.
-                biased;
-                () = sleep_until(*checked + CHECK_INTERVAL) => {
-                    if !self.index.is_live(key).await? {
-                        return Err(ReadError::Deleted);
-                    }
-                    *checked = Instant::now();
-                    if begun.elapsed() > STALLED_MAX {
-                        return Err(ReadError::HungUp);
-                    }
+        give_while(|| self.index.is_live(key), checked, giving).await
+    }
+}
+
+/// Waits until a piece is taken, and asks each second whether it still may be. Ends the reading of what may not be read any more, and
+/// one whose reader takes nothing.
+pub(crate) async fn give_while<Asked>(
+    may_be_read: impl Fn() -> Asked,
+    checked: &mut Instant,
+    giving: impl Future<Output = Result<(), ReadError>>,
+) -> Result<(), ReadError>
+where
+    Asked: Future<Output = Result<bool, IndexError>>,
+{
+    let begun = Instant::now();
+    tokio::pin!(giving);
+    loop {
+        tokio::select! {
+            // A slow reader can spend hours on what is at hand.
+            biased;
+            () = sleep_until(*checked + CHECK_INTERVAL) => {
+                if !may_be_read().await? {
+                    return Err(ReadError::Deleted);
                 }
-                given = &mut giving => return given,
+                *checked = Instant::now();
+                if begun.elapsed() > STALLED_MAX {
+                    return Err(ReadError::HungUp);
+                }
             }
+            given = &mut giving => return given,
         }
     }
 }

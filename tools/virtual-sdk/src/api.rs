@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use reqwest::header::ACCEPT;
+use reqwest::header::{ACCEPT, RANGE};
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use schemas::http::{
-    DeletionAccepted, DeletionItem, DeletionRequest, KeyCreated, KeyItem, KeyRequest, LinkCreated, LinkItem,
-    LinkRequest, OperatorDeletion, OperatorLink, OperatorPatch, Page, ReadItem, ReceiptItem, SessionItem, SessionState,
-    Usage, WorkspaceCreated, WorkspaceItem, WorkspacePatch, WorkspaceRequest,
+    DeletionAccepted, DeletionItem, DeletionRequest, ExportItem, ExportRequest, KeyCreated, KeyItem, KeyRequest,
+    LinkCreated, LinkItem, LinkRequest, OperatorDeletion, OperatorLink, OperatorPatch, Page, ReadItem, ReceiptItem,
+    SessionItem, SessionState, Usage, WorkspaceCreated, WorkspaceItem, WorkspacePatch, WorkspaceRequest,
 };
-use schemas::{ApiKeyId, DeletionId, LinkId, SessionId, WorkspaceId};
+use schemas::{ApiKeyId, DeletionId, ExportId, LinkId, SessionId, WorkspaceId};
 use serde::Serialize;
 
 use crate::call::{self, CallError};
@@ -222,6 +222,53 @@ impl Api {
             }
             query.cursor = page.next_cursor;
         }
+    }
+
+    /// An archive of a session, made while it is sent.
+    pub async fn export_session(&self, session: SessionId) -> Result<Bytes, CallError> {
+        const CALL: &str = "export session";
+        let request = self.call(Method::GET, &format!("/v1/sessions/{session}/export"));
+        call::bytes(CALL, self.take(CALL, StatusCode::OK, request).await?).await
+    }
+
+    /// Asks for an archive that is kept.
+    pub async fn ask_export(&self, request: &ExportRequest) -> Result<ExportItem, CallError> {
+        const CALL: &str = "ask for export";
+        let request = self.call(Method::POST, "/v1/exports").json(request);
+        call::json(CALL, self.take(CALL, StatusCode::ACCEPTED, request).await?).await
+    }
+
+    /// How far an export is.
+    pub async fn export(&self, export: ExportId) -> Result<ExportItem, CallError> {
+        const CALL: &str = "get export";
+        let request = self.call(Method::GET, &format!("/v1/exports/{export}"));
+        call::json(CALL, self.take(CALL, StatusCode::OK, request).await?).await
+    }
+
+    /// The newest exports.
+    pub async fn exports(&self) -> Result<Page<ExportItem>, CallError> {
+        const CALL: &str = "list exports";
+        let request = self.call(Method::GET, "/v1/exports");
+        call::json(CALL, self.take(CALL, StatusCode::OK, request).await?).await
+    }
+
+    /// Ends an export.
+    pub async fn end_export(&self, export: ExportId) -> Result<(), CallError> {
+        const CALL: &str = "end export";
+        let request = self.call(Method::DELETE, &format!("/v1/exports/{export}"));
+        self.take(CALL, StatusCode::NO_CONTENT, request).await.map(drop)
+    }
+
+    /// An export's archive, or these bytes of it.
+    pub async fn archive(&self, export: ExportId, range: Option<(u64, u64)>) -> Result<Bytes, CallError> {
+        const CALL: &str = "fetch archive";
+        let mut request = self.call(Method::GET, &format!("/v1/exports/{export}/archive"));
+        let mut status = StatusCode::OK;
+        if let Some((first, last)) = range {
+            request = request.header(RANGE, format!("bytes={first}-{last}"));
+            status = StatusCode::PARTIAL_CONTENT;
+        }
+        call::bytes(CALL, self.take(CALL, status, request).await?).await
     }
 
     /// Deletes a session.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use reqwest::header::{HeaderMap, RETRY_AFTER};
 use reqwest::{Client, Response, StatusCode};
 use schemas::ErrorCode;
@@ -171,6 +172,11 @@ pub(crate) async fn expect(
         |problem| (problem.code, problem.detail),
     );
     Err(CallError::Refused { call, refused: Refused { status: status.as_u16(), code, detail, retry_after } })
+}
+
+/// The answer's body. One that is cut off is an error.
+pub(crate) async fn bytes(call: &'static str, response: Response) -> Result<Bytes, CallError> {
+    response.bytes().await.map_err(|error| CallError::transport(call, error))
 }
 
 /// The answer's body as JSON.

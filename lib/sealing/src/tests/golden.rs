@@ -6,6 +6,7 @@
 
 mod appended;
 mod copies;
+mod exports;
 mod notes;
 mod v1;
 mod versions;
@@ -26,6 +27,7 @@ use super::reader::{self, FooterAt, Keys};
 use super::samples;
 use crate::Key;
 use crate::keyring::{KeyVersion, Owner, Roots};
+use crate::objects::{PartOf, open_export};
 use crate::transport::{EpochId, EpochKeys};
 use crate::wrapping::{self, Wrapped};
 
@@ -52,6 +54,7 @@ fn folders() -> &'static BTreeMap<String, Folder> {
             make(&root().join(appended::FOLDER), appended::files);
             make(&root().join(copies::FOLDER), copies::files);
             make(&root().join(notes::FOLDER), notes::files);
+            make(&root().join(exports::FOLDER), exports::files);
         }
         let folder = |path: PathBuf| {
             let name = path.file_name().unwrap().to_str().unwrap().to_owned();
@@ -347,6 +350,12 @@ fn decode(keys: &Keys, known: &Value, bytes: &[u8]) -> Value {
             let (version, entry) = reader::journal(keys, id, bytes).unwrap();
             journal_json(version, &entry)
         }
+        Some(ObjectKey::Export { workspace, export, id }) => {
+            let key_of = SessionKey { workspace, session: known["key_of"].as_str().unwrap().parse().unwrap() };
+            let of = PartOf { workspace, export, object: id };
+            let part = open_export(&keys.sessions[&key_of], &of, bytes).unwrap();
+            json!({ "part_bytes": part.len(), "part_sha256": hex(&Sha256::digest(&part)) })
+        }
         None if known["record_key"].is_string() => {
             record_json(bytes, &reader::record(keys, &unhex(&known["record_key"]), bytes).unwrap())
         }
@@ -369,7 +378,7 @@ fn decode(keys: &Keys, known: &Value, bytes: &[u8]) -> Value {
     whole.insert("bytes".into(), bytes.len().into());
     let beforehand: &[&str] = match known["format"].as_str() {
         Some("wrapped key") => &["format", "key_version", "workspace", "session"],
-        _ => &["format", "object_key", "record_key"],
+        _ => &["format", "object_key", "record_key", "key_of"],
     };
     for name in beforehand {
         whole.extend(known.get(name).map(|value| ((*name).to_owned(), value.clone())));

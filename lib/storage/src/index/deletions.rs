@@ -15,6 +15,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row as _};
 use uuid::Uuid;
 
+use super::exports::end_exports_of;
 use super::links::ReferenceFilter;
 use super::sessions::{filter_may_contain, filter_of, lock_sessions};
 use super::{Index, IndexError, failed, key_arrays, object_columns, object_key, outbox, session_key, signed, unsigned};
@@ -460,7 +461,9 @@ impl Index {
                  (select count(*) from object o where o.kind = 1 and o.workspace_id = d.workspace_id
                      and o.session_id = d.session_id)
                  + (select count(*) from object o where o.kind = 2 and o.session_id is not null
-                     and o.workspace_id = d.workspace_id and o.session_id = d.session_id) as objects_left
+                     and o.workspace_id = d.workspace_id and o.session_id = d.session_id) as objects_left,
+                 (select count(*) from export_session e where e.workspace_id = d.workspace_id
+                     and e.session_id = d.session_id) as exports_left
              from deletion_session d where d.erased_at is null
                  and ($2::uuid is null or (d.deletion_id, d.session_id) > ($2, $3))
              order by d.deletion_id, d.session_id limit $1",
@@ -484,6 +487,7 @@ impl Index {
                     blockers_noted: row.get("blockers_noted"),
                     blockers_left: unsigned(row.get("blockers_left")),
                     objects_left: unsigned(row.get("objects_left")),
+                    exports_left: unsigned(row.get("exports_left")),
                 },
             })
             .collect())
@@ -1075,6 +1079,7 @@ async fn add_to_deletion(
     .execute(&mut *tx)
     .await
     .map_err(failed("tombstone sessions"))?;
+    end_exports_of(tx, workspace, &sessions).await?;
     let now = now_ms();
     let told: Vec<_> = keys.iter().map(|key| outbox::telling(&Entry::deletion(*key, now))).collect();
     outbox::insert(tx, &told).await?;

@@ -56,7 +56,10 @@ impl Index {
             "select d.session_id, d.entry_id is not null as is_journalled, d.unreadable_at, d.shredded_at, d.erased_at, d.objects, d.bytes,
                  d.shared_objects, coalesce(s.state = $4 and s.urls = '{}', false) as is_erased,
                  (select count(*) from object o where (o.kind = 1 or (o.kind = 2 and o.session_id is not null))
-                     and o.workspace_id = d.workspace_id and o.session_id = d.session_id) as rows_left
+                     and o.workspace_id = d.workspace_id and o.session_id = d.session_id)
+                 -- An archive that has some of it is as much.
+                 + (select count(*) from export_session e
+                     where e.workspace_id = d.workspace_id and e.session_id = d.session_id) as rows_left
              from deletion_session d left join session s on s.workspace_id = d.workspace_id and s.id = d.session_id
              where d.deletion_id = $1 and ($2::uuid is null or d.session_id > $2) order by d.session_id limit $3",
         )
@@ -188,7 +191,7 @@ impl Index {
     }
 }
 
-fn receipt_item(row: &sqlx::postgres::PgRow) -> ReceiptItem {
+pub(super) fn receipt_item(row: &sqlx::postgres::PgRow) -> ReceiptItem {
     ReceiptItem {
         deletion_id: DeletionId(row.get("deletion_id")),
         part: row.get::<i32, _>("part").unsigned_abs(),

@@ -80,6 +80,17 @@ impl Index {
     ) -> Result<Vec<Row<ObjectKey>>, IndexError> {
         let (partition, id) = after.map_or((-1, Uuid::nil()), |key| (key.partition().unwrap_or(-1), key.id().0));
         let query = match section {
+            Section::Exports => {
+                let (workspace, export) = match after {
+                    Some(ObjectKey::Export { workspace, export, .. }) => (workspace.0, export.0),
+                    _ => (Uuid::nil(), Uuid::nil()),
+                };
+                sqlx::query(rows_page!("3", "workspace_id, export_id, id", "($2, $3, $4)"))
+                    .bind(limit)
+                    .bind(workspace)
+                    .bind(export)
+                    .bind(id)
+            }
             Section::Quarantine => {
                 sqlx::query(rows_page!("2", "partition, id", "($2, $3)")).bind(limit).bind(partition).bind(id)
             }

@@ -112,6 +112,9 @@ impl Index {
     pub async fn forget_workspace(&self, workspace: WorkspaceId, limit: i64) -> Result<bool, IndexError> {
         let mut left = 0;
         for statement in [
+            // What is not gone yet is over, see `expire_exports`, and stays until it is.
+            "delete from export where id in (
+                 select id from export where workspace_id = $1 and gone_at is not null and shredded_at is not null limit $2)",
             "delete from link where workspace_id = $1 and id in (select id from link where workspace_id = $1 limit $2)",
             "delete from api_key where id in (select id from api_key where workspace_id = $1 limit $2)",
             "delete from decline_count where workspace_id = $1 and hour in

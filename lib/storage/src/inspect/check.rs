@@ -7,7 +7,7 @@ use schemas::codec::{self, FormatError};
 use schemas::object::PREAMBLE_BYTES;
 use schemas::paths::ObjectKey;
 use schemas::{BatchFacts, SessionKey, session_object, shared_object, stream_note};
-use sealing::objects::{OpenError, chunk_opener, frame_at, session_opener};
+use sealing::objects::{EXPORT_FRAME_BYTES, OpenError, chunk_opener, frame_at, session_opener};
 
 use super::{Content, Held, Note, Outline, Place, Problem, Verified};
 
@@ -31,6 +31,8 @@ pub fn check(outline: &Outline, body: &[u8], content: &Content, keys: &BTreeMap<
         }
         // It is one frame, and opening it was all.
         Content::Journal(_) => verified.frames = 1,
+        // They were opened to come by it.
+        Content::Export(bytes) => verified.frames = bytes.div_ceil(EXPORT_FRAME_BYTES as u64),
     }
     verified
 }

@@ -38,7 +38,7 @@ pub fn write_events(
     let footer = match content {
         Content::Shared(footer) => Footer::Shared(Arc::new(footer.clone())),
         Content::Session(footer) if footer.key == *session => Footer::Session(Arc::new(footer.clone())),
-        Content::Session(_) | Content::Journal(_) => return Ok(0),
+        Content::Session(_) | Content::Journal(_) | Content::Export(_) => return Ok(0),
     };
     let sources = [Source { key: object, footer, body: Some(body.clone()) }];
     let (plan, _) = plan(session, &sources);

@@ -19,6 +19,7 @@ pub(super) fn object(outline: &Outline, content: Result<&Content, &str>) -> Valu
         (Some(ObjectKind::Shared), _) => Some("shared object"),
         (Some(ObjectKind::Session), _) => Some("session object"),
         (Some(ObjectKind::Journal), _) => Some("entry of the journal"),
+        (Some(ObjectKind::Export), _) => Some("part of an export"),
         (None, _) => None,
     };
     let mut described = json!({
@@ -34,6 +35,7 @@ pub(super) fn object(outline: &Outline, content: Result<&Content, &str>) -> Valu
         Ok(Content::Shared(footer)) => described["shared"] = shared(footer),
         Ok(Content::Session(footer)) => described["session"] = session(footer),
         Ok(Content::Journal(entry)) => described["entry"] = journal(entry),
+        Ok(Content::Export(bytes)) => described["archive_bytes"] = json!(bytes),
         Err(why) => described["not_opened"] = json!(why),
     }
     described

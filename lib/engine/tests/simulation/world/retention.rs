@@ -374,6 +374,7 @@ impl World {
             blockers_noted: row.blockers.is_some(),
             blockers_left: if ignores_blockers { 0 } else { blockers_left },
             objects_left,
+            exports_left: 0,
         }
     }
 

@@ -22,6 +22,7 @@ fn formats() -> Vec<Format> {
         ObjectKind::Shared => "shared and quarantine object",
         ObjectKind::Session => "session object",
         ObjectKind::Journal => "entry of the journal",
+        ObjectKind::Export => "part of an export",
     };
     let of_object = |kind: ObjectKind| Format {
         name: named(kind),
