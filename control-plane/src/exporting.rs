@@ -6,10 +6,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use schemas::SessionKey;
 use schemas::limits::MIB;
 use service_kit::shutdown::Shutdown;
 use service_kit::telemetry::chain;
-use storage::exports::{ExportError, Kept, Maker};
+use storage::exports::{ExportError, Kept, Maker, Written};
 use storage::index::exports::Building;
 use storage::reading::Opened;
 use tokio::sync::Notify;
@@ -77,7 +78,7 @@ impl Making {
     }
 
     async fn make(&self, building: Building) {
-        let id = building.id;
+        let (workspace, id) = (building.workspace, building.id);
         let outcome = match self.slice(building).await {
             Ok(Slice::Whole) => "whole",
             Ok(Slice::GoesOn) => {
@@ -88,12 +89,36 @@ impl Making {
                 "goes_on"
             }
             Err(ExportError::Over) => "over",
+            Err(ExportError::Shredded) => {
+                if let Err(error) = self.state.index.end_export(workspace, id).await {
+                    tracing::warn!(export = %id, error = %chain(&error), "end export whose key was destroyed; trying again");
+                }
+                "over"
+            }
             Err(error) => {
                 tracing::warn!(export = %id, error = %chain(&error), "make archive; what stands of it stays, and it is gone on with");
                 "failed"
             }
         };
         ::metrics::counter!(metrics::EXPORTS, "outcome" => outcome).increment(1);
+    }
+
+    /// Writes a session, as far as it can be read.
+    async fn write(&self, maker: &mut Maker<Kept>, key: &SessionKey) -> Result<Written, ExportError> {
+        let state = &self.state;
+        match state.reader.open(key, state.silence).await {
+            Ok(Opened::Session(session)) => {
+                let described = about(state, &session).await.map_err(|_| ExportError::Unavailable)?;
+                maker.session(&state.reader, &session, described).await
+            }
+            // One that was deleted since has ended the export with it.
+            Ok(Opened::Never | Opened::Deleted) => Err(ExportError::Over),
+            Err(error) if error.is_damage() => {
+                tracing::error!(session = %key.session, error = %chain(&error), "a session cannot be read; its export has nothing of it");
+                maker.damaged(key.session).await
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     async fn slice(&self, building: Building) -> Result<Slice, ExportError> {
@@ -123,12 +148,7 @@ impl Making {
                 return Ok(Slice::Whole);
             }
             for key in included {
-                // One that was deleted since has ended the export with it.
-                let Opened::Session(session) = state.reader.open(&key, state.silence).await? else {
-                    return Err(ExportError::Over);
-                };
-                let described = about(state, &session).await.map_err(|_| ExportError::Unavailable)?;
-                let written = maker.session(&state.reader, &session, described).await?;
+                let written = self.write(&mut maker, &key).await?;
                 maker.note(written);
                 after = Some(written.session);
                 let is_over = begun.elapsed() > SLICE || shutdown.has_begun();

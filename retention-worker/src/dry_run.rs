@@ -47,12 +47,18 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         writeln!(out, "{workspace} all of it ({sessions} sessions): closed, its time was over at {}", moment(*at))
             .context("write to standard output")?;
     }
+    let exports = index.due_exports(PAGE).await?;
+    for (export, workspace, at) in &exports {
+        writeln!(out, "{workspace} export {export}: its time was over at {}", moment(*at))
+            .context("write to standard output")?;
+    }
     out.flush().context("write to standard output")?;
     let rest = index.leaving_now().await?;
     eprintln!(
-        "{sessions} sessions of {workspaces} workspaces are past their windows, {} closed workspaces past their time; {} sessions and {} objects \
+        "{sessions} sessions of {workspaces} workspaces are past their windows, {} closed workspaces and {} exports past their time; {} sessions and {} objects \
          are on their way out already; nothing was changed",
         closed.len(),
+        exports.len(),
         rest.sessions,
         rest.objects
     );

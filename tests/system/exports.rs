@@ -114,8 +114,9 @@ pub(crate) async fn wait_ready(api: &Api, request: &ExportRequest) -> Result<Exp
     wait_state(api, asked.id, ExportState::Ready).await
 }
 
-async fn wait_state(api: &Api, id: ExportId, state: ExportState) -> Result<ExportItem> {
-    let seen = until(&format!("the export is {state:?}"), LATER, || async {
+pub(crate) async fn wait_state(api: &Api, id: ExportId, state: ExportState) -> Result<ExportItem> {
+    let what = format!("the export is {state:?}");
+    let seen = until(&what, LATER, || async {
         match api.export(id).await {
             Ok(item) if item.state == state => Seen::Done(item),
             Ok(item) => Seen::not_yet(format_args!("{item:?}")),
@@ -211,7 +212,7 @@ fn p16_an_archive_has_all_that_was_asked_for_and_can_be_checked() -> Result<()> 
 }
 
 /// Nothing of an export is left: in the bucket, whatever it keeps, and in the key store no key.
-async fn is_gone(system: &System<'_>, id: ExportId) -> Result<()> {
+pub(crate) async fn is_gone(system: &System<'_>, id: ExportId) -> Result<()> {
     let keeps = system.objects.keeps().await?;
     let left = system.objects.lying(&export_prefix(system.workspace, id), keeps).await?;
     ensure!(left.is_empty(), "{left:?} is left of export {id}");
@@ -241,14 +242,14 @@ fn r03_an_export_goes_with_its_sessions_and_with_its_time() -> Result<()> {
             wait_ready(api, &of_reference("b")).await?.id,
         );
         // Removing them would take a while, and a session that is erased meanwhile was called so too early.
-        system.take_down("retention-worker-1").await?;
+        system.take_down(&system.service("retention-worker", 1)).await?;
         let deletion = api.delete_session(sessions[0]).await?.deletion_id;
         system.ledger.forget(sessions[0]);
         for (id, status) in [(of_all, 410), (of_a, 410)] {
             ensure!(refused(api.archive(id, None).await) == Some(status), "an archive of a deleted session is given");
         }
         ensure!(!api.archive(of_b, None).await?.is_empty(), "an archive without the session is gone");
-        system.bring_back("retention-worker-1").await?;
+        system.bring_back(&system.service("retention-worker", 1)).await?;
         let erased = until("the session is erased", LATER, || async {
             let exported =
                 "select count(*) from export_session e join deletion_session d using (workspace_id, session_id)
@@ -295,8 +296,8 @@ fn r03_an_export_goes_with_its_sessions_and_with_its_time() -> Result<()> {
         for key in [old, young] {
             system.objects.put(&key, Bytes::from_static(b"stray"), &sha256(b"stray")).await?;
         }
-        system.take_down("retention-worker-1").await?;
-        system.bring_back("retention-worker-1").await?;
+        system.take_down(&system.service("retention-worker", 1)).await?;
+        system.bring_back(&system.service("retention-worker", 1)).await?;
         until("the old one is gone", LATER, || async {
             match system.objects.list("exports/").await {
                 Ok(left) if left == [Ok(young)] => Seen::Done(()),
@@ -329,8 +330,9 @@ fn an_archive_is_made_whoever_dies() -> Result<()> {
         }
         load::count_all(system, LATER).await?;
         let asked = api.ask_export(&of_reference("many")).await?;
-        let (supervisor, planes) = (&system.deployment.supervisor, ["control-plane-1", "control-plane-2"]);
-        let (mut stood, begun) = (0, Instant::now());
+        let (supervisor, planes) =
+            (&system.deployment.supervisor, [1, 2].map(|number| system.service("control-plane", number)));
+        let (mut stood, begun) = (0_i64, Instant::now());
         for round in 0.. {
             let included = "select count(*) from export_session where manifest_sha256 is null";
             let (is_ready, sessions) = until("somebody is in the middle of it", LATER, || async {
@@ -351,11 +353,11 @@ fn an_archive_is_made_whoever_dies() -> Result<()> {
                 break;
             }
             ensure!(begun.elapsed() < LATER, "it is not made: {sessions} sessions stand");
-            for plane in planes {
+            for plane in &planes {
                 // By force nothing of what was begun stands, and a lease has to run out.
                 if round % 4 == 1 { supervisor.kill(plane).await? } else { supervisor.terminate(plane).await? }
             }
-            for plane in planes {
+            for plane in &planes {
                 supervisor.wait_ready(plane, SOON).await?;
             }
         }

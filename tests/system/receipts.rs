@@ -149,7 +149,7 @@ fn r10_each_deleted_session_stands_in_one_receipt_that_anybody_can_check() -> Re
 }
 
 /// The deletion that a session stands in, once it does.
-async fn wait_deletion_of(system: &System<'_>, session: SessionId) -> Result<DeletionId> {
+pub(crate) async fn wait_deletion_of(system: &System<'_>, session: SessionId) -> Result<DeletionId> {
     until("the session stands in a deletion", LATER, || async {
         let found: Result<Option<Uuid>, _> =
             sqlx::query_scalar("select deletion_id from deletion_session where session_id = $1")

@@ -5,15 +5,16 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use devstack::{DeploymentOptions, postgres_program};
-use schemas::http::StoredAs;
+use schemas::http::{ExportRequest, ExportState, StoredAs};
 use schemas::plan::Plan;
 use storage::keystore::KeyRow;
 use virtual_sdk::{Encoding, Form, Sdk, Seen, Session, until};
 
 use crate::deletion::{is_absent, is_deleted};
+use crate::exports::{is_gone, wait_ready, wait_state};
 use crate::harness::{LATER, SOON, System, run, wait_for_metric};
 use crate::load::{self, small_batch};
-use crate::receipts::{quick, wait_receipt};
+use crate::receipts::{quick, wait_deletion_of, wait_receipt};
 
 /// What is said once a backup was found.
 const RESTORED: &str = "is one of a backup";
@@ -79,7 +80,7 @@ fn a_restored_backup_brings_nobody_back() -> Result<()> {
         let batch = small_batch(coming.id, 0, 0, true, 500)?;
         load::send(system, &sdk, &coming, &batch, Form::Lines, Encoding::Zstd).await?;
         system.ledger.forget(coming.id);
-        deletions.push(system.api.delete_reference("on its way").await?.deletion_id);
+        system.api.delete_reference("on its way").await?;
 
         for kind in ["control-plane", "compactor", "retention-worker"] {
             system.take_down(&system.service(kind, 1)).await?;
@@ -110,6 +111,8 @@ fn a_restored_backup_brings_nobody_back() -> Result<()> {
             }
         })
         .await?;
+        // When all was verified before it came, it has a deletion of its own.
+        deletions.push(wait_deletion_of(system, coming.id).await?);
         for deletion in deletions {
             let receipt = wait_receipt(system, &system.api, deletion).await?;
             ensure!(receipt.sessions == 1, "{receipt:?}");
@@ -128,22 +131,31 @@ async fn is_known(system: &System<'_>, session: &Session) -> Result<bool> {
 }
 
 /// Goal: a key store that alone is restored to before a deletion loses the keys again, while everything runs. Method: its schema is
-/// dumped before and put back after.
+/// dumped before and put back after. An export that was ended between loses its key again too.
 #[test]
 fn a_key_store_of_a_backup_loses_its_keys_again() -> Result<()> {
     let tolerated = [RESTORED, "part is down", "pass failed", "trying again"];
     run(quick("keysrestored"), &tolerated, async |system| {
         let sdk = system.sdk(1)?;
         let session = stored(system, &sdk, "goes").await?;
+        let ended = wait_ready(&system.api, &ExportRequest { workspace: true, ..ExportRequest::default() }).await?.id;
         let dump = tempfile::NamedTempFile::new()?;
         pg("pg_dump", system, &["--schema", "keystore", "--format", "custom", "--file"], dump.path())?;
         system.ledger.forget(session.id);
         let deletion = system.api.delete_session(session.id).await?.deletion_id;
         load::wait_erased(&system.api, deletion).await?;
         ensure!(!is_known(system, &session).await?, "its key was not destroyed");
+        wait_state(&system.api, ended, ExportState::Gone).await?;
         pg("pg_restore", system, &["--clean", "--if-exists", "--single-transaction"], dump.path())?;
         wait_for_metric(system, "retention-worker", "retention_shredded_again_total 1").await?;
         ensure!(!is_known(system, &session).await?, "its key is there again");
+        until("the export's key is destroyed once more", SOON, || async {
+            match is_gone(system, ended).await {
+                Ok(()) => Seen::Done(()),
+                Err(error) => Seen::not_yet(error),
+            }
+        })
+        .await?;
         wait_receipt(system, &system.api, deletion).await.map(drop)
     })
 }

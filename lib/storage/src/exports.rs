@@ -45,6 +45,9 @@ const LISTED_AT_ONCE: i64 = 1_000;
 /// Why an archive is not made.
 #[derive(Debug, Error)]
 pub enum ExportError {
+    /// The export's key was destroyed: it is over, whatever its row says. An index of a backup has it as it was.
+    #[error("key of the export was destroyed")]
+    Shredded,
     /// The export is over, or another makes it by now.
     #[error("export is over, or another makes it")]
     Over,
@@ -207,11 +210,20 @@ impl<S: Sink> Maker<S> {
             files.manifest.damaged = true;
         }
         let written = move |archive: &mut Archive| {
-            let path = format!("{}{}", files.folder, export::MANIFEST);
-            let manifest_sha256 = archive.file(&path, &json(&files.manifest));
+            let manifest_sha256 = archive.file(&session_manifest(id), &json(&files.manifest));
             (Written { session: id, events: files.manifest.events, manifest_sha256 }, archive.take())
         };
         self.work(written).await
+    }
+
+    /// Writes of a session that it cannot be read at all.
+    pub async fn damaged(&mut self, session: SessionId) -> Result<Written, S::Error> {
+        let manifest = SessionManifest { session, files: Vec::new(), events: 0, damaged: true };
+        self.work(move |archive| {
+            let manifest_sha256 = archive.file(&session_manifest(session), &json(&manifest));
+            (Written { session, events: 0, manifest_sha256 }, archive.take())
+        })
+        .await
     }
 
     async fn cut(&mut self, mut files: Files) -> Result<Files, S::Error> {
@@ -298,7 +310,7 @@ impl Kept {
         let of_export = SessionKey::of_export(self.building.workspace, self.building.id);
         let key = match self.keys.obtain(&[of_export]).await?.0.remove(&of_export) {
             Some(DataKey::Known(key)) => key,
-            Some(DataKey::Shredded) => return Err(ExportError::Over),
+            Some(DataKey::Shredded) => return Err(ExportError::Shredded),
             Some(DataKey::Closed(_)) => return Err(KeyError::NotUnwrapped(of_export.session).into()),
             None => return Err(KeyError::Missing(of_export.session).into()),
         };

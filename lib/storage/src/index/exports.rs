@@ -140,7 +140,7 @@ macro_rules! in_scope {
     () => {
         " from workspace w join session s on s.workspace_id = w.id where w.id = $1 and s.state = 0
              and ($2::uuid is null or s.id = $2) and ($3::uuid[] is null or s.link_id = any($3))
-             and ($2::uuid is not null or $3::uuid[] is not null or s.started_at + clairvio.kept_for(w) > $4) "
+             and ($2::uuid is not null or $3::uuid[] is not null or s.started_at > $4 - clairvio.kept_for(w)) "
     };
 }
 
@@ -354,6 +354,10 @@ impl Index {
     /// Counts the sessions of an export, and those of the workspace that it leaves out.
     pub async fn count_exported(&self, building: &Building) -> Result<(), IndexError> {
         let (session, links) = building.wanted.columns();
+        let expires_at = self.export_expires_at(building.id).await?;
+        // Of millions of sessions it takes a while.
+        let begin = "begin; set local statement_timeout = '10min'";
+        let mut tx = self.pool.begin_with(begin).await.map_err(failed("begin counting"))?;
         sqlx::query(concat!(
             "update export e set (sessions_total, sessions_left_out) = (
                  select total.sessions, case when $2::uuid is null and $3::uuid[] is null then (
@@ -365,12 +369,12 @@ impl Index {
         .bind(building.workspace.0)
         .bind(session)
         .bind(links)
-        .bind(self.export_expires_at(building.id).await?)
+        .bind(expires_at)
         .bind(building.id.0)
-        .execute(&self.pool)
+        .execute(&mut *tx)
         .await
-        .map(drop)
-        .map_err(failed("count sessions to export"))
+        .map_err(failed("count sessions to export"))?;
+        tx.commit().await.map_err(failed("commit counting"))
     }
 
     async fn export_expires_at(&self, id: ExportId) -> Result<OffsetDateTime, IndexError> {
@@ -605,6 +609,20 @@ impl Index {
             bytes: unsigned(row.get("bytes")),
         };
         Ok(Some(rows.iter().map(part).collect()))
+    }
+
+    /// Exports that nobody has ended and whose time is over, `limit` at most: which, whose, and since when.
+    pub async fn due_exports(&self, limit: i64) -> Result<Vec<(ExportId, WorkspaceId, OffsetDateTime)>, IndexError> {
+        let rows = sqlx::query(
+            "select id, workspace_id, expires_at from export where ended_at is null and expires_at <= clairvio.clock()
+             order by expires_at limit $1",
+        )
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(failed("list exports whose time is over"))?;
+        let due = |row: &PgRow| (ExportId(row.get("id")), WorkspaceId(row.get("workspace_id")), row.get("expires_at"));
+        Ok(rows.iter().map(due).collect())
     }
 
     /// Ends exports whose time is over, `limit` at most, and those of workspaces that are gone or closed for good.
