@@ -48,6 +48,8 @@ pub struct Config {
     pub condemned_grace: Duration,
     /// A staged object of this age is given up.
     pub staged_stale: Duration,
+    /// Objects that are removed a second at most; 0 for as many as S3 takes.
+    pub deleted_per_s_max: u64,
     /// How long any process keeps an unwrapped key.
     pub key_cache: Duration,
     /// How long the log keeps records.
@@ -74,7 +76,15 @@ const STAGED_STALE_MS: Knob = Knob {
     default: Some("900000"),
     secret: false,
 };
-
+const DELETED_PER_S_MAX: Knob = Knob {
+    name: "CLAIRVIO_DELETED_OBJECTS_PER_S_MAX",
+    doc: "So many objects and versions one worker deletes from S3 at most, so that a large deletion does not take what others need: S3 \
+          itself takes some 3,500 requests a second below one prefix, and each deleted key is one. Nothing else of a deletion waits for \
+          it. 0 is no bound.",
+    unit: "objects a second",
+    default: Some("1000"),
+    secret: false,
+};
 const LOG_RETENTION_HOURS: Knob = Knob {
     name: "CLAIRVIO_LOG_RETENTION_HOURS",
     doc: "How long the topic of events keeps records, as `clairvio topics` made it: receipts name until when the log holds some.",
@@ -113,6 +123,7 @@ impl Config {
             pass_interval: ages::pass_interval(env),
             condemned_grace: env.millis(&CONDEMNED_GRACE_MS),
             staged_stale: env.millis(&STAGED_STALE_MS),
+            deleted_per_s_max: env.number(&DELETED_PER_S_MAX, 0),
             key_cache: key_cache(env),
             log_retention: Duration::from_secs(env.number(&LOG_RETENTION_HOURS, 1).saturating_mul(3_600)),
             backups: ages::backups(env),

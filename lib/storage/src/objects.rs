@@ -2,6 +2,8 @@
 
 mod pages;
 mod remains;
+#[cfg(test)]
+mod stub;
 mod upload;
 
 use std::sync::Arc;
@@ -39,7 +41,7 @@ use thiserror::Error;
 use crate::index::{FooterAt, Uploaded};
 
 pub use pages::{Listed, ListedTo, Page};
-pub use remains::{Absent, Keeps, Looked, Lying, OpenUpload};
+pub use remains::{Absent, Keeps, Left, Looked, Lying, OpenUpload};
 pub use upload::{Put, Upload};
 
 /// Keys in one request to delete; S3's own bound.
