@@ -34,7 +34,7 @@ use uuid::Uuid;
 use crate::cleaning::Cleaning;
 use crate::reconciling::Reconciling;
 use crate::withdrawals::Withdrawals;
-use crate::{Config, metrics};
+use crate::{Config, lifecycle, metrics};
 
 /// Rows of one transaction, objects of one request.
 const BATCH: i64 = DELETE_KEYS_MAX as i64;
@@ -137,7 +137,10 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
     let Some(keeps) = retry::until_ok("ask what the bucket keeps", &s3, &shutdown, || objects.keeps()).await else {
         return Ok(());
     };
-    if !keeps.uploads {
+    if config.lifecycle_days > 0 {
+        let days = lifecycle::days(config.lifecycle_days, put_horizon);
+        tokio::spawn(lifecycle::keep(objects.clone(), keeps, days, shutdown.clone()));
+    } else if !keeps.uploads {
         tracing::warn!(
             "the bucket's server lists no uploads: parts of those that nobody ended stay until it removes them"
         );

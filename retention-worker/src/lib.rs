@@ -10,6 +10,7 @@
 mod cleaning;
 mod driver;
 pub mod dry_run;
+mod lifecycle;
 mod metrics;
 mod reconciling;
 mod withdrawals;
@@ -50,6 +51,8 @@ pub struct Config {
     pub staged_stale: Duration,
     /// Objects that are removed a second at most; 0 for as many as S3 takes.
     pub deleted_per_s_max: u64,
+    /// After how many days the bucket's own rules remove what workers did not; 0 for no rules of ours.
+    pub lifecycle_days: u64,
     /// How long any process keeps an unwrapped key.
     pub key_cache: Duration,
     /// How long the log keeps records.
@@ -85,6 +88,15 @@ const DELETED_PER_S_MAX: Knob = Knob {
     default: Some("1000"),
     secret: false,
 };
+const LIFECYCLE_DAYS: Knob = Knob {
+    name: "CLAIRVIO_LIFECYCLE_DAYS",
+    doc: "After how many days lifecycle rules of the bucket, which the worker makes sure of, end uploads that nobody ended and remove old \
+          versions and delete markers: below what it stores, and nothing that readers see. 0 leaves the bucket's rules alone.",
+    unit: "days",
+    default: Some("7"),
+    secret: false,
+};
+
 const LOG_RETENTION_HOURS: Knob = Knob {
     name: "CLAIRVIO_LOG_RETENTION_HOURS",
     doc: "How long the topic of events keeps records, as `clairvio topics` made it: receipts name until when the log holds some.",
@@ -124,6 +136,7 @@ impl Config {
             condemned_grace: env.millis(&CONDEMNED_GRACE_MS),
             staged_stale: env.millis(&STAGED_STALE_MS),
             deleted_per_s_max: env.number(&DELETED_PER_S_MAX, 0),
+            lifecycle_days: env.number(&LIFECYCLE_DAYS, 0),
             key_cache: key_cache(env),
             log_retention: Duration::from_secs(env.number(&LOG_RETENTION_HOURS, 1).saturating_mul(3_600)),
             backups: ages::backups(env),
