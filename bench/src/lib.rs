@@ -10,6 +10,7 @@
 
 pub mod batcher;
 pub mod compactor;
+pub mod deletion;
 mod figures;
 mod freshness;
 mod hour;

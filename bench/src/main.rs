@@ -55,6 +55,18 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
     },
+    /// How fast what must go goes: many sessions past their window at once, some by hand; what that costs the index and ingest.
+    ///
+    /// Starts a private stack and fills its index and bucket. Exits with 1 when anything is left of what had to go, anything is missing
+    /// of what had to stay, or a receipt does not verify.
+    #[command(after_help = DELETION_EXAMPLES)]
+    Deletion {
+        #[command(flatten)]
+        options: bench::deletion::Options,
+        /// Where the report goes, as JSON. [default: standard output]
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
     /// What checking consent costs: tokens verified per second, a million ended sessions in memory, the spread of a withdrawal.
     ///
     /// Starts a private stack with several edges. Exits with 1 when memory or spread are beyond the design's bounds.
@@ -108,6 +120,12 @@ Examples:
   bench compactor --megabytes 60 --giant-megabytes 60       a look, in a minute or two
   bench compactor --megabytes 400 --giant-megabytes 1000    the two cases that the design bounds";
 
+const DELETION_EXAMPLES: &str = "\
+Examples:
+  bench deletion --sessions 10000 --objects 1000 --rows 100000 --by-hand 10 --load-seconds 10    a look, in a minute
+  bench deletion --objects-per-second 1000    at the pace that workers have by default
+  bench deletion --workers 2 --out deletion.json";
+
 const BATCHER_EXAMPLES: &str = "\
 Examples:
   bench batcher --megabytes 60 --sessions 100 --rounds 1    a look, in a minute
@@ -142,6 +160,11 @@ async fn run(command: Command) -> anyhow::Result<Verdict> {
         }
         Command::Compactor { options, out } => {
             let report = until_interrupted(compactor_in_private(&options)).await?;
+            write(&report, out.as_deref())?;
+            Ok(report.verdict)
+        }
+        Command::Deletion { options, out } => {
+            let report = until_interrupted(deletion_in_private(&options)).await?;
             write(&report, out.as_deref())?;
             Ok(report.verdict)
         }
@@ -206,6 +229,13 @@ async fn reading_in_private(options: &bench::reading::Options) -> anyhow::Result
 async fn compactor_in_private(options: &bench::compactor::Options) -> anyhow::Result<bench::compactor::Report> {
     let private = PrivateStack::start("bench").await?;
     let report = bench::compactor::run(private.stack(), options).await;
+    private.stop().await?;
+    report
+}
+
+async fn deletion_in_private(options: &bench::deletion::Options) -> anyhow::Result<bench::deletion::Report> {
+    let private = PrivateStack::start("bench").await?;
+    let report = bench::deletion::run(private.stack(), options).await;
     private.stop().await?;
     report
 }

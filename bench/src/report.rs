@@ -22,18 +22,19 @@ pub enum Verdict {
     Failed,
 }
 
+/// Of what was measured.
 #[derive(Debug, Clone, Copy, Serialize)]
-struct Quantiles {
-    count: u64,
-    p50: f64,
-    p99: f64,
-    p999: f64,
-    max: f64,
+pub(crate) struct Quantiles {
+    pub(crate) count: u64,
+    pub(crate) p50: f64,
+    pub(crate) p99: f64,
+    pub(crate) p999: f64,
+    pub(crate) max: f64,
 }
 
 impl Quantiles {
     /// In the histogram's microseconds, divided by this.
-    fn of(histogram: &Histogram<u64>, divisor: f64) -> Self {
+    pub(crate) fn of(histogram: &Histogram<u64>, divisor: f64) -> Self {
         let quantile = |quantile| millis(histogram, quantile) / divisor;
         Self {
             count: histogram.len(),

@@ -1,38 +1,41 @@
 //! The worker's loop.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use engine::pace::Pace;
 use engine::receipt::Residuals;
 use engine::retention::{Step, next_step};
 use engine::token::Signing;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use schemas::control::{Entry, News};
-use schemas::paths::{self, ObjectKey};
+use schemas::paths::ObjectKey;
 use schemas::{ObjectId, SessionKey};
 use service_kit::kafka::control::{self, Publisher};
 use service_kit::keys::receipts::ReceiptKeys;
 use service_kit::keys::{self, Watched};
+use service_kit::passes::{self, Next};
+use service_kit::retry;
 use service_kit::service::Surroundings;
 use service_kit::telemetry::chain;
-use service_kit::{passes, retry};
 use storage::index::deletions::{Leaving, Removable};
 use storage::index::{Index, outbox};
 use storage::journal::{Journal, Replayed};
 use storage::keystore::KeyStore;
-use storage::objects::{DELETE_KEYS_MAX, Keeps, Looked, Lying, Objects, OpenUpload};
+use storage::objects::{DELETE_KEYS_MAX, Keeps, Left, Looked, Lying, Objects, OpenUpload};
 use storage::receipts::{ReceiptError, Receipts};
 use storage::reconciling::Reconciler;
 use storage::session_keys::StorageKeys;
 use storage::{Schema, Stores};
+use uuid::Uuid;
 
 use crate::cleaning::Cleaning;
 use crate::exports::{Exports, STRAY_INTERVAL};
 use crate::reconciling::Reconciling;
 use crate::withdrawals::Withdrawals;
-use crate::{Config, metrics};
+use crate::{Config, lifecycle, metrics};
 
 /// Rows of one transaction, objects of one request.
 const BATCH: i64 = DELETE_KEYS_MAX as i64;
@@ -80,6 +83,10 @@ struct Worker {
     keeps: Keeps,
     /// An upload cannot land later than this after its row was staged.
     put_horizon: Duration,
+    /// How fast objects are removed,
+    pace: Pace,
+    /// by a clock that begins here.
+    begun: Instant,
     /// How far this round through the leaving sessions has come.
     led: Option<Leaving>,
     /// Looking for entries of the audit that are too old.
@@ -133,7 +140,10 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
     let Some(keeps) = retry::until_ok("ask what the bucket keeps", &s3, &shutdown, || objects.keeps()).await else {
         return Ok(());
     };
-    if !keeps.uploads {
+    if config.lifecycle_days > 0 {
+        let days = lifecycle::days(config.lifecycle_days, put_horizon);
+        tokio::spawn(lifecycle::keep(objects.clone(), keeps, days, shutdown.clone()));
+    } else if !keeps.uploads {
         tracing::warn!(
             "the bucket's server lists no uploads: parts of those that nobody ended stay until it removes them"
         );
@@ -169,6 +179,7 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
     let reconciler = Reconciler::new(index.clone(), objects.clone(), put_horizon);
     let reconciling = Reconciling::new(config.reconciling, config.s3.request_timeout, index.clone(), reconciler);
     tokio::spawn(reconciling.run(interval, shutdown.clone()));
+    let pace = Pace::new(config.deleted_per_s_max, Uuid::now_v7().as_u64_pair().1);
     let mut worker = Worker {
         receipts: Receipts::new(index.clone(), keystore.clone(), residuals),
         receipt_keys,
@@ -179,6 +190,8 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         objects,
         keeps,
         put_horizon,
+        pace,
+        begun: Instant::now(),
         led: None,
         old_reads: Seldom::every(AUDIT_INTERVAL),
         clock_is_wrong: false,
@@ -201,8 +214,8 @@ fn duration(of: Duration) -> time::Duration {
 }
 
 impl Worker {
-    /// One pass; whether a bound cut it short.
-    async fn pass(&mut self) -> anyhow::Result<bool> {
+    /// One pass; when the next follows, should a bound have cut this one short.
+    async fn pass(&mut self) -> anyhow::Result<Next> {
         // Before all else, and whatever else fails: nothing of a deletion is more urgent.
         let remembered = self.shred_again().await;
         let journalled = self.journal().await;
@@ -218,13 +231,15 @@ impl Worker {
         // One part of a round through all of them. A part that fails is taken up again.
         let leaving = self.index.leaving(self.led.as_ref(), BATCH).await?;
         ::metrics::gauge!(metrics::LEAVING).set(leaving.len() as f64);
-        let removable = self.index.removable(self.config.condemned_grace, BATCH).await?;
+        // What there is no room for yet waits for a later pass, and nothing else waits for it.
+        let room = self.pace.room(DELETE_KEYS_MAX, self.now_ms());
+        let removable = self.index.removable(self.config.condemned_grace, room as i64).await?;
         let verifiable = self.index.verifiable(self.put_horizon, BATCH).await?;
         if !(leaving.is_empty() && removable.is_empty() && verifiable.is_empty()) {
             // It may be switched on while we run, and then a deletion by key alone removes nothing.
             self.keeps.versions |= self.objects.keeps_versions().await?;
         }
-        self.lead_all_on(&leaving).await?;
+        let is_left = self.lead_all_on(&leaving).await?;
         let round_goes_on = leaving.len() == DELETE_KEYS_MAX;
         self.led = leaving.into_iter().next_back().filter(|_| round_goes_on);
         self.delete(&removable).await?;
@@ -236,7 +251,7 @@ impl Worker {
         let terminating_goes_on = terminating?;
         let journalling_goes_on = journalled? as i64 == DELETIONS_AT_ONCE;
         let shredding_goes_on = shredded? == DELETE_KEYS_MAX;
-        Ok(shredding_goes_on
+        let goes_on = shredding_goes_on
             || journalling_goes_on
             || finding_goes_on
             || terminating_goes_on
@@ -244,8 +259,17 @@ impl Worker {
             || forgetting_goes_on
             || exports_go_on
             || expired == BATCH as u64
-            || removable.len() == DELETE_KEYS_MAX
-            || round_goes_on)
+            || round_goes_on;
+        Ok(match self.pace.wait_ms(self.now_ms()) {
+            _ if goes_on => Next::AtOnce,
+            // Where there was no room nobody knows whether anything waits for it.
+            wait_ms if is_left || removable.len() == room => Next::After(Duration::from_millis(wait_ms)),
+            _ => Next::Later,
+        })
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     /// Begins to delete what is past its window; how many. Where that is much, two clocks have to agree: what a wrong one deletes nobody
@@ -435,8 +459,9 @@ impl Worker {
         Ok(due.len())
     }
 
-    /// Leads each of these one step on, all that have the same step before them at once.
-    async fn lead_all_on(&self, leaving: &[Leaving]) -> anyhow::Result<()> {
+    /// Leads each of these one step on, all that have the same step before them at once. Whether something was found that there was no
+    /// room to remove.
+    async fn lead_all_on(&mut self, leaving: &[Leaving]) -> anyhow::Result<bool> {
         let (mut barred, mut noted, mut wanted) = (Vec::new(), Vec::new(), BTreeSet::new());
         for session in leaving {
             match next_step(&session.facts) {
@@ -449,11 +474,12 @@ impl Worker {
         }
         self.index.set_barriers(&barred).await?;
         self.index.note_blockers(&noted).await?;
-        if wanted.is_empty() { Ok(()) } else { self.look_at(wanted).await }
+        if wanted.is_empty() { Ok(false) } else { self.look_at(wanted).await }
     }
 
-    /// Erases sessions of which listings show nothing; of others what is there is removed, and the next pass looks again.
-    async fn look_at(&self, mut wanted: BTreeSet<SessionKey>) -> anyhow::Result<()> {
+    /// Erases sessions of which listings show nothing; of others what is there is removed as far as there is room, and the next pass
+    /// looks again. Whether something was left.
+    async fn look_at(&mut self, mut wanted: BTreeSet<SessionKey>) -> anyhow::Result<bool> {
         let held = self.index.held_by_quarantine(&wanted).await?;
         ::metrics::counter!(metrics::HELD).increment(held.len() as u64);
         wanted.retain(|key| !held.contains(key));
@@ -462,9 +488,14 @@ impl Worker {
         ::metrics::counter!(metrics::ERASED).increment(absent.len() as u64);
         // No row names them: uploads that landed late, or not at all.
         self.abort(&uploads).await?;
-        let left = self.objects.remove(&lying).await?;
-        let strangers: Vec<&String> = lying.iter().filter_map(|lying| lying.key.as_ref().err()).collect();
-        ::metrics::counter!(metrics::RETURNED).increment((lying.len() - strangers.len() - left.len()) as u64);
+        let (mut ours, strangers): (Vec<Lying>, Vec<Lying>) = lying.into_iter().partition(|lying| lying.key.is_ok());
+        let room = self.pace.room(DELETE_KEYS_MAX, self.now_ms());
+        let is_left = ours.len() > room;
+        ours.truncate(room);
+        let left = self.objects.remove(&ours).await?;
+        self.note_removal(&left);
+        ::metrics::counter!(metrics::RETURNED).increment((ours.len() - left.len()) as u64);
+        let strangers: Vec<String> = strangers.into_iter().filter_map(|lying| lying.key.err()).collect();
         if let Some(first) = strangers.first() {
             // Only their sessions wait for an operator, not all that stand behind them.
             ::metrics::counter!(metrics::FAILURES).increment(1);
@@ -474,16 +505,32 @@ impl Worker {
                 "objects below deleted sessions' prefixes are not ours to delete; look at them"
             );
         }
-        Ok(())
+        Ok(is_left)
+    }
+
+    /// What S3 was asked to delete is paid for; should it have deleted nothing, or asked for fewer requests, it is left alone for a while.
+    fn note_removal(&mut self, left: &Left) {
+        let (now_ms, was_held) = (self.now_ms(), self.pace.is_held());
+        self.pace.take(left.asked(), now_ms);
+        if left.wants_pause() {
+            self.pace.hold(now_ms);
+            ::metrics::counter!(metrics::HELD_BACK).increment(1);
+            if !was_held {
+                tracing::info!(objects = left.len(), "the bucket takes no more deletions for now; they wait");
+            }
+        } else if left.asked() > 0 {
+            self.pace.go_on();
+        }
     }
 
     /// Deletes condemned objects. Those that S3 does not delete are tried again by the next pass.
-    async fn delete(&self, removable: &[Removable]) -> anyhow::Result<()> {
+    async fn delete(&mut self, removable: &[Removable]) -> anyhow::Result<()> {
         if removable.is_empty() {
             return Ok(());
         }
         let keys: Vec<ObjectKey> = removable.iter().map(|object| object.key).collect();
         let left = self.objects.erase(&keys, self.keeps).await?;
+        self.note_removal(&left);
         let gone: Vec<ObjectId> = keys.iter().filter(|key| !left.contains(key)).map(ObjectKey::id).collect();
         self.index.mark_deleted(&gone).await?;
         Ok(())
@@ -491,36 +538,32 @@ impl Worker {
 
     /// Forgets the rows of deleted objects that a listing shows absent (R3).
     async fn verify(&self, deleted: &[Removable]) -> anyhow::Result<()> {
-        // A listing, not the word of a delete: of each session once, of other objects by their keys.
-        let mut below: BTreeMap<String, Vec<&Removable>> = BTreeMap::new();
-        for object in deleted {
-            let prefix = match &object.key {
-                ObjectKey::Session { key, .. } => paths::session_prefix(key),
-                other => other.to_string(),
-            };
-            below.entry(prefix).or_default().push(object);
+        // A listing, not the word of a delete: of sessions' objects one through all of them, of others by their keys.
+        let (of_sessions, others): (Vec<&Removable>, Vec<&Removable>) =
+            deleted.iter().partition(|object| matches!(object.key, ObjectKey::Session { .. }));
+        let sessions: BTreeSet<SessionKey> = of_sessions.iter().filter_map(|object| object.key.session()).collect();
+        let Looked { mut lying, mut uploads, .. } = self.objects.look_at(&sessions, self.keeps).await?;
+        for object in others.iter().filter(|object| !object.was_live) {
+            uploads.extend(self.objects.open_uploads(&object.key.to_string(), self.keeps).await?);
         }
-        for (prefix, objects) in &below {
-            if objects.iter().any(|object| !object.was_live) {
-                let mut uploads = self.objects.open_uploads(prefix, self.keeps).await?;
-                uploads.retain(|open| objects.iter().any(|object| object.key == open.key));
-                self.abort(&uploads).await?;
-            }
-        }
-        let listing = stream::iter(below).map(|(prefix, objects)| {
+        // Of what was live every upload has ended.
+        uploads.retain(|open| deleted.iter().any(|object| !object.was_live && object.key == open.key));
+        self.abort(&uploads).await?;
+        let keys: Vec<ObjectKey> = others.iter().map(|object| object.key).collect();
+        let listing = stream::iter(keys).map(|key| {
             let (bucket, keeps) = (self.objects.clone(), self.keeps);
-            async move { bucket.lying(&prefix, keeps).await.map(|found| (objects, found)) }
+            async move { bucket.lying(&key.to_string(), keeps).await }
         });
-        let listed: Vec<(Vec<&Removable>, Vec<Lying>)> = listing.buffer_unordered(LISTED_AT_ONCE).try_collect().await?;
+        let listed: Vec<Vec<Lying>> = listing.buffer_unordered(LISTED_AT_ONCE).try_collect().await?;
+        lying.extend(listed.into_iter().flatten());
+        let there: BTreeSet<ObjectId> = lying.iter().filter_map(|lying| Some(lying.key.as_ref().ok()?.id())).collect();
         let mut absent = Vec::new();
-        for (objects, found) in listed {
-            for object in objects {
-                if found.iter().all(|lying| lying.key != Ok(object.key)) {
-                    absent.push(object.key.id());
-                } else {
-                    ::metrics::counter!(metrics::RETURNED).increment(1);
-                    self.index.mark_undeleted(object.key.id()).await?;
-                }
+        for id in deleted.iter().map(|object| object.key.id()) {
+            if there.contains(&id) {
+                ::metrics::counter!(metrics::RETURNED).increment(1);
+                self.index.mark_undeleted(id).await?;
+            } else {
+                absent.push(id);
             }
         }
         if !absent.is_empty() {

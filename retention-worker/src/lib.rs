@@ -11,6 +11,7 @@ mod cleaning;
 mod driver;
 pub mod dry_run;
 mod exports;
+mod lifecycle;
 mod metrics;
 mod reconciling;
 mod withdrawals;
@@ -49,6 +50,10 @@ pub struct Config {
     pub condemned_grace: Duration,
     /// A staged object of this age is given up.
     pub staged_stale: Duration,
+    /// Objects that are removed a second at most; 0 for as many as S3 takes.
+    pub deleted_per_s_max: u64,
+    /// After how many days the bucket's own rules remove what workers did not; 0 for no rules of ours.
+    pub lifecycle_days: u64,
     /// How long any process keeps an unwrapped key.
     pub key_cache: Duration,
     /// How long the log keeps records.
@@ -73,6 +78,23 @@ const STAGED_STALE_MS: Knob = Knob {
     doc: "A staged object of this age is given up: longer than the longest upload and its publishing.",
     unit: "milliseconds",
     default: Some("900000"),
+    secret: false,
+};
+const DELETED_PER_S_MAX: Knob = Knob {
+    name: "CLAIRVIO_DELETED_OBJECTS_PER_S_MAX",
+    doc: "So many objects and versions one worker deletes from S3 at most, so that a large deletion does not take what others need: S3 \
+          itself takes some 3,500 requests a second below one prefix, and each deleted key is one. Nothing else of a deletion waits for \
+          it. 0 is no bound.",
+    unit: "objects a second",
+    default: Some("1000"),
+    secret: false,
+};
+const LIFECYCLE_DAYS: Knob = Knob {
+    name: "CLAIRVIO_LIFECYCLE_DAYS",
+    doc: "After how many days lifecycle rules of the bucket, which the worker makes sure of, end uploads that nobody ended and remove old \
+          versions and delete markers: below what it stores, and nothing that readers see. 0 leaves the bucket's rules alone.",
+    unit: "days",
+    default: Some("7"),
     secret: false,
 };
 
@@ -114,6 +136,8 @@ impl Config {
             pass_interval: ages::pass_interval(env),
             condemned_grace: env.millis(&CONDEMNED_GRACE_MS),
             staged_stale: env.millis(&STAGED_STALE_MS),
+            deleted_per_s_max: env.number(&DELETED_PER_S_MAX, 0),
+            lifecycle_days: env.number(&LIFECYCLE_DAYS, 0),
             key_cache: key_cache(env),
             log_retention: Duration::from_secs(env.number(&LOG_RETENTION_HOURS, 1).saturating_mul(3_600)),
             backups: ages::backups(env),

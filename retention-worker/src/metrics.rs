@@ -14,6 +14,7 @@ pub(crate) const CLEANED: &str = "retention_cleaned_control_entries_total";
 pub(crate) const LEAVING: &str = "retention_leaving_sessions";
 pub(crate) const HELD: &str = "retention_held_by_quarantine_total";
 pub(crate) const REMOVED: &str = "retention_removed_objects_total";
+pub(crate) const HELD_BACK: &str = "retention_held_back_total";
 pub(crate) const STALE: &str = "retention_stale_objects_total";
 pub(crate) const RETURNED: &str = "retention_returned_objects_total";
 pub(crate) const CLOCKS_DIFFER: &str = "retention_clocks_differ_seconds";
@@ -47,6 +48,7 @@ pub(crate) const ALL: &[Described] = &[
         "Times that a session was not called erased since a quarantine object may hold frames of it. Alarm on any.",
     ),
     Counter(REMOVED, "Objects deleted and seen absent."),
+    Counter(HELD_BACK, "Times that S3 deleted nothing or asked for fewer requests, and was left alone for a while."),
     Counter(STALE, "Staged objects given up."),
     Counter(RETURNED, "Deleted objects that were there again: late uploads. They are deleted once more."),
     Gauge(

@@ -66,6 +66,14 @@ impl ObjectKey {
         }
     }
 
+    /// The session that an object of level 1 holds.
+    pub fn session(&self) -> Option<SessionKey> {
+        match *self {
+            Self::Session { key, .. } => Some(key),
+            _ => None,
+        }
+    }
+
     /// Reads a key; `None` for anything that [`fmt::Display`] would not have written.
     pub fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split('/');

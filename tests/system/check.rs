@@ -148,7 +148,7 @@ const ALWAYS_EXPECTED: [&str; 5] = [
     "slow_acquire_threshold",
     "slow_threshold",
     "the topic control was not read to its end lately",
-    "the bucket's server lists no uploads",
+    "has no lifecycle rules",
     "its index is compared with the journal first",
 ];
 

@@ -15,6 +15,7 @@ use virtual_sdk::{Api, Encoding, EventsFormat, Form, Sdk, Seen, Session, Session
 
 use crate::harness::{LATER, NOTICE_VERSION, SOON, System, link_of, make_control_topic, run};
 use crate::load::{self, small_batch, wait_erased};
+use crate::receipts::quick;
 
 pub(crate) async fn is_deleted(api: &Api, session: SessionId) -> Result<()> {
     let events = api.events(session, EventsFormat::Lines).await.err().and_then(|error| error.status());
@@ -303,6 +304,38 @@ fn a_dry_run_lists_what_would_go_and_changes_nothing() -> Result<()> {
         ensure!(lines[0].contains("the plan free keeps it for 7 days"), "{lines:?}");
         ensure!(told.contains("1 sessions of 1 workspaces are past their windows"), "{told}");
         ensure!(system.count("select count(*) from session where state = 0").await? == 2, "it changed something");
+        Ok(())
+    })
+}
+
+/// Goal: how fast objects go holds up their going and nothing else. Method: a worker that removes one a second; sessions in objects of
+/// their own are deleted at once, and the times that the index noted are compared.
+#[test]
+fn a_slow_pace_holds_up_bytes_and_no_keys() -> Result<()> {
+    const SESSIONS: i64 = 6;
+    let options = quick("pace").with("retention-worker", "CLAIRVIO_DELETED_OBJECTS_PER_S_MAX", 1);
+    run(options, &[], async |system| {
+        let (sdk, link) = (system.sdk(1)?, system.link("pace").await?);
+        for _ in 0..SESSIONS {
+            let session = load::begin(system, &sdk, &link).await?;
+            let batch = small_batch(session.id, 0, 0, true, 100)?;
+            load::send(system, &sdk, &session, &batch, Form::Lines, Encoding::Zstd).await?;
+            load::wait_stored(&system.api, session.id, schemas::http::StoredAs::Object, LATER).await?;
+            system.ledger.forget(session.id);
+        }
+        let condemned = "select count(*) from object where state = 2";
+        system.wait_count("what was merged is gone", condemned, 0, LATER).await?;
+        let deletion = system.api.delete_reference("pace").await?.deletion_id;
+        wait_erased(&system.api, deletion).await?;
+        let (bytes_s, keys_s): (f64, f64) = sqlx::query_as(
+            "select extract(epoch from max(erased_at) - min(shredded_at))::float8,
+                 extract(epoch from max(erased_at) - max(shredded_at))::float8 from deletion_session",
+        )
+        .fetch_one(system.index.pool())
+        .await?;
+        // No object goes before its key, and each but the first waits for the one before.
+        ensure!(bytes_s >= (SESSIONS - 1) as f64, "all bytes were gone {bytes_s} s after the first key");
+        ensure!(keys_s >= 2.0, "the last key was there until {keys_s} s before the last bytes were gone");
         Ok(())
     })
 }

@@ -9,7 +9,7 @@
 //! - [`batching`]: when a partition's records become an object, and what happens when that fails;
 //! - [`merge`]: the one order in which a session is read, wherever its batches lie;
 //! - [`compaction`]: which objects are merged, what happens when that fails, and where frames are cut;
-//! - [`retention`]: what a deletion has to do next, and [`receipt`]: what is signed when it is over;
+//! - [`retention`]: what a deletion has to do next, [`pace`]: how fast its objects go, and [`receipt`]: what is signed when it is over;
 //! - [`reconciling`]: what bucket and index say of each other;
 //! - [`invariants`]: what must always hold, by id.
 
@@ -20,6 +20,7 @@ pub mod compaction;
 pub mod events;
 pub mod invariants;
 pub mod merge;
+pub mod pace;
 pub mod rates;
 pub mod receipt;
 pub mod reconciling;

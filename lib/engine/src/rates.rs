@@ -68,6 +68,12 @@ impl Rate {
     }
 }
 
+/// Until when all is paid for, in microseconds, once this amount is taken too.
+pub(crate) fn paid_until_us(until_us: u64, now_ms: u64, amount: u64, rate: u64) -> u64 {
+    let took_us = u128::from(amount) * 1_000_000 / u128::from(rate.max(1));
+    until_us.max(now_ms.saturating_mul(1000)).saturating_add(u64::try_from(took_us).unwrap_or(u64::MAX))
+}
+
 impl Account {
     fn check(self, rate: Rate, which: &'static str, now_ms: u64) -> Result<(), Refusal> {
         let bound_us = now_ms.saturating_add(BURST_MS).saturating_mul(1000);
@@ -88,13 +94,8 @@ impl Account {
     }
 
     fn take(&mut self, cost: Cost, rate: Rate, now_ms: u64) {
-        let now_us = now_ms.saturating_mul(1000);
-        let paid = |until_us: u64, amount: u64, rate: u64| {
-            let took_us = u128::from(amount) * 1_000_000 / u128::from(rate.max(1));
-            until_us.max(now_us).saturating_add(u64::try_from(took_us).unwrap_or(u64::MAX))
-        };
-        self.events_us = paid(self.events_us, cost.events, rate.events);
-        self.bytes_us = paid(self.bytes_us, cost.bytes, rate.bytes);
+        self.events_us = paid_until_us(self.events_us, now_ms, cost.events, rate.events);
+        self.bytes_us = paid_until_us(self.bytes_us, now_ms, cost.bytes, rate.bytes);
     }
 
     fn is_paid_off(&self, now_ms: u64) -> bool {

@@ -31,7 +31,7 @@ use crate::postgres::Life;
 use crate::session_keys::{KeyError, StorageKeys};
 
 /// Below which all entries lie.
-const PREFIX: &str = "journal/";
+pub(crate) const PREFIX: &str = "journal/";
 /// Entries that are fetched at once.
 const FETCHED_AT_ONCE: usize = 8;
 /// Sessions whose keys are destroyed by one statement.

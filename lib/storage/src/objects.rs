@@ -1,7 +1,10 @@
 //! Objects in S3, by the keys of [`schemas::paths`].
 
+mod lifecycle;
 mod pages;
 mod remains;
+#[cfg(test)]
+mod stub;
 mod upload;
 
 use std::sync::Arc;
@@ -38,8 +41,9 @@ use thiserror::Error;
 
 use crate::index::{FooterAt, Uploaded};
 
+pub use lifecycle::Lifecycle;
 pub use pages::{Listed, ListedTo, Page};
-pub use remains::{Absent, Keeps, Looked, Lying, OpenUpload};
+pub use remains::{Absent, Keeps, Left, Looked, Lying, OpenUpload};
 pub use upload::{Put, Upload};
 
 /// Keys in one request to delete; S3's own bound.
@@ -369,6 +373,7 @@ fn operation(method: &str, uri: &str) -> &'static str {
     match method {
         "GET" if has("list-type") => "list",
         "GET" if has("location") => "location",
+        "GET" | "PUT" if has("lifecycle") => "lifecycle",
         "GET" => "get",
         "HEAD" => "head",
         "PUT" if has("uploadId") => "part",
@@ -420,6 +425,8 @@ mod tests {
             ("GET", "http://s3/bucket/shared/0/id?x-id=GetObject", "get"),
             ("GET", "http://s3/bucket?list-type=2&prefix=sessions%2F&continuation-token=x", "list"),
             ("GET", "http://s3/bucket?location", "location"),
+            ("GET", "http://s3/bucket?lifecycle", "lifecycle"),
+            ("PUT", "http://s3/bucket?lifecycle", "lifecycle"),
             ("HEAD", "http://s3/bucket", "head"),
             ("PUT", "http://s3/bucket/shared/0/id?x-id=PutObject", "put"),
             ("PUT", "http://s3/bucket/shared/0/id?x-id=UploadPart&partNumber=1&uploadId=u", "part"),

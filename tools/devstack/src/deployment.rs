@@ -106,6 +106,8 @@ pub struct Deployment {
     pub keys: PathBuf,
     /// Public interfaces of all edges.
     pub edge_urls: Vec<String>,
+    /// Public interfaces of all control planes.
+    pub api_urls: Vec<String>,
     held: Mutex<Vec<ServiceSpec>>,
 }
 
@@ -157,8 +159,11 @@ impl Deployment {
             api_url: public_url(&specs, "control-plane")?,
             ..endpoints
         };
-        let edges = specs.iter().filter(|(spec, _)| spec.name.starts_with("ingest-edge"));
-        let edge_urls = edges.filter_map(|(_, url)| url.clone()).collect();
+        let urls = |service: &str| {
+            let found = specs.iter().filter(|(spec, _)| spec.name.starts_with(service));
+            found.filter_map(|(_, url)| url.clone()).collect()
+        };
+        let (edge_urls, api_urls) = (urls("ingest-edge"), urls("control-plane"));
         let endpoints = Arc::new(Mutex::new(endpoints));
         let (told, home) = (Arc::clone(&endpoints), options.name.is_none().then(|| stack.home().to_path_buf()));
         let ready = Arc::new(std::sync::atomic::AtomicBool::new(false));
@@ -184,7 +189,7 @@ impl Deployment {
         ready.store(true, std::sync::atomic::Ordering::Release);
         let held = Mutex::new(held);
         let deployment =
-            Deployment { supervisor, endpoints, topic, topic_control, prefix, keys: folder, edge_urls, held };
+            Deployment { supervisor, endpoints, topic, topic_control, prefix, keys: folder, edge_urls, api_urls, held };
         if options.name.is_none() {
             deployment.endpoints().write(stack.home())?;
         }

@@ -18,6 +18,7 @@ mod parts;
 mod places;
 mod process;
 pub mod process_table;
+mod s3_listing;
 pub mod s3_server;
 mod services;
 mod stack;

@@ -16,6 +16,8 @@ use s3s_fs::FileSystem;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::s3_listing::Listing;
+
 /// For requests that are under way when the server is to end.
 const DRAIN: Duration = Duration::from_secs(2);
 /// After a failed accept (out of file descriptors, say), to let others end first.
@@ -29,6 +31,7 @@ pub async fn run(root: &Path, listen: SocketAddr) -> anyhow::Result<()> {
         .map_err(|error| anyhow::anyhow!("open folder of objects {}: {error:?}", root.display()))?;
     let mut builder = S3ServiceBuilder::new(files);
     builder.set_auth(auth);
+    builder.set_route(Listing { root: root.to_path_buf() });
     let service = builder.build();
 
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;

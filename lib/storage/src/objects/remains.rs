@@ -15,6 +15,12 @@ use super::{DELETE_KEYS_MAX, Listed, ListedTo, ObjectError, Objects};
 /// Requests at once, where each key has to be asked for by itself.
 const REQUESTS_AT_ONCE: usize = 8;
 
+/// What S3 and servers like it answer when they want fewer requests: for a whole request, or for a key of one.
+const THROTTLED: [&str; 5] =
+    ["SlowDown", "ServiceUnavailable", "InternalError", "RequestLimitExceeded", "TooManyRequests"];
+/// The same as numbers, where an answer has no more.
+const THROTTLED_STATUS: [u16; 2] = [429, 503];
+
 /// A page of a workspace's objects is worth its bytes when it covers so many of the sessions that are looked for.
 const COVERED_MIN: usize = 4;
 
@@ -89,6 +95,52 @@ pub struct OpenUpload {
     pub upload: String,
     /// When it was begun, by the server's clock, in seconds since the epoch.
     pub begun_s: Option<i64>,
+}
+
+/// What is left of what S3 was asked to delete.
+#[derive(Debug, Default)]
+pub struct Left {
+    keys: Vec<ObjectKey>,
+    asked: usize,
+    is_throttled: bool,
+}
+
+impl Left {
+    /// The keys; that of an object of which several versions are left as often.
+    pub fn iter(&self) -> std::slice::Iter<'_, ObjectKey> {
+        self.keys.iter()
+    }
+
+    /// Whether this key is among them.
+    pub fn contains(&self, key: &ObjectKey) -> bool {
+        self.keys.contains(key)
+    }
+
+    /// How many they are.
+    pub fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// Whether nothing is left.
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    /// How many objects and versions S3 was asked to delete.
+    pub fn asked(&self) -> usize {
+        self.asked
+    }
+
+    /// Whether it deleted nothing, or asked for fewer requests: it is to be left alone for a while.
+    pub fn wants_pause(&self) -> bool {
+        self.is_throttled || (self.asked > 0 && self.keys.len() >= self.asked)
+    }
+
+    /// Notes an error that an answer of 200 holds inside.
+    fn note(&mut self, key: Option<ObjectKey>, code: Option<&str>) {
+        self.keys.extend(key);
+        self.is_throttled |= code.is_some_and(|code| THROTTLED.contains(&code));
+    }
 }
 
 impl Objects {
@@ -201,43 +253,47 @@ impl Objects {
         Ok(found)
     }
 
-    /// Deletes what lies there for good, a version as that version; gives the keys of what S3 says that it could not delete. Strangers
-    /// stay.
-    pub async fn remove(&self, lying: &[Lying]) -> Result<Vec<ObjectKey>, ObjectError> {
-        let mut left = Vec::new();
-        for some in lying.chunks(DELETE_KEYS_MAX) {
+    /// Deletes what lies there for good, a version as that version; gives what S3 says that it could not delete, and what it was not
+    /// asked to any more once it had asked for fewer requests. Strangers stay.
+    pub async fn remove(&self, lying: &[Lying]) -> Result<Left, ObjectError> {
+        let ours: Vec<(&ObjectKey, &Option<String>)> =
+            lying.iter().filter_map(|lying| Some((lying.key.as_ref().ok()?, &lying.version))).collect();
+        let mut left = Left::default();
+        for some in ours.chunks(DELETE_KEYS_MAX) {
+            if left.is_throttled {
+                left.keys.extend(some.iter().map(|(key, _)| **key));
+                continue;
+            }
+            left.asked += some.len();
             let identifiers = some
                 .iter()
-                .filter_map(|lying| Some((lying.key.as_ref().ok()?, &lying.version)))
                 .map(|(key, version)| {
-                    ObjectIdentifier::builder().key(self.full_key(key)).set_version_id(version.clone()).build()
+                    ObjectIdentifier::builder().key(self.full_key(key)).set_version_id((*version).clone()).build()
                 })
                 .collect::<Result<Vec<_>, _>>()
                 .map_err(|error| self.failed_text("name objects to delete", error.to_string()))?;
-            if identifiers.is_empty() {
-                continue;
-            }
             let delete = Delete::builder()
                 .set_objects(Some(identifiers))
                 .quiet(true)
                 .build()
                 .map_err(|error| self.failed_text("name objects to delete", error.to_string()))?;
-            let answer = self
-                .client
-                .delete_objects()
-                .bucket(&self.bucket)
-                .delete(delete)
-                .send()
-                .await
-                .map_err(|error| self.failed("delete objects", error))?;
-            // An answer of 200 holds errors inside.
-            left.extend(answer.errors().iter().filter_map(|error| self.parse_key(error.key()?)));
+            match self.client.delete_objects().bucket(&self.bucket).delete(delete).send().await {
+                Ok(answer) => answer.errors().iter().for_each(|error| {
+                    left.note(error.key().and_then(|key| self.parse_key(key)), error.code());
+                }),
+                // The client has tried it several times by then.
+                Err(error) if is_throttled(&error) => {
+                    left.is_throttled = true;
+                    left.keys.extend(some.iter().map(|(key, _)| **key));
+                }
+                Err(error) => return Err(self.failed("delete objects", error)),
+            }
         }
         Ok(left)
     }
 
     /// Deletes objects for good, with all their versions; gives those that S3 says it could not delete.
-    pub async fn erase(&self, keys: &[ObjectKey], keeps: Keeps) -> Result<Vec<ObjectKey>, ObjectError> {
+    pub async fn erase(&self, keys: &[ObjectKey], keeps: Keeps) -> Result<Left, ObjectError> {
         if !keeps.versions {
             let lying: Vec<Lying> = keys.iter().map(|key| Lying { key: Ok(*key), version: None }).collect();
             return self.remove(&lying).await;
@@ -298,12 +354,67 @@ impl Objects {
     }
 }
 
+/// Whether the server wants fewer requests.
+pub(super) fn is_throttled<E: ProvideErrorMetadata>(error: &SdkError<E>) -> bool {
+    let status = error.raw_response().map(|response| response.status().as_u16());
+    error.code().is_some_and(|code| THROTTLED.contains(&code))
+        || status.is_some_and(|status| THROTTLED_STATUS.contains(&status))
+}
+
 #[cfg(test)]
 mod tests {
-    use schemas::{SessionId, WorkspaceId};
+    use schemas::{ObjectId, SessionId, WorkspaceId};
     use uuid::Uuid;
 
+    use super::super::stub;
     use super::*;
+
+    async fn bucket(answers: Vec<(u16, String)>) -> Objects {
+        stub::bucket(answers).await.0
+    }
+
+    fn keys(count: u128) -> Vec<ObjectKey> {
+        (0..count).map(|number| ObjectKey::Shared { partition: 0, id: ObjectId(Uuid::from_u128(number)) }).collect()
+    }
+
+    fn deleted_but(keys: &[ObjectKey], code: &str) -> String {
+        let errors = keys.iter().map(|key| format!("<Error><Key>some/{key}</Key><Code>{code}</Code></Error>"));
+        format!("<DeleteResult>{}</DeleteResult>", errors.collect::<String>())
+    }
+
+    const KEEPS: Keeps = Keeps { versions: false, uploads: false };
+
+    #[tokio::test]
+    async fn a_key_that_s3_is_too_busy_for_is_left_and_s3_is_left_alone() {
+        let keys = keys(5);
+        for (code, wants_pause) in [("SlowDown", true), ("InternalError", true), ("AccessDenied", false)] {
+            let left = bucket(vec![(200, deleted_but(&keys[1..3], code))]).await.erase(&keys, KEEPS).await.unwrap();
+            assert_eq!((left.keys.as_slice(), left.asked()), (&keys[1..3], 5), "{code}");
+            assert_eq!(left.wants_pause(), wants_pause, "{code}");
+        }
+        let left = bucket(vec![(200, deleted_but(&[], ""))]).await.erase(&keys, KEEPS).await.unwrap();
+        assert!(left.is_empty() && !left.wants_pause());
+        // Who may not delete anything does not ask on and on.
+        let left = bucket(vec![(200, deleted_but(&keys, "AccessDenied"))]).await.erase(&keys, KEEPS).await.unwrap();
+        assert!(left.wants_pause());
+    }
+
+    #[tokio::test]
+    async fn a_request_that_s3_is_too_busy_for_is_the_last_one() {
+        let keys = keys(DELETE_KEYS_MAX as u128 + 1);
+        let slow_down = "<Error><Code>SlowDown</Code></Error>";
+        for (status, body) in [(503, slow_down), (503, ""), (429, "")] {
+            let left = bucket(vec![(status, body.into())]).await.erase(&keys, KEEPS).await.unwrap();
+            assert!(left.wants_pause(), "{status}");
+            assert_eq!((left.len(), left.asked()), (keys.len(), DELETE_KEYS_MAX), "{status}");
+        }
+        // What it says later is heard by the next request: the client has tried again.
+        let answers = vec![(503, slow_down.into()), (200, deleted_but(&[], ""))];
+        let left = bucket(answers).await.erase(&keys[..9], KEEPS).await.unwrap();
+        assert!(left.is_empty() && !left.wants_pause());
+        let denied = "<Error><Code>AccessDenied</Code></Error>";
+        assert!(bucket(vec![(403, denied.into())]).await.erase(&keys, KEEPS).await.is_err());
+    }
 
     #[test]
     fn a_key_is_of_the_session_whose_prefix_it_has() {
