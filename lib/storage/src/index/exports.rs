@@ -135,12 +135,13 @@ pub struct Ended {
 }
 
 /// Live sessions of an export's scope. `$1` is its workspace, `$2` its session, `$3` its links; `$4` is when it is over: sessions of
-/// the workspace that are deleted by then would take it with them.
+/// the workspace that are deleted by then would take it with them. `$5` is when it was asked for: what began later is not in it.
 macro_rules! in_scope {
     () => {
         " from workspace w join session s on s.workspace_id = w.id where w.id = $1 and s.state = 0
              and ($2::uuid is null or s.id = $2) and ($3::uuid[] is null or s.link_id = any($3))
-             and ($2::uuid is not null or $3::uuid[] is not null or s.started_at > $4 - clairvio.kept_for(w)) "
+             and ($2::uuid is not null or $3::uuid[] is not null or s.started_at > $4 - clairvio.kept_for(w))
+             and least(s.consented_at, s.started_at) <= $5 "
     };
 }
 
@@ -198,8 +199,8 @@ impl Index {
         .map_err(failed("find links of a reference"))
     }
 
-    /// Asks for an export; none when the workspace has `most` that are not over. One of a session that is not live is over as soon as
-    /// it is looked at.
+    /// Asks for an export; none when the workspace has `most` that are not over. One of a session that is deleted before it is included
+    /// has nothing.
     pub async fn ask_export(
         &self,
         workspace: WorkspaceId,
@@ -361,15 +362,17 @@ impl Index {
         sqlx::query(concat!(
             "update export e set (sessions_total, sessions_left_out) = (
                  select total.sessions, case when $2::uuid is null and $3::uuid[] is null then (
-                     select count(*) from session s where s.workspace_id = $1 and s.state = 0) - total.sessions else 0 end
+                     select count(*) from session s where s.workspace_id = $1 and s.state = 0
+                         and least(s.consented_at, s.started_at) <= $5) - total.sessions else 0 end
                  from (select count(*) as sessions",
             in_scope!(),
-            ") total) where e.id = $5"
+            ") total) where e.id = $6"
         ))
         .bind(building.workspace.0)
         .bind(session)
         .bind(links)
         .bind(expires_at)
+        .bind(building.requested_at)
         .bind(building.id.0)
         .execute(&mut *tx)
         .await
@@ -401,12 +404,13 @@ impl Index {
         let found: Vec<Uuid> = sqlx::query_scalar(concat!(
             "select s.id",
             in_scope!(),
-            "and ($5::uuid is null or s.id > $5) order by s.id limit $6 for share of s"
+            "and ($6::uuid is null or s.id > $6) order by s.id limit $7 for share of s"
         ))
         .bind(building.workspace.0)
         .bind(session)
         .bind(links)
         .bind(expires_at)
+        .bind(building.requested_at)
         .bind(after.map(|session| session.0))
         .bind(limit)
         .fetch_all(&mut *tx)
