@@ -75,7 +75,7 @@ impl Faults {
             delete_ms: rate(100, 2_000),
             backup_ms: rate(300, 3_000),
             close_key_ms: rate(300, 3_000),
-            export_ms: rate(300, 2_500),
+            export_ms: rate(200, 2_000),
             ..Self::default()
         };
         let mut chance = |most: u32| if rng.u32(0..1_000) < liveliness { rng.u32(1..most) } else { 0 };
@@ -223,6 +223,7 @@ happened! {
     exports_restored "exports that a backup had otherwise",
     exports_lost "exports that a backup had not",
     strays "objects of exports without a row that were removed",
+    left_in_strays "objects of exports that a backup did not know of, with bytes of a session that was erased",
     parts_aborted "parts of archives without an answer that were not published",
     parts_committed "parts of archives without an answer that were",
     archives_fetched "archives fetched to their end",

@@ -164,6 +164,8 @@ pub(crate) enum Mutant {
     ExportsNotListed,
     /// Exports are gone while their keys may be in memory.
     ExportGoneBeforeCachesRanOut,
+    /// Exporters go on with what a restored index forgot.
+    ExportersOutliveTheirIndex,
     /// Time ends no exports.
     ExportsLastForEver,
     /// What lies of exports that no row names is removed by nobody.
@@ -252,6 +254,7 @@ pub(crate) const ALL: &[Mutant] = &[
     Mutant::ExportRemovalNotAwaited,
     Mutant::ExportsNotListed,
     Mutant::ExportGoneBeforeCachesRanOut,
+    Mutant::ExportersOutliveTheirIndex,
     Mutant::ExportsLastForEver,
     Mutant::StraysStay,
 ];

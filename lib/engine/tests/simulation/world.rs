@@ -360,6 +360,8 @@ pub(crate) struct World {
     compaction: compaction::Config,
     workers: Vec<retention::Node>,
     exporters: Vec<export::Node>,
+    /// Whoever makes an archive has it for so long, and after a failure waits for as long.
+    export_lease_ms: u64,
     next_export: ExportNumber,
     exported: export::Truth,
     /// Until when processes have keys in memory.
@@ -474,6 +476,7 @@ impl World {
             compaction,
             workers: (0..workers).map(|_| retention::Node::new(0)).collect(),
             exporters: (0..exporters).map(|_| export::Node::new(0)).collect(),
+            export_lease_ms: 0,
             next_export: 0,
             exported: export::Truth::default(),
             caches: BTreeMap::new(),
@@ -499,6 +502,7 @@ impl World {
             happened: Happened::default(),
             trace: 0,
         };
+        world.export_lease_ms = world.rng.u64(100..800);
         for number in 0..nodes {
             world.after(1, Event::Fetch((number, 0)));
         }

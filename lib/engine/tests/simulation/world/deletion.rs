@@ -530,8 +530,10 @@ impl World {
         for number in self.first_worker()..self.first_exporter() {
             self.crash_worker(number);
         }
-        for number in self.first_exporter()..self.processes() {
-            self.crash_exporter(number);
+        if self.mutant != Some(Mutant::ExportersOutliveTheirIndex) {
+            for number in self.first_exporter()..self.processes() {
+                self.crash_exporter(number);
+            }
         }
         self.check_gone()
     }
@@ -646,6 +648,7 @@ impl World {
         // Where a clock jumped a shared object may have landed behind its row: an operator removes it.
         let is_stranger =
             |number: &ObjectNumber| self.happened.database_clock_jumps > 0 && !self.index.objects.contains_key(number);
+        // Nobody knows of it: it goes with its export, or by its age.
         let is_stray = |number: &ObjectNumber| self.exported.strays.contains(number);
         let mut holding = self.bucket.holding(key);
         if let Some(number) = holding.find(|number| !is_stranger(number) && !is_stray(number)) {

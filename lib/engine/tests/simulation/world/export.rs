@@ -1,8 +1,7 @@
 //! Exports, without bytes: who asks for them, exporters that make their archives part by part, who fetches them, and how they end.
 //! What comes next for one that is over is decided by the real rule.
 //!
-//! A restored index ends what exporters are at, as it ends workers' passes; the real ones go on, and nothing here shows what comes of
-//! that.
+//! A restored index ends what exporters are at, as it ends workers' passes: one that goes on with what the index forgot is a mutant.
 
 use std::collections::VecDeque;
 
@@ -20,15 +19,13 @@ const INCLUDED_AT_ONCE: usize = 2;
 /// and those after which it is left for others.
 const TURN_SESSIONS: usize = 4;
 /// What lies in one part but the last.
-const PART_ENTRIES: usize = 6;
-/// Whoever makes an archive has it for so long, and after a failure waits for as long.
-const LEASE_MS: u64 = 500;
+const PART_ENTRIES: usize = 4;
 /// An export that is not over sooner is over then.
 const EXPIRES_MS_MAX: u64 = 12_000;
 /// Who fetches an archive asks so often whether it is over.
 const FETCH_CHECK_MS: u64 = 100;
 /// What no row names, and is of an export as old as this, is removed.
-const STRAY_AGE_MS: u64 = 4_000;
+const STRAY_AGE_MS: u64 = 9_000;
 /// Exports that are gone are remembered for so long.
 const REMEMBERED_MS: u64 = 3_000;
 
@@ -74,6 +71,8 @@ pub(crate) struct Part {
     attempt: u64,
     number: usize,
     content: Rc<Content>,
+    /// The life of the database in which it was staged.
+    life: u64,
     /// Sessions that stand with it, and how many do then; none when it ends in the middle of one.
     checkpoint: Option<(Vec<SessionKey>, usize)>,
     is_last: bool,
@@ -342,7 +341,7 @@ impl World {
     fn part(&mut self, process: Process, entries: Vec<Entry>, is_checkpoint: bool) -> Op {
         self.next_object += 1;
         self.next_attempt += 1;
-        let (object, attempt) = (self.next_object, self.next_attempt);
+        let (object, attempt, life) = (self.next_object, self.next_attempt, self.life);
         let Some(making) = self.exporter_mut(process).and_then(|node| node.making.as_mut()) else { return Op::Take };
         let checkpoint = is_checkpoint.then(|| (making.written.clone(), making.sessions_stand + making.written.len()));
         Op::Keys(Part {
@@ -350,6 +349,7 @@ impl World {
             object,
             attempt,
             number: making.parts + 1,
+            life,
             is_last: is_checkpoint && making.written.is_empty(),
             content: Rc::new(Content { entries, ..Content::default() }),
             checkpoint,
@@ -361,6 +361,9 @@ impl World {
         let is_put = matches!(*op, Op::Put(_));
         if life != self.life && !is_put {
             // The database that it was sent to is no more.
+            if !given_up {
+                self.answer_export(process, Answer::Failed);
+            }
             return Ok(());
         }
         if self.is_export_locked(&op) {
@@ -390,7 +393,7 @@ impl World {
             self.happened.answers_lost += 1;
             is_lost = true;
         }
-        let answer = self.carry_out_export(process, *op, life)?;
+        let answer = self.carry_out_export(process, *op)?;
         if !is_lost {
             self.answer_export(process, answer);
         }
@@ -417,7 +420,7 @@ impl World {
         }
     }
 
-    fn carry_out_export(&mut self, process: Process, op: Op, life: u64) -> Result<Answer, Violation> {
+    fn carry_out_export(&mut self, process: Process, op: Op) -> Result<Answer, Violation> {
         Ok(match op {
             Op::Take => self.take_export(process),
             Op::Include { export, after } => self.include(process, export, after),
@@ -429,7 +432,8 @@ impl World {
                 }
                 if self.opens(process, key)? { Answer::Then(Op::Stage(part)) } else { Answer::Over }
             }
-            Op::Stage(part) => {
+            Op::Stage(mut part) => {
+                part.life = self.life;
                 if !self.keep_export(process, part.export) {
                     return Ok(Answer::Over);
                 }
@@ -438,7 +442,7 @@ impl World {
                 Answer::Then(Op::Put(part))
             }
             Op::Put(part) => {
-                self.put_part_of_export(&part, life)?;
+                self.put_part_of_export(&part)?;
                 Answer::Then(Op::Publish(part))
             }
             Op::Publish(part) => self.publish_part(process, part)?,
@@ -453,7 +457,7 @@ impl World {
 
     /// The one that was worked at least lately. What of it does not stand goes.
     fn take_export(&mut self, process: Process) -> Answer {
-        let now_ms = self.database_ms();
+        let (now_ms, lease_ms) = (self.database_ms(), self.export_lease_ms);
         let is_free =
             |row: &ExportRow| !row.is_ready && !row.is_over && row.lease.is_none_or(|(_, until_ms)| until_ms < now_ms);
         let rows = self.index.exports.iter();
@@ -464,7 +468,7 @@ impl World {
         };
         self.happened.exports_taken += u64::from(row.stands > 0);
         self.happened.exports_taken_over += u64::from(row.lease.is_some());
-        (row.lease, row.worked_ms) = (Some((process, now_ms + LEASE_MS)), now_ms);
+        (row.lease, row.worked_ms) = (Some((process, now_ms + lease_ms)), now_ms);
         let stays = self.mutant == Some(Mutant::TornPartsStay);
         let cut = if stays { BTreeMap::new() } else { row.parts.split_off(&(row.stands + 1)) };
         let making = Making {
@@ -492,7 +496,7 @@ impl World {
 
     /// Keeps an export for whoever makes its archive; `false` when it is over, or another has it.
     fn keep_export(&mut self, process: Process, export: ExportNumber) -> bool {
-        let now_ms = self.database_ms();
+        let (now_ms, lease_ms) = (self.database_ms(), self.export_lease_ms);
         let (any_owner, any_state) =
             (self.mutant == Some(Mutant::ExportOwnersNotCompared), self.mutant == Some(Mutant::PartsOfWhatIsOver));
         let Some(row) = self.index.exports.get_mut(&export) else { return false };
@@ -500,7 +504,7 @@ impl World {
         let is_open = (!row.is_over && row.expires_ms > now_ms) || any_state;
         let keeps = is_ours && is_open && !row.is_ready;
         if keeps {
-            row.lease = Some((process, now_ms + LEASE_MS));
+            row.lease = Some((process, now_ms + lease_ms));
         }
         keeps
     }
@@ -543,9 +547,9 @@ impl World {
     }
 
     /// Nothing lands of an export that is gone, or of a session that is erased.
-    fn put_part_of_export(&mut self, part: &Part, life: u64) -> Result<(), Violation> {
+    fn put_part_of_export(&mut self, part: &Part) -> Result<(), Violation> {
         // A clock that jumps lets less time pass than it should, and a restored index does not know what was staged.
-        if self.happened.database_clock_jumps > 0 || life != self.life {
+        if self.happened.database_clock_jumps > 0 || part.life != self.life {
             self.exported.late.insert(part.object);
             return self.bucket.put(part.object, part.attempt, Rc::clone(&part.content));
         }
@@ -619,7 +623,7 @@ impl World {
     }
 
     pub(super) fn export_answer(&mut self, process: Process, answer: Answer) -> Result<(), Violation> {
-        let failed_wait = self.rng.u64(LEASE_MS..LEASE_MS * 2);
+        let failed_wait = self.rng.u64(self.export_lease_ms..self.export_lease_ms * 2);
         let Some(node) = self.exporter_mut(process) else { return Ok(()) };
         let wait = match (answer, &mut node.making) {
             (Answer::Taken(making), none) => {
@@ -770,8 +774,7 @@ impl World {
         if rows().any(|(_, row)| self.is_forgettable(row)) {
             endings.push(Ending::Forget);
         }
-        // Nothing else leaves any.
-        let may_be = self.happened.restored + self.happened.database_clock_jumps > 0;
+        let may_be = self.exported.asked.len() > self.index.exports.len();
         if may_be && self.mutant != Some(Mutant::StraysStay) && !self.strays().is_empty() {
             endings.push(Ending::RemoveStrays);
         }
@@ -939,6 +942,17 @@ impl World {
 
     // What must hold.
 
+    /// Objects with bytes of a session that a backup did not know of, and whose exports have keys.
+    pub(super) fn left_in_strays(&self, key: &SessionKey) -> u64 {
+        let can_be_opened = |number: &ObjectNumber| {
+            self.export_of(*number).is_some_and(|export| {
+                let key = key_of(self.exported.asked[&export].workspace, export);
+                self.keys.get(&key) == Some(KeyRow::Known)
+            })
+        };
+        self.bucket.holding(key).filter(can_be_opened).count() as u64
+    }
+
     /// Archives that are not whole, and exports that are over and not gone.
     pub(super) fn exports_unfinished(&self) -> (usize, usize) {
         let rows = self.index.exports.values();
@@ -954,6 +968,13 @@ impl World {
     /// An export goes with the first of its sessions, and in time; one that is gone has nothing.
     pub(super) fn check_exports(&self) -> Result<(), Violation> {
         let now_ms = self.database_ms();
+        let kinds = self.index.objects.values().map(|row| row.kind);
+        let with_rows: BTreeSet<ExportNumber> = kinds
+            .filter_map(|kind| match kind {
+                ObjectKind::Export(export) => Some(export),
+                _ => None,
+            })
+            .collect();
         for (export, row) in &self.index.exports {
             if !row.is_over && row.sessions.keys().any(|key| self.index.is_deleted(key)) {
                 return Err("R2: an export goes on with a session that is deleted".into());
@@ -962,8 +983,7 @@ impl World {
             if self.is_healed && !row.is_over && due_ms + DUE_LATE_MS < now_ms {
                 return Err("R11: an export is not over in time".into());
             }
-            let has_rows = || self.index.objects.values().any(|row| row.kind == ObjectKind::Export(*export));
-            if row.gone_ms.is_some() && has_rows() {
+            if row.gone_ms.is_some() && with_rows.contains(export) {
                 return Err("R3: an export that is gone has an object's row".into());
             }
             if row.gone_ms.is_some() && self.keys.get(&key_of(row.workspace, *export)) != Some(KeyRow::Shredded) {
@@ -980,8 +1000,8 @@ impl World {
             return Err(format!("R3: object {number} of an export that is gone lies in the bucket"));
         }
         let is_late = self.queue.values().any(|event| match &**event {
-            Event::Export { op, life, .. } => {
-                matches!(&**op, Op::Put(part) if part.export == export) && *life == self.life
+            Event::Export { op, .. } => {
+                matches!(&**op, Op::Put(part) if part.export == export && part.life == self.life)
             }
             _ => false,
         });
@@ -1014,14 +1034,15 @@ impl World {
             }
             found.push(key);
         }
-        // An included one that was read by nobody would be in nothing that stands.
-        if !row.sessions.keys().eq(&found) {
-            return Err(format!("C1: an archive of {} sessions has {}", row.sessions.len(), found.len()));
+        // One that was included, and left out as its window became shorter, has a row and nothing in it.
+        let standing = row.sessions.iter().filter(|(_, stands)| **stands).map(|(key, _)| key);
+        if !standing.clone().eq(&found) {
+            return Err(format!("C1: an archive of {} sessions has {}", standing.count(), found.len()));
         }
         let asked = &self.exported.asked[&export];
         let wanted = asked.seen.iter().filter(|key| !self.index.is_deleted(key));
         // Of a workspace, what it leaves out changes with the plan.
-        let lost = wanted.filter(|key| row.reference.is_some() && !row.sessions.contains_key(key)).count();
+        let lost = wanted.filter(|key| row.reference.is_some() && !found.contains(key)).count();
         if lost > 0 {
             return Err(format!("lost: {lost} sessions that were to be exported are in no archive"));
         }

@@ -541,6 +541,7 @@ impl World {
         self.index.lead_on(&key, SessionState::Erased)?;
         self.truth.erased.insert(key);
         self.happened.erased += 1;
+        self.happened.left_in_strays += self.left_in_strays(&key);
         self.end_deletion(deletion);
         self.check_absent(&key)
     }
