@@ -452,7 +452,7 @@ impl World {
         let workspaces = deletion::workspaces(&mut rng);
         let bucket = Bucket::new(rng.bool());
         // Who asks for none needs nobody who makes them.
-        let exporters = faults.export_ms.map_or(0, |_| rng.usize(1..=3));
+        let exporters = faults.export_ms.map_or(0, |_| rng.usize(2..=3));
         let mut world = Self {
             rng,
             mutant,
@@ -502,7 +502,7 @@ impl World {
             happened: Happened::default(),
             trace: 0,
         };
-        world.export_lease_ms = world.rng.u64(100..800);
+        world.export_lease_ms = world.rng.u64(200..700);
         for number in 0..nodes {
             world.after(1, Event::Fetch((number, 0)));
         }

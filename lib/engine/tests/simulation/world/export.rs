@@ -19,7 +19,9 @@ const INCLUDED_AT_ONCE: usize = 2;
 /// and those after which it is left for others.
 const TURN_SESSIONS: usize = 4;
 /// What lies in one part but the last.
-const PART_ENTRIES: usize = 4;
+const PART_ENTRIES: usize = 3;
+/// A session is read in this time.
+const READ_MS_MAX: u64 = 80;
 /// An export that is not over sooner is over then.
 const EXPIRES_MS_MAX: u64 = 12_000;
 /// Who fetches an archive asks so often whether it is over.
@@ -437,6 +439,9 @@ impl World {
                 if !self.keep_export(process, part.export) {
                     return Ok(Answer::Over);
                 }
+                if !self.is_export_open(part.export) {
+                    return Err("R1: a part was staged of an export that is over".into());
+                }
                 let now_ms = self.database_ms();
                 self.index.insert(part.object, ObjectKind::Export(part.export), 0, now_ms)?;
                 Answer::Then(Op::Put(part))
@@ -598,6 +603,9 @@ impl World {
     }
 
     fn commit_part(&mut self, part: &Part) -> Result<(), Violation> {
+        if !self.is_export_open(part.export) {
+            return Err("R1: an export that is over got a part".into());
+        }
         if self.bucket.get(part.object) != Some(&part.content) {
             return Err(format!("B3: object {} of an export became live without its bytes", part.object));
         }
@@ -624,6 +632,7 @@ impl World {
 
     pub(super) fn export_answer(&mut self, process: Process, answer: Answer) -> Result<(), Violation> {
         let failed_wait = self.rng.u64(self.export_lease_ms..self.export_lease_ms * 2);
+        let read_wait = self.rng.u64(1..READ_MS_MAX);
         let Some(node) = self.exporter_mut(process) else { return Ok(()) };
         let wait = match (answer, &mut node.making) {
             (Answer::Taken(making), none) => {
@@ -645,7 +654,7 @@ impl World {
                 making.pending.extend(entries);
                 making.written.push(key);
                 making.turn += 1;
-                1
+                read_wait
             }
             (Answer::Published(part), Some(making)) if !part.is_last => {
                 making.parts = part.number;
