@@ -1,6 +1,5 @@
-//! One run: batchers, compactors, retention workers, clients, readers and an operator around the models, driven by a queue of
-//! events in virtual time.
-//! Every choice comes from the seed.
+//! One run: batchers, compactors, retention workers, exporters, clients, readers and an operator around the models, driven by a
+//! queue of events in virtual time. Every choice comes from the seed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -268,7 +267,6 @@ enum Event {
     },
     /// A part's publishing that was sent for commit ends one way or the other.
     EndPart {
-        process: Process,
         part: Box<export::Part>,
         commits: bool,
         life: u64,
@@ -682,7 +680,7 @@ impl World {
             Event::ExportOn(process) => self.export_on(process),
             Event::Export { process, op, given_up, life } => self.export(process, op, given_up, life)?,
             Event::ExportAnswer { process, answer } => self.export_answer(process, *answer)?,
-            Event::EndPart { process, part, commits, life } => self.end_part(process, &part, commits, life)?,
+            Event::EndPart { part, commits, life } => self.end_part(&part, commits, life)?,
             Event::AskExport => {
                 self.ask_export();
                 self.again(self.faults.export_ms, Event::AskExport);

@@ -583,14 +583,14 @@ impl World {
             self.index.locked_exports.insert(part.export);
             self.index.locked_objects.insert(part.object);
             let (wait, life) = (self.rng.u64(1..400), self.life);
-            self.after(wait, Event::EndPart { process, part: Box::new(part), commits, life });
+            self.after(wait, Event::EndPart { part: Box::new(part), commits, life });
             return Ok(Answer::Failed);
         }
         self.commit_part(&part)?;
         Ok(Answer::Published(part))
     }
 
-    pub(super) fn end_part(&mut self, _: Process, part: &Part, commits: bool, life: u64) -> Result<(), Violation> {
+    pub(super) fn end_part(&mut self, part: &Part, commits: bool, life: u64) -> Result<(), Violation> {
         self.index.locked_exports.remove(&part.export);
         self.index.locked_objects.remove(&part.object);
         if commits && life == self.life {
