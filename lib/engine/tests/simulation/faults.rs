@@ -16,6 +16,7 @@ pub(crate) enum Kind {
     Delete,
     Backup,
     CloseKey,
+    Export,
 }
 
 /// A mixture. Rates are mean times between two, in milliseconds; chances are of a thousand.
@@ -34,6 +35,8 @@ pub(crate) struct Faults {
     /// Between a backup and its restoring.
     pub(crate) backup_ms: Option<u64>,
     pub(crate) close_key_ms: Option<u64>,
+    /// Between two that are asked for.
+    pub(crate) export_ms: Option<u64>,
     /// Operations that take long.
     pub(crate) slow: u32,
     /// Operations that fail without an effect.
@@ -72,6 +75,7 @@ impl Faults {
             delete_ms: rate(100, 2_000),
             backup_ms: rate(300, 3_000),
             close_key_ms: rate(300, 3_000),
+            export_ms: rate(200, 2_000),
             ..Self::default()
         };
         let mut chance = |most: u32| if rng.u32(0..1_000) < liveliness { rng.u32(1..most) } else { 0 };
@@ -99,6 +103,7 @@ impl Faults {
             (self.delete_ms, Kind::Delete),
             (self.backup_ms, Kind::Backup),
             (self.close_key_ms, Kind::CloseKey),
+            (self.export_ms, Kind::Export),
         ]
         .into_iter()
         .filter_map(|(rate_ms, kind)| Some((rate_ms?, kind)))
@@ -203,4 +208,24 @@ happened! {
     readings "readings",
     readings_over_swaps "readings with a swap beneath them",
     readings_corrupt "readings that met damaged bytes",
+    exports_asked "exports asked for",
+    exporters_died "makers of archives that died",
+    exports_taken "archives that somebody went on with",
+    exports_taken_over "archives whose maker had lost its lease",
+    parts_cut "parts of archives that did not stand",
+    exports_ready "archives that became whole",
+    exports_over_unready "archives given up since their export was over",
+    exports_ended "exports ended by a session's deletion",
+    exports_ended_by_hand "exports ended by hand",
+    exports_expired "exports whose time was over",
+    exports_gone "exports gone",
+    exports_returned "listings that found something of an export",
+    exports_restored "exports that a backup had otherwise",
+    exports_lost "exports that a backup had not",
+    strays "objects of exports without a row that were removed",
+    left_in_strays "objects of exports that a backup did not know of, with bytes of a session that was erased",
+    parts_aborted "parts of archives without an answer that were not published",
+    parts_committed "parts of archives without an answer that were",
+    archives_fetched "archives fetched to their end",
+    archives_cut "archives that ended beneath who fetched them",
 }

@@ -1,4 +1,4 @@
-//! Batchers, compactors, retention workers and readers in a world in which everything fails, in virtual time.
+//! Batchers, compactors, retention workers, exporters and readers in a world in which everything fails, in virtual time.
 //!
 //! One seed derives every choice. In the *safety* phase processes crash, freeze, and are asked to stop; operations are slow,
 //! fail, are done without an answer, or long after they were given up; transactions stay open; partitions move, are added, lose
@@ -6,11 +6,12 @@
 //! Sessions are deleted by hand, by reference, by withdrawal, by plan, with their workspace, while they are written, merged and
 //! read; the bucket keeps versions in some seeds, deletes some keys of a request, and has uploads that nobody ends; backups of
 //! index and key store are restored, and the journal replayed. All the time sessions are read, object after object, while
-//! compactors swap beneath. Then all is healed, and in the *liveness* phase everything has to get in order: no lag, nothing staged,
-//! nothing in the bucket for nothing, nothing shared, every session final or erased, every deletion with its receipt. At every step
-//! the invariants B1 to B12, C1 to C3, C6 and R1 to R11 are checked, and in the end the clients' ledger is compared with what
-//! readers find, and who asked for what with what is gone. The checker is tested by mutants: protocols broken on purpose, each of
-//! which it has to find.
+//! compactors swap beneath, and exporters make archives of them, which end with the first of their sessions, in time, or by hand,
+//! while others fetch them. Then all is healed, and in the *liveness* phase everything has to get in order: no lag, nothing
+//! staged, nothing in the bucket for nothing, nothing shared, every session final or erased, every deletion with its receipt,
+//! every archive whole or gone. At every step the invariants B1 to B12, C1 to C3, C6 and R1 to R11 are checked, and in the end
+//! the clients' ledger is compared with what readers find, and who asked for what with what is gone. The checker is tested by
+//! mutants: protocols broken on purpose, each of which it has to find.
 //!
 //! `SIMULATE_SEEDS` says how many seeds are run (10,000), `SIMULATE_FIRST` with which to begin (0), `SIMULATE_MUTANT` breaks
 //! the protocol by name. A failing seed prints the command that repeats it.

@@ -138,6 +138,38 @@ pub(crate) enum Mutant {
     DeletedTwice,
     /// Processes keep keys in memory.
     KeysCachedForEver,
+    /// A tombstone ends no exports.
+    TombstoneEndsNoExport,
+    /// What the journal brings to a restored index ends no exports there.
+    RestoredExportsGoOn,
+    /// Sessions are included in exports without looking whether they are deleted.
+    IncludesDeleted,
+    /// Parts are staged and published without looking whether the export is over.
+    PartsOfWhatIsOver,
+    /// Parts are published that were condemned meanwhile.
+    PartsThatWereGivenUp,
+    /// Whoever had an archive once goes on with it, although another has it.
+    ExportOwnersNotCompared,
+    /// Whoever goes on with an archive does so behind parts that do not stand.
+    TornPartsStay,
+    /// An archive is fetched without asking whether the export is over.
+    FetchesWhatIsOver,
+    /// A session is erased while exports have some of it.
+    ErasedWhileExported,
+    /// The keys of exports are not destroyed.
+    ExportKeyStays,
+    /// Exports are listed while objects of theirs have rows, and may land still.
+    ExportRemovalNotAwaited,
+    /// Exports are gone by the word of rows alone.
+    ExportsNotListed,
+    /// Exports are gone while their keys may be in memory.
+    ExportGoneBeforeCachesRanOut,
+    /// Exporters go on with what a restored index forgot.
+    ExportersOutliveTheirIndex,
+    /// Time ends no exports.
+    ExportsLastForEver,
+    /// What lies of exports that no row names is removed by nobody.
+    StraysStay,
 }
 
 /// All of them.
@@ -209,4 +241,20 @@ pub(crate) const ALL: &[Mutant] = &[
     Mutant::UnknownLeaveNothing,
     Mutant::DeletedTwice,
     Mutant::KeysCachedForEver,
+    Mutant::TombstoneEndsNoExport,
+    Mutant::RestoredExportsGoOn,
+    Mutant::IncludesDeleted,
+    Mutant::PartsOfWhatIsOver,
+    Mutant::PartsThatWereGivenUp,
+    Mutant::ExportOwnersNotCompared,
+    Mutant::TornPartsStay,
+    Mutant::FetchesWhatIsOver,
+    Mutant::ErasedWhileExported,
+    Mutant::ExportKeyStays,
+    Mutant::ExportRemovalNotAwaited,
+    Mutant::ExportsNotListed,
+    Mutant::ExportGoneBeforeCachesRanOut,
+    Mutant::ExportersOutliveTheirIndex,
+    Mutant::ExportsLastForEver,
+    Mutant::StraysStay,
 ];

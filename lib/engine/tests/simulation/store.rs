@@ -58,6 +58,8 @@ pub(crate) enum ObjectKind {
     Session(SessionKey),
     /// Chunks of a session, or what is nobody's.
     Quarantine(Option<SessionKey>),
+    /// A part of an archive.
+    Export(ExportNumber),
 }
 
 impl ObjectKind {
@@ -65,7 +67,7 @@ impl ObjectKind {
     pub(crate) fn owner(self) -> Option<SessionKey> {
         match self {
             Self::Session(key) | Self::Quarantine(Some(key)) => Some(key),
-            Self::Shared | Self::Quarantine(None) => None,
+            Self::Shared | Self::Quarantine(None) | Self::Export(_) => None,
         }
     }
 }
@@ -208,6 +210,32 @@ pub(crate) struct LeavingRow {
     pub(crate) is_erased: bool,
 }
 
+pub(crate) type ExportNumber = u64;
+
+#[derive(Debug, Clone)]
+pub(crate) struct ExportRow {
+    pub(crate) workspace: WorkspaceId,
+    /// One of its references, unless it is of all that the workspace has.
+    pub(crate) reference: Option<usize>,
+    /// By the database's clock, as all times here.
+    pub(crate) expires_ms: u64,
+    /// Sessions that it has anything of, or is about to, and whether their last bytes stand in it.
+    pub(crate) sessions: BTreeMap<SessionKey, bool>,
+    /// Its parts by number, from 1.
+    pub(crate) parts: BTreeMap<usize, ObjectNumber>,
+    /// What stands, whoever dies: so many parts, with so many sessions, up to this one.
+    pub(crate) stands: usize,
+    pub(crate) sessions_stand: usize,
+    pub(crate) after: Option<SessionKey>,
+    /// Who makes it, and until when.
+    pub(crate) lease: Option<((usize, u64), u64)>,
+    pub(crate) worked_ms: u64,
+    pub(crate) is_ready: bool,
+    pub(crate) is_over: bool,
+    pub(crate) shredded_ms: Option<u64>,
+    pub(crate) gone_ms: Option<u64>,
+}
+
 /// What publishing wants.
 #[derive(Debug, Clone)]
 pub(crate) struct Publishing {
@@ -230,6 +258,8 @@ pub(crate) struct Index {
     pub(crate) locked_objects: BTreeSet<ObjectNumber>,
     /// Rows of sessions that a swap has locked.
     pub(crate) locked_sessions: BTreeSet<SessionKey>,
+    /// And those of exports that a publishing has.
+    pub(crate) locked_exports: BTreeSet<ExportNumber>,
     /// And links and deletions that a staging has.
     pub(crate) locked_links: BTreeSet<LinkNumber>,
     pub(crate) locked_deletions: BTreeSet<DeletionNumber>,
@@ -241,6 +271,7 @@ pub(crate) struct Index {
     pub(crate) workspaces: BTreeMap<WorkspaceId, Workspace>,
     pub(crate) deletions: BTreeMap<DeletionNumber, DeletionRow>,
     pub(crate) leaving: BTreeMap<(DeletionNumber, SessionKey), LeavingRow>,
+    pub(crate) exports: BTreeMap<ExportNumber, ExportRow>,
     /// What every object's path says, also of those whose rows are gone.
     pub(crate) kinds: BTreeMap<ObjectNumber, ObjectKind>,
 }
@@ -285,6 +316,22 @@ impl Index {
 
     pub(crate) fn is_deleted(&self, key: &SessionKey) -> bool {
         self.sessions.get(key).is_some_and(|row| row.deleted_step.is_some())
+    }
+
+    /// Whether who deletes a session has to wait for its row, or for that of an export that it ends.
+    pub(crate) fn is_session_locked(&self, key: &SessionKey) -> bool {
+        let has = |export: &ExportNumber| self.exports.get(export).is_some_and(|row| row.sessions.contains_key(key));
+        self.locked_sessions.contains(key) || self.locked_exports.iter().any(has)
+    }
+
+    /// Ends the exports that have anything of a session.
+    pub(crate) fn end_exports_of(&mut self, key: &SessionKey) -> u64 {
+        let mut ended = 0;
+        for row in self.exports.values_mut().filter(|row| !row.is_over && row.sessions.contains_key(key)) {
+            row.is_over = true;
+            ended += 1;
+        }
+        ended
     }
 
     /// Live objects of a session alone, in the order in which they became live.

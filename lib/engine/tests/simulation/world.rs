@@ -1,6 +1,5 @@
-//! One run: batchers, compactors, retention workers, clients, readers and an operator around the models, driven by a queue of
-//! events in virtual time.
-//! Every choice comes from the seed.
+//! One run: batchers, compactors, retention workers, exporters, clients, readers and an operator around the models, driven by a
+//! queue of events in virtual time. Every choice comes from the seed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -17,6 +16,7 @@ use uuid::Uuid;
 mod check;
 mod compactor;
 mod deletion;
+mod export;
 mod process;
 mod reader;
 mod retention;
@@ -25,8 +25,8 @@ use crate::faults::{Faults, Happened, Kind};
 use crate::log::{Fetched, Log, Record};
 use crate::mutants::Mutant;
 use crate::store::{
-    Bucket, Content, Entry, Index, KeyRow, KeyStore, ObjectKind, ObjectNumber, ObjectState, Publishing, Stored,
-    Violation,
+    Bucket, Content, Entry, ExportNumber, Index, KeyRow, KeyStore, ObjectKind, ObjectNumber, ObjectState, Publishing,
+    Stored, Violation,
 };
 
 /// Times in milliseconds.
@@ -84,7 +84,7 @@ const COMPACTION: compaction::Config = compaction::Config {
     spread_seed: 0,
 };
 
-/// A process: the number of a batcher, compactor or worker, and how often it was started.
+/// A process: the number of a batcher, compactor, worker or exporter, and how often it was started.
 type Process = (usize, u64);
 
 /// Readers are one process that never ends.
@@ -252,6 +252,31 @@ enum Event {
         then: Option<Vec<retention::Op>>,
     },
     Ask(deletion::Ask),
+    /// An exporter looks for something to do.
+    ExportOn(Process),
+    /// Its work reaches its server. `given_up`: it was told that it failed. `life`: of the database.
+    Export {
+        process: Process,
+        op: Box<export::Op>,
+        given_up: bool,
+        life: u64,
+    },
+    ExportAnswer {
+        process: Process,
+        answer: Box<export::Answer>,
+    },
+    /// A part's publishing that was sent for commit ends one way or the other.
+    EndPart {
+        part: Box<export::Part>,
+        commits: bool,
+        life: u64,
+    },
+    AskExport,
+    EndExport(ExportNumber),
+    /// Somebody fetches an archive,
+    FetchExport(ExportNumber),
+    /// and the next of its parts.
+    FetchOn(Box<export::Fetching>),
     /// A backup is taken, or restored.
     Backup,
     /// A reader opens a session.
@@ -332,6 +357,11 @@ pub(crate) struct World {
     compactors: Vec<compactor::Node>,
     compaction: compaction::Config,
     workers: Vec<retention::Node>,
+    exporters: Vec<export::Node>,
+    /// Whoever makes an archive has it for so long, and after a failure waits for as long.
+    export_lease_ms: u64,
+    next_export: ExportNumber,
+    exported: export::Truth,
     /// Until when processes have keys in memory.
     caches: BTreeMap<(SessionKey, Process), u64>,
     next_deletion: u64,
@@ -377,6 +407,7 @@ impl Kind {
             Self::Delete => Event::Delete,
             Self::Backup => Event::Backup,
             Self::CloseKey => Event::CloseKey,
+            Self::Export => Event::AskExport,
         }
     }
 }
@@ -418,6 +449,8 @@ impl World {
         let (compactors, workers) = (rng.usize(1..=2), rng.usize(1..=3));
         let workspaces = deletion::workspaces(&mut rng);
         let bucket = Bucket::new(rng.bool());
+        // Who asks for none needs nobody who makes them.
+        let exporters = faults.export_ms.map_or(0, |_| rng.usize(2..=3));
         let mut world = Self {
             rng,
             mutant,
@@ -440,6 +473,10 @@ impl World {
             compactors: (nodes..nodes + compactors).map(|number| compactor::Node::new(of_nodes, number, 0)).collect(),
             compaction,
             workers: (0..workers).map(|_| retention::Node::new(0)).collect(),
+            exporters: (0..exporters).map(|_| export::Node::new(0)).collect(),
+            export_lease_ms: 0,
+            next_export: 0,
+            exported: export::Truth::default(),
             caches: BTreeMap::new(),
             next_deletion: 0,
             backup: None,
@@ -463,6 +500,7 @@ impl World {
             happened: Happened::default(),
             trace: 0,
         };
+        world.export_lease_ms = world.rng.u64(200..700);
         for number in 0..nodes {
             world.after(1, Event::Fetch((number, 0)));
         }
@@ -471,6 +509,9 @@ impl World {
         }
         for number in nodes + compactors..nodes + compactors + workers {
             world.after(1, Event::Pass((number, 0)));
+        }
+        for number in world.first_exporter()..world.processes() {
+            world.after(1, Event::ExportOn((number, 0)));
         }
         world.after(0, Event::Rebalance);
         world.after(1, Event::Produce);
@@ -526,7 +567,9 @@ impl World {
     fn is_current(&self, process: Process) -> bool {
         match self.nodes.get(process.0) {
             Some(node) => node.is_alive && node.incarnation == process.1,
-            None => self.compactor(process).is_some() || self.worker(process).is_some(),
+            None => {
+                self.compactor(process).is_some() || self.worker(process).is_some() || self.exporter(process).is_some()
+            }
         }
     }
 
@@ -534,13 +577,18 @@ impl World {
         self.nodes.len() + self.compactors.len()
     }
 
-    fn processes(&self) -> usize {
+    fn first_exporter(&self) -> usize {
         self.first_worker() + self.workers.len()
+    }
+
+    fn processes(&self) -> usize {
+        self.first_exporter() + self.exporters.len()
     }
 
     fn paused_until(&self, number: usize) -> Option<u64> {
         let paused_until = match self.nodes.get(number) {
             Some(node) => node.paused_until,
+            None if number >= self.first_exporter() => self.exporters[number - self.first_exporter()].paused_until,
             None if number >= self.first_worker() => self.workers[number - self.first_worker()].paused_until,
             None => self.compactors[number - self.nodes.len()].paused_until,
         };
@@ -565,6 +613,8 @@ impl World {
             | Event::CompactorGraceOver(process)
             | Event::Pass(process)
             | Event::RetentionAnswer { process, .. }
+            | Event::ExportOn(process)
+            | Event::ExportAnswer { process, .. }
             | Event::Revoke { process, .. }
             | Event::Assign { process, .. }
             | Event::TopicBack { process, .. }
@@ -584,6 +634,7 @@ impl World {
             | Event::Delete
             | Event::Backup
             | Event::CloseKey
+            | Event::AskExport
                 if self.is_healed =>
             {
                 return Ok(());
@@ -626,6 +677,17 @@ impl World {
             Event::Retain { process, op, given_up, life } => self.retain(process, op, given_up, life)?,
             Event::RetentionAnswer { process, then } => self.retention_answer(process, then),
             Event::Ask(ask) => self.ask(ask)?,
+            Event::ExportOn(process) => self.export_on(process),
+            Event::Export { process, op, given_up, life } => self.export(process, op, given_up, life)?,
+            Event::ExportAnswer { process, answer } => self.export_answer(process, *answer)?,
+            Event::EndPart { part, commits, life } => self.end_part(&part, commits, life)?,
+            Event::AskExport => {
+                self.ask_export();
+                self.again(self.faults.export_ms, Event::AskExport);
+            }
+            Event::EndExport(export) => self.end_by_hand(export),
+            Event::FetchExport(export) => self.fetch_export(export)?,
+            Event::FetchOn(fetching) => self.fetch_on(fetching)?,
             Event::Backup => {
                 self.back_up_or_restore()?;
                 self.again(self.faults.backup_ms, Event::Backup);
@@ -739,6 +801,7 @@ impl World {
                 self.check_live_objects()?;
                 self.check_draining()?;
                 self.check_gone()?;
+                self.check_exports()?;
             }
             Event::Delete => {
                 self.ask_deletion();
@@ -875,6 +938,9 @@ impl World {
 
     fn crash(&mut self) {
         let number = self.rng.usize(0..self.processes());
+        if number >= self.first_exporter() {
+            return self.crash_exporter(number);
+        }
         if number >= self.first_worker() {
             return self.crash_worker(number);
         }
@@ -891,6 +957,9 @@ impl World {
     }
 
     fn restart(&mut self, number: usize) {
+        if number >= self.first_exporter() {
+            return self.restart_exporter(number);
+        }
         if number >= self.first_worker() {
             return self.restart_worker(number);
         }
@@ -911,6 +980,9 @@ impl World {
     fn pause(&mut self) {
         let number = self.rng.usize(0..self.processes());
         let ms = self.rng.u64(10..1_500);
+        if number >= self.first_exporter() {
+            return self.pause_exporter(number, ms);
+        }
         if number >= self.first_worker() {
             return self.pause_worker(number, ms);
         }
@@ -1082,7 +1154,9 @@ impl World {
     /// B3.
     fn check_live_objects(&self) -> Result<(), Violation> {
         for (number, row) in &self.index.objects {
-            if row.state == ObjectState::Live && self.bucket.get(*number) != Some(&row.content) {
+            // What a restored index has again of an export may have gone before.
+            let is_restored = self.exported.gone_before.contains(number);
+            if row.state == ObjectState::Live && !is_restored && self.bucket.get(*number) != Some(&row.content) {
                 return Err(format!("B3: the bytes of live object {number} are gone"));
             }
         }

@@ -127,7 +127,9 @@ impl World {
         let lagging: Vec<i32> = self.log.partitions().into_iter().filter(|partition| self.lags(*partition)).collect();
         let staged = self.index.objects.values().filter(|row| row.state == ObjectState::Staged).count();
         let condemned = self.index.objects.values().filter(|row| row.state == ObjectState::Condemned).count();
-        let orphans = self.bucket.names().filter(|number| !self.is_live(*number)).count();
+        let is_kept = |number: &ObjectNumber| self.is_live(*number) || self.is_below_open_export(*number);
+        let orphans = self.bucket.names().filter(|number| !is_kept(number)).count();
+        let (making, ending) = self.exports_unfinished();
         let shared = self.index.objects.values().filter(|row| row.is_live(ObjectKind::Shared)).count();
         let live = self.index.objects.values().filter(|row| row.state == ObjectState::Live);
         let open = live.filter_map(|row| match row.kind {
@@ -135,12 +137,13 @@ impl World {
             _ => None,
         });
         let open: BTreeSet<SessionKey> = open.collect();
-        if lagging.is_empty() && staged + condemned + orphans + shared + open.len() == 0 {
+        if lagging.is_empty() && staged + condemned + orphans + shared + open.len() + making + ending == 0 {
             return String::new();
         }
         format!(
             "partitions {lagging:?} lag, {staged} objects are staged, {condemned} condemned, {orphans} lie in the bucket for \
-             nothing, {shared} are shared still, {} sessions are not final",
+             nothing, {shared} are shared still, {} sessions are not final, {making} archives are not whole, {ending} exports are \
+             over and not gone",
             open.len()
         )
     }
@@ -181,6 +184,8 @@ impl World {
                     | Event::EndSwap { .. }
                     | Event::HalfSwap(_)
                     | Event::Compact { given_up: true, .. }
+                    | Event::Export { given_up: true, .. }
+                    | Event::EndPart { .. }
             )
         });
         let is_ordered = !is_under_way && self.unfinished().is_empty();
@@ -228,7 +233,10 @@ impl World {
         if self.happened.database_clock_jumps == 0 {
             return;
         }
-        let strangers = self.bucket.names().filter(|number| !self.index.objects.contains_key(number));
+        // What is left of exports nobody has to look at.
+        let is_exported = |number: &ObjectNumber| matches!(self.index.kinds.get(number), Some(ObjectKind::Export(_)));
+        let is_stranger = |number: &ObjectNumber| !self.index.objects.contains_key(number) && !is_exported(number);
+        let strangers = self.bucket.names().filter(is_stranger);
         let strangers: Vec<ObjectNumber> = strangers.collect();
         for number in strangers {
             self.happened.strangers += 1;
@@ -255,6 +263,8 @@ impl World {
         self.check_processed()?;
         self.check_deleted()?;
         self.check_deletions()?;
+        self.check_exports()?;
+        self.check_archives()?;
         self.check_readings()
     }
 

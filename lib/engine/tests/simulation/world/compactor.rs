@@ -201,6 +201,30 @@ pub(crate) fn plan_of(key: SessionKey, sources: &[Source]) -> Plan {
     Plan::build(&merged, &shared)
 }
 
+/// What a plan finds in these, in order.
+pub(crate) fn entries_of(log: &Log, plan: &Plan, sources: &[Source]) -> Vec<Entry> {
+    let mut entries = Vec::new();
+    for (stream, batch) in plan.streams.iter().flat_map(|stream| stream.batches.iter().map(move |b| (stream, b))) {
+        let of_place = |entry: &&Entry| {
+            let place = log.batch(entry.uid).map(|(_, place, _)| (place.stream(), place.seq()));
+            place == Some((stream.stream, batch.seq))
+        };
+        let found = match &batch.location {
+            Location::Shared { object, chunk, frame, .. } => {
+                let (_, _, content) = &sources[*object];
+                let uid = content.uids[*chunk][*frame];
+                content.entries.iter().find(|entry| entry.uid == uid)
+            }
+            Location::Session { object, pieces } if !pieces.is_empty() => {
+                sources[*object].2.entries.iter().find(of_place)
+            }
+            Location::Session { .. } => None,
+        };
+        entries.extend(found.map(|entry| Entry { stored: Stored::Chunked, ..*entry }));
+    }
+    entries
+}
+
 impl World {
     pub(super) fn compactor(&self, process: Process) -> Option<&Node> {
         let node = self.compactors.get(process.0.checked_sub(self.nodes.len())?)?;
@@ -515,27 +539,10 @@ impl World {
             return Ok(Op::Computed(Answer::Failed));
         };
         let plan = plan_of(key, &sources);
-        let mut entries = Vec::new();
-        let mut segments = Vec::new();
-        for (stream, batch) in plan.streams.iter().flat_map(|stream| stream.batches.iter().map(move |b| (stream, b))) {
-            let of_place = |entry: &&Entry| {
-                let place = log.batch(entry.uid).map(|(_, place, _)| (place.stream(), place.seq()));
-                place == Some((stream.stream, batch.seq))
-            };
-            let found = match &batch.location {
-                Location::Shared { object, chunk, frame, .. } => {
-                    let (_, _, content) = &sources[*object];
-                    let uid = content.uids[*chunk][*frame];
-                    content.entries.iter().find(|entry| entry.uid == uid)
-                }
-                Location::Session { object, pieces } if !pieces.is_empty() => {
-                    sources[*object].2.entries.iter().find(of_place)
-                }
-                Location::Session { .. } => None,
-            };
-            entries.extend(found.map(|entry| Entry { stored: Stored::Chunked, ..*entry }));
-            segments.push(Segment { stream: stream.stream, seq: batch.seq, position: 0, events: 1, bytes: 1 });
-        }
+        let entries = entries_of(log, &plan, &sources);
+        let places = plan.streams.iter().flat_map(|stream| stream.batches.iter().map(move |b| (stream.stream, b.seq)));
+        let segments: Vec<Segment> =
+            places.map(|(stream, seq)| Segment { stream, seq, position: 0, events: 1, bytes: 1 }).collect();
         let frame = Frame {
             at: 0,
             len: FRAME_BYTES,

@@ -54,6 +54,7 @@ pub(crate) struct Backup {
     deletions: BTreeMap<DeletionNumber, DeletionRow>,
     leaving: BTreeMap<(DeletionNumber, SessionKey), LeavingRow>,
     marks: Vec<Option<(u64, DeletionNumber)>>,
+    exports: export::Backup,
     /// Keys that were there, unless the key store is never restored.
     keys: Option<BTreeSet<SessionKey>>,
 }
@@ -210,7 +211,7 @@ impl World {
 
     fn is_ask_locked(&self, ask: &Ask) -> bool {
         let index = &self.index;
-        let is_session = |key: &SessionKey| index.locked_sessions.contains(key);
+        let is_session = |key: &SessionKey| index.is_session_locked(key);
         match ask {
             Ask::Sessions(_, keys) => keys.iter().any(is_session),
             Ask::Reference(workspace, reference) => {
@@ -272,7 +273,13 @@ impl World {
             self.check_cause(row.cause, key)?;
             self.index.leaving.entry((deletion, *key)).or_default();
             self.index.tombstone(*key);
-            self.happened.deletions += u64::from(self.truth.gone.insert(*key));
+            if self.truth.gone.insert(*key) {
+                self.happened.deletions += 1;
+                self.exported.deleted_ms.insert(*key, self.now_ms);
+            }
+            if self.mutant != Some(Mutant::TombstoneEndsNoExport) {
+                self.happened.exports_ended += self.index.end_exports_of(key);
+            }
         }
         Ok(())
     }
@@ -496,12 +503,15 @@ impl World {
     pub(super) fn back_up_or_restore(&mut self) -> Result<(), Violation> {
         let Some(backup) = self.backup.take() else {
             let known = |key: &&SessionKey| self.keys.get(key) == Some(KeyRow::Known);
-            let keys = self.index.sessions.keys().filter(known).copied().collect();
+            let of_exports = self.index.exports.iter().map(|(export, row)| export::key_of(row.workspace, *export));
+            let of_exports: Vec<SessionKey> = of_exports.collect();
+            let keys = self.index.sessions.keys().chain(&of_exports).filter(known).copied().collect();
             self.backup = Some(Backup {
                 sessions: self.index.sessions.iter().map(|(key, row)| (*key, (row.state, row.deleted_step))).collect(),
                 deletions: self.index.deletions.clone(),
                 leaving: self.index.leaving.clone(),
                 marks: self.index.links.iter().map(|link| link.mark).collect(),
+                exports: self.back_up_exports(),
                 keys: self.rng.bool().then_some(keys),
             });
             return Ok(());
@@ -509,6 +519,7 @@ impl World {
         self.happened.restored += 1;
         self.life += 1;
         self.take_back(&backup);
+        self.take_exports_back(backup.exports, backup.keys.as_ref());
         if self.index.open.is_empty() && self.rng.bool() {
             // From a dump: the new database counts its transactions anew.
             self.index.transaction = 0;
@@ -516,8 +527,13 @@ impl World {
         if self.mutant != Some(Mutant::JournalNotReplayed) {
             self.replay_journal();
         }
-        for number in self.first_worker()..self.processes() {
+        for number in self.first_worker()..self.first_exporter() {
             self.crash_worker(number);
+        }
+        if self.mutant != Some(Mutant::ExportersOutliveTheirIndex) {
+            for number in self.first_exporter()..self.processes() {
+                self.crash_exporter(number);
+            }
         }
         self.check_gone()
     }
@@ -592,6 +608,9 @@ impl World {
                         u64::from(matches!(leaving, std::collections::btree_map::Entry::Vacant(_)));
                     leaving.or_default().is_journalled = true;
                     self.index.tombstone(key);
+                    if self.mutant != Some(Mutant::RestoredExportsGoOn) {
+                        self.happened.exports_ended += self.index.end_exports_of(&key);
+                    }
                     self.keys.shred(key, self.now_ms);
                 }
             }
@@ -629,7 +648,10 @@ impl World {
         // Where a clock jumped a shared object may have landed behind its row: an operator removes it.
         let is_stranger =
             |number: &ObjectNumber| self.happened.database_clock_jumps > 0 && !self.index.objects.contains_key(number);
-        if let Some(number) = self.bucket.holding(key).find(|number| !is_stranger(number)) {
+        // Nobody knows of it: it goes with its export, or by its age.
+        let is_stray = |number: &ObjectNumber| self.exported.strays.contains(number);
+        let mut holding = self.bucket.holding(key);
+        if let Some(number) = holding.find(|number| !is_stranger(number) && !is_stray(number)) {
             return Err(format!("R3: bytes of an erased session lie in object {number}"));
         }
         let kind = |number: &ObjectNumber| self.index.kinds.get(number).and_then(|kind| kind.owner());

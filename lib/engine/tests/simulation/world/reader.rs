@@ -10,7 +10,7 @@ use super::*;
 #[derive(Debug, Default)]
 pub(crate) struct Visible {
     /// Of each published batch the first content in each partition.
-    batches: BTreeMap<SessionKey, BTreeMap<StreamSeq, Vec<(i32, u64)>>>,
+    pub(super) batches: BTreeMap<SessionKey, BTreeMap<StreamSeq, Vec<(i32, u64)>>>,
     /// Records that are stored of each session, copies too.
     stored: BTreeMap<SessionKey, u64>,
     /// Batches of which a copy went into quarantine, since it could not be merged.
@@ -52,7 +52,7 @@ pub(crate) struct Reading {
 
 impl World {
     /// By the session's row: its own live objects, then the live shared ones of its partitions that hold some of it.
-    fn snapshot(&self, key: SessionKey) -> Option<Vec<Source>> {
+    pub(super) fn snapshot(&self, key: SessionKey) -> Option<Vec<Source>> {
         let row = self.index.sessions.get(&key).filter(|row| row.deleted_step.is_none())?;
         let objects = &self.index.objects;
         let own = self.index.parts(key).into_iter().map(|number| (number, 0, Rc::clone(&objects[&number].content)));
@@ -119,7 +119,7 @@ impl World {
     }
 
     /// C1, C2: each batch that was published before is read once, with the content that it had from the first.
-    fn check_reading(
+    pub(super) fn check_reading(
         &mut self,
         key: SessionKey,
         sources: &[Source],

@@ -57,6 +57,7 @@ pub(crate) enum Op {
     Abort(Vec<ObjectNumber>),
     Sign(DeletionNumber),
     MarkReceipted(DeletionNumber),
+    Export(export::Ending),
 }
 
 #[derive(Debug, Default)]
@@ -199,7 +200,7 @@ impl World {
     /// Whether a step waits for a row that a transaction has locked.
     fn is_retention_locked(&self, op: &Op) -> bool {
         let index = &self.index;
-        let is_session = |key: &SessionKey| index.locked_sessions.contains(key);
+        let is_session = |key: &SessionKey| index.is_session_locked(key);
         match op {
             Op::MarkErased((deletion, key)) => index.locked_deletions.contains(deletion) || is_session(key),
             Op::Find(deletion) => {
@@ -255,6 +256,7 @@ impl World {
                 self.happened.receipts += 1;
                 self.index.deletions.entry(deletion).and_modify(|row| row.is_receipted = true);
             }
+            Op::Export(ending) => return Ok(self.lead_export(ending)?.into_iter().map(Op::Export).collect()),
         }
         Ok(Vec::new())
     }
@@ -273,6 +275,7 @@ impl World {
         let workspaces: Vec<WorkspaceId> = self.index.workspaces.keys().copied().collect();
         ops.extend(workspaces.into_iter().filter(|workspace| self.has_to_end(*workspace)).map(Op::Terminate));
         self.look_for_due(&mut ops);
+        ops.extend(self.look_for_exports().into_iter().map(Op::Export));
         let now_ms = self.database_ms();
         if self.index.objects.values().any(|row| is_stale(row, now_ms)) {
             ops.push(Op::CondemnStale);
@@ -336,10 +339,19 @@ impl World {
         for key in self.index.objects.values().filter_map(|row| row.kind.owner()) {
             *own.entry(key).or_default() += 1;
         }
+        let mut exports: BTreeMap<SessionKey, u64> = BTreeMap::new();
+        if self.mutant != Some(Mutant::ErasedWhileExported) {
+            for key in self.index.exports.values().flat_map(|row| row.sessions.keys()) {
+                *exports.entry(*key).or_default() += 1;
+            }
+        }
         let mut barred = Vec::new();
         let leaving = self.index.leaving.iter().filter(|(_, row)| !row.is_erased);
         let leaving: Vec<(Leaving, Facts)> = leaving
-            .map(|(leaving, row)| (*leaving, self.facts(row, own.get(&leaving.1).copied().unwrap_or_default())))
+            .map(|(leaving, row)| {
+                let left = |rows: &BTreeMap<SessionKey, u64>| rows.get(&leaving.1).copied().unwrap_or_default();
+                (*leaving, self.facts(row, left(&own), left(&exports)))
+            })
             .collect();
         for (leaving, facts) in leaving {
             match next_step(&facts) {
@@ -360,7 +372,7 @@ impl World {
         }
     }
 
-    fn facts(&self, row: &LeavingRow, objects_left: u64) -> Facts {
+    fn facts(&self, row: &LeavingRow, objects_left: u64, exports_left: u64) -> Facts {
         let has_no_barrier = self.mutant == Some(Mutant::NoBarrier);
         let oldest = self.index.open.first().copied().unwrap_or(self.index.transaction + 1);
         let blockers = row.blockers.iter().flatten();
@@ -374,7 +386,7 @@ impl World {
             blockers_noted: row.blockers.is_some(),
             blockers_left: if ignores_blockers { 0 } else { blockers_left },
             objects_left,
-            exports_left: 0,
+            exports_left,
         }
     }
 
@@ -504,7 +516,7 @@ impl World {
         (found, uploads)
     }
 
-    fn is_listed(&self, number: ObjectNumber) -> bool {
+    pub(super) fn is_listed(&self, number: ObjectNumber) -> bool {
         match self.mutant {
             Some(Mutant::OnlyCurrentVersions) => self.bucket.get(number).is_some(),
             _ => self.bucket.lies(number),
@@ -529,6 +541,7 @@ impl World {
         self.index.lead_on(&key, SessionState::Erased)?;
         self.truth.erased.insert(key);
         self.happened.erased += 1;
+        self.happened.left_in_strays += self.left_in_strays(&key);
         self.end_deletion(deletion);
         self.check_absent(&key)
     }
@@ -606,7 +619,7 @@ impl World {
             return Ok(());
         }
         let mut live = self.live_sessions(workspace);
-        live.retain(|key| !self.index.locked_sessions.contains(key));
+        live.retain(|key| !self.index.is_session_locked(key));
         live.truncate(BATCH);
         self.happened.terminated += live.len() as u64;
         self.begin_deletion(Cause::Terminated, &live)
@@ -621,7 +634,7 @@ impl World {
             return Err(format!("R5: sessions expire by a clock that is {} ms wrong", compared.differ_ms));
         }
         let mut due = self.due_by(compared.clock_ms.min(self.database_ms()));
-        due.retain(|key| !self.index.locked_sessions.contains(key));
+        due.retain(|key| !self.index.is_session_locked(key));
         due.truncate(BATCH);
         self.happened.expired += due.len() as u64;
         for of_workspace in due.chunk_by(|one, other| one.workspace == other.workspace) {
@@ -651,7 +664,7 @@ impl World {
     }
 
     /// Some keys of a request may be left. Gives those that are gone.
-    fn delete_objects(&mut self, numbers: &[ObjectNumber]) -> Vec<ObjectNumber> {
+    pub(super) fn delete_objects(&mut self, numbers: &[ObjectNumber]) -> Vec<ObjectNumber> {
         let mut gone = Vec::new();
         for number in numbers {
             if self.chance(self.faults.failing) {
