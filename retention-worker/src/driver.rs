@@ -99,7 +99,7 @@ struct Worker {
     uploads: Seldom,
     /// Looking for entries of the journal that are too old.
     old_entries: Seldom,
-    /// Looking for what is left of exports that no row names.
+    /// Looking for parts of exports that no row names.
     stray_exports: Seldom,
 }
 
@@ -198,7 +198,7 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         overlooked: Seldom::every(OVERLOOKED_INTERVAL),
         uploads: Seldom::every(UPLOADS_INTERVAL.min(put_horizon)),
         old_entries: Seldom::every(JOURNAL_INTERVAL),
-        stray_exports: Seldom::every(STRAY_INTERVAL),
+        stray_exports: Seldom::every(STRAY_INTERVAL.min(put_horizon)),
     };
     passes::run(&shutdown, interval, &postgres, metrics::FAILURES, async || worker.pass().await).await;
     Ok(())
@@ -294,8 +294,7 @@ impl Worker {
         if is_wrong { Ok(0) } else { Ok(self.index.expire(due.now_s, BATCH).await?) }
     }
 
-    /// Leads exports that are over on to their end, and now and then removes what is left of those that no row names; whether there are
-    /// more.
+    /// Leads exports that are over on to their end, and now and then removes parts that no row names; whether there are more.
     async fn end_exports(&mut self) -> anyhow::Result<bool> {
         let exports = Exports {
             index: &self.index,

@@ -1,25 +1,24 @@
 //! Exports that are over: their keys are destroyed, their objects go, and what sessions they had is forgotten once listings show
 //! nothing of them. Decided by [`engine::retention::next_export_step`].
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use engine::retention::{ExportStep, next_export_step};
 use schemas::paths::{self, ObjectKey, Section};
-use schemas::{ExportId, SessionKey, WorkspaceId};
+use schemas::{ExportId, ObjectId, SessionKey, WorkspaceId};
 use storage::index::Index;
 use storage::index::exports::Ended;
 use storage::keystore::KeyStore;
-use storage::objects::{Keeps, Objects};
+use storage::objects::{Keeps, Lying, Objects};
 
 use crate::metrics;
 
 /// Exports of one pass.
 const EXPORTS_AT_ONCE: i64 = 500;
-/// How often it is looked for what is left of exports that no row names any more: of an index that was restored from a backup.
-pub(crate) const STRAY_INTERVAL: Duration = Duration::from_secs(3_600);
-/// Nothing of an export is there 72 hours after it was asked for; clocks may differ.
-const STRAY_AGE: Duration = Duration::from_secs(96 * 3_600);
+/// How often it is looked for parts that no row names, of an index that was restored from a backup: at the start, and when an upload that
+/// was under way then has ended.
+pub(crate) const STRAY_INTERVAL: Duration = Duration::from_secs(600);
 
 /// Where exports lie.
 pub(crate) struct Exports<'a> {
@@ -79,54 +78,55 @@ impl Exports<'_> {
         Ok(())
     }
 
-    /// Removes what is left of exports that have no row and are older than any may get, by the bucket's clock and their ids.
+    /// Removes parts that no row names, and destroys the keys of exports without any. A row is there before its object and goes after
+    /// it, and a part without one is of no use to anybody: so this waits for nothing, and comes before anything is called erased.
     pub(crate) async fn remove_strays(&self) -> anyhow::Result<()> {
-        let now_s = self.objects.now_s().await?;
-        let oldest_s = now_s.saturating_sub_unsigned(STRAY_AGE.as_secs());
         let mut behind = None;
         loop {
             let page = self.objects.list_page(Section::Exports.prefix(), behind.as_ref(), self.keeps.versions).await?;
-            let keys = page.listed.iter().filter_map(|listed| ObjectKey::parse(&listed.key));
-            let old: BTreeSet<(WorkspaceId, ExportId)> = keys
-                .filter_map(|key| match key {
-                    ObjectKey::Export { workspace, export, .. } => Some((workspace, export)),
-                    _ => None,
+            let lying: Vec<Lying> = page
+                .listed
+                .iter()
+                .filter_map(|listed| {
+                    Some(Lying { key: Ok(ObjectKey::parse(&listed.key)?), version: listed.version.clone() })
                 })
-                .filter(|(_, export)| asked_s(*export).is_some_and(|asked_s| asked_s < oldest_s))
                 .collect();
-            let ids: Vec<ExportId> = old.iter().map(|(_, export)| *export).collect();
-            let named = self.index.exports_among(&ids).await?;
-            for (workspace, export) in old.into_iter().filter(|(_, export)| !named.contains(export)) {
-                self.keystore.shred(&[SessionKey::of_export(workspace, export)]).await?;
-                let lying = self.objects.lying(&paths::export_prefix(workspace, export), self.keeps).await?;
-                self.objects.remove(&lying).await?;
-                ::metrics::counter!(metrics::EXPORTS_GONE).increment(1);
-                tracing::warn!(%workspace, %export, "removed what was left of an export that no row names: the index is one of a backup");
-            }
+            self.remove_unnamed(lying).await?;
             behind = page.next;
             if behind.is_none() {
                 return Ok(());
             }
         }
     }
-}
 
-/// When an export was asked for, in seconds since the epoch, by its id. None of an id that has no time.
-fn asked_s(export: ExportId) -> Option<i64> {
-    let (seconds, _) = export.0.get_timestamp()?.to_unix();
-    i64::try_from(seconds).ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use uuid::{NoContext, Timestamp, Uuid};
-
-    use super::*;
-
-    #[test]
-    fn an_export_tells_by_its_id_when_it_was_asked_for() {
-        let asked = Timestamp::from_unix(NoContext, 1_790_000_000, 5_000_000);
-        assert_eq!(asked_s(ExportId(Uuid::new_v7(asked))), Some(1_790_000_000));
-        assert_eq!(asked_s(ExportId(Uuid::new_v4())), None);
+    async fn remove_unnamed(&self, mut lying: Vec<Lying>) -> anyhow::Result<()> {
+        let ids: Vec<ObjectId> = lying.iter().filter_map(|lying| Some(lying.key.as_ref().ok()?.id())).collect();
+        let named: BTreeSet<ObjectId> = self.index.named_among(&ids).await?.into_iter().collect();
+        lying.retain(|lying| lying.key.as_ref().is_ok_and(|key| !named.contains(&key.id())));
+        if lying.is_empty() {
+            return Ok(());
+        }
+        let exports: BTreeMap<ExportId, WorkspaceId> = lying
+            .iter()
+            .filter_map(|lying| match lying.key {
+                Ok(ObjectKey::Export { workspace, export, .. }) => Some((export, workspace)),
+                _ => None,
+            })
+            .collect();
+        let known = self.index.exports_among(&exports.keys().copied().collect::<Vec<_>>()).await?;
+        let unknown = exports.iter().filter(|(export, _)| !known.contains(export));
+        let keys: Vec<SessionKey> =
+            unknown.map(|(export, workspace)| SessionKey::of_export(*workspace, *export)).collect();
+        if !keys.is_empty() {
+            self.keystore.shred(&keys).await?;
+        }
+        let left = self.objects.remove(&lying).await?;
+        ::metrics::counter!(metrics::STRAY_PARTS).increment((lying.len() - left.len()) as u64);
+        tracing::warn!(
+            parts = lying.len(),
+            exports = exports.len(),
+            "removed parts of exports that no row names: the index is one of a backup"
+        );
+        Ok(())
     }
 }

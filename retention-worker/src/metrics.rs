@@ -23,6 +23,7 @@ pub(crate) const READS_FORGOTTEN: &str = "retention_forgotten_reads_total";
 pub(crate) const TERMINATED: &str = "retention_terminated_workspaces_total";
 pub(crate) const JOURNALLED: &str = "retention_journalled_deletions_total";
 pub(crate) const EXPORTS_GONE: &str = "retention_exports_gone_total";
+pub(crate) const STRAY_PARTS: &str = "retention_stray_export_parts_total";
 pub(crate) const RECEIPTS: &str = "retention_receipted_deletions_total";
 pub(crate) const UNVERIFIED: &str = "retention_unverified_deletions";
 pub(crate) const SHREDDED_AGAIN: &str = "retention_shredded_again_total";
@@ -59,6 +60,8 @@ pub(crate) const ALL: &[Described] = &[
     Counter(READS_FORGOTTEN, "Entries of the read-access audit removed since they were older than 400 days."),
     Counter(TERMINATED, "Closed workspaces of which nothing is left but receipts and tombstones."),
     Counter(JOURNALLED, "Deletions that were written into the journal here since who began them had not."),
+    Counter(EXPORTS_GONE, "Exports of which nothing is left."),
+    Counter(STRAY_PARTS, "Parts of exports that no row named, removed: only an index of a backup has any."),
     Counter(RECEIPTS, "Deletions that were verified and have their signed receipts."),
     Gauge(UNVERIFIED, "Deletions of the last pass that are over, and of which something is there still. Alarm on any."),
     Counter(

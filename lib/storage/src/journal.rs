@@ -205,7 +205,7 @@ impl Journal {
         shutdown: &Shutdown,
     ) -> Result<Option<Index>, IndexError> {
         let life = Arc::new(Life::default());
-        if !self.trust(&life, &part, shutdown).await {
+        if !self.trust(&life, &part, shutdown, false).await {
             return Ok(None);
         }
         let index = Index::trusted(config, &life)?;
@@ -216,7 +216,7 @@ impl Journal {
                     () = shutdown.begun() => return,
                     () = life.doubted() => {}
                 }
-                if !journal.trust(&life, &part, &shutdown).await {
+                if !journal.trust(&life, &part, &shutdown, true).await {
                     return;
                 }
             }
@@ -224,10 +224,17 @@ impl Journal {
         Ok(Some(index))
     }
 
-    /// Compares, and trusts the server that was asked; `false` when the shutdown began before.
-    async fn trust(&self, life: &Life, part: &Part, shutdown: &Shutdown) -> bool {
+    /// Compares, and trusts the server that was asked; `false` when the shutdown began before. On `another` server than before nobody
+    /// goes on with an archive as if it were the one that has what was made of it.
+    async fn trust(&self, life: &Life, part: &Part, shutdown: &Shutdown, another: bool) -> bool {
         // When it was started is asked first: should it be another by the comparison, it is compared again.
-        let compare = || async { Ok::<_, JournalError>((self.index.started().await?, self.replay().await?)) };
+        let compare = || async {
+            let started = self.index.started().await?;
+            if another {
+                self.index.leave_exports().await?;
+            }
+            Ok::<_, JournalError>((started, self.replay().await?))
+        };
         let compared = retry::until_ok("compare the journal of deletions", part, shutdown, compare).await;
         let Some((started, replayed)) = compared else { return false };
         replayed.tell();

@@ -62,7 +62,7 @@ where
             let opened_at = begins + frame * EXPORT_FRAME_BYTES as u64;
             let until = wanted.end.min(opened_at + opened.len() as u64);
             let piece = Bytes::from(opened).slice((at - opened_at) as usize..(until - opened_at) as usize);
-            give_while(|| index.is_export_open(export), &mut checked, give(piece)).await?;
+            give_while(|| index.is_export_ready(export), &mut checked, give(piece)).await?;
             at = until;
         }
         begins = ends;
@@ -81,5 +81,5 @@ pub async fn while_open(
     export: ExportId,
     taking: impl Future<Output = Result<(), ReadError>>,
 ) -> Result<(), ReadError> {
-    give_while(|| index.is_export_open(export), &mut Instant::now(), taking).await
+    give_while(|| index.is_export_ready(export), &mut Instant::now(), taking).await
 }

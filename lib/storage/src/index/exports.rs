@@ -284,13 +284,15 @@ impl Index {
         Ok(ended.rows_affected() == 1)
     }
 
-    /// Whether an export is not over.
-    pub async fn is_export_open(&self, id: ExportId) -> Result<bool, IndexError> {
-        sqlx::query_scalar("select exists (select from export where id = $1 and ended_at is null)")
-            .bind(id.0)
-            .fetch_one(&self.pool)
-            .await
-            .map_err(failed("ask for export"))
+    /// Whether an archive is whole and its export not over.
+    pub async fn is_export_ready(&self, id: ExportId) -> Result<bool, IndexError> {
+        sqlx::query_scalar(
+            "select exists (select from export where id = $1 and ready_at is not null and ended_at is null)",
+        )
+        .bind(id.0)
+        .fetch_one(&self.pool)
+        .await
+        .map_err(failed("ask for export"))
     }
 
     /// Takes an export whose archive is to be made, for `lease`: the one that was worked at least lately, so that a big one does not hold
@@ -350,6 +352,17 @@ impl Index {
             .await
             .map(drop)
             .map_err(failed("leave export"))
+    }
+
+    /// Takes exports from all who make them: they go on from what stands.
+    pub async fn leave_exports(&self) -> Result<(), IndexError> {
+        sqlx::query(
+            "update export set lease_owner = null, lease_until = null where ready_at is null and ended_at is null",
+        )
+        .execute(&self.pool)
+        .await
+        .map(drop)
+        .map_err(failed("leave exports"))
     }
 
     /// Counts the sessions of an export, and those of the workspace that it leaves out.
@@ -491,16 +504,25 @@ impl Index {
         if live.rows_affected() == 0 {
             return Ok(false);
         }
-        sqlx::query("insert into export_part (export_id, number, object_id, bytes) values ($1, $2, $3, $4)")
-            .bind(building.id.0)
-            .bind(i32::try_from(part.number).map_err(|_| IndexError::Full("parts of an export"))?)
-            .bind(part.object.0)
-            .bind(signed(part.bytes))
-            .execute(&mut *tx)
-            .await
-            .map_err(failed("insert part of an export"))?;
-        if let Some(checkpoint) = checkpoint {
-            stand(&mut tx, building.id, checkpoint).await?;
+        let inserted = sqlx::query(
+            // Behind all others: an index that lost some of them gets no archive without them.
+            "insert into export_part (export_id, number, object_id, bytes)
+             select $1, $2, $3, $4 where (select count(*) from export_part where export_id = $1) = $2 - 1",
+        )
+        .bind(building.id.0)
+        .bind(i32::try_from(part.number).map_err(|_| IndexError::Full("parts of an export"))?)
+        .bind(part.object.0)
+        .bind(signed(part.bytes))
+        .execute(&mut *tx)
+        .await
+        .map_err(failed("insert part of an export"))?;
+        if inserted.rows_affected() == 0 {
+            return Ok(false);
+        }
+        if let Some(checkpoint) = checkpoint
+            && !stand(&mut tx, building.id, checkpoint).await?
+        {
+            return Ok(false);
         }
         tx.commit().await.map_err(failed("commit publishing"))?;
         Ok(true)
@@ -767,12 +789,12 @@ async fn keep_export(tx: &mut PgConnection, owner: Uuid, lease: Duration, id: Ex
     Ok(kept.rows_affected() == 1)
 }
 
-/// Has what was published so far stand.
-async fn stand(tx: &mut PgConnection, id: ExportId, checkpoint: &Checkpoint) -> Result<(), IndexError> {
+/// Has what was published so far stand; `false` when the index knows nothing of a session in it.
+async fn stand(tx: &mut PgConnection, id: ExportId, checkpoint: &Checkpoint) -> Result<bool, IndexError> {
     let Checkpoint { stands, sessions, is_last } = checkpoint;
     let (written, hashes): (Vec<Uuid>, Vec<&[u8]>) =
         sessions.iter().map(|(session, hash)| (session.0, hash.as_slice())).unzip();
-    sqlx::query(
+    let noted = sqlx::query(
         "update export_session e set manifest_sha256 = w.hash from unnest($2::uuid[], $3::bytea[]) as w (id, hash)
          where e.export_id = $1 and e.session_id = w.id",
     )
@@ -782,6 +804,9 @@ async fn stand(tx: &mut PgConnection, id: ExportId, checkpoint: &Checkpoint) -> 
     .execute(&mut *tx)
     .await
     .map_err(failed("note manifests"))?;
+    if noted.rows_affected() != written.len() as u64 {
+        return Ok(false);
+    }
     sqlx::query(
         "update export set parts = $2, sessions = $3, events = $4, bytes = $5,
              after_session = coalesce($6, after_session), ready_at = case when $7 then now() end
@@ -796,7 +821,7 @@ async fn stand(tx: &mut PgConnection, id: ExportId, checkpoint: &Checkpoint) -> 
     .bind(is_last)
     .execute(&mut *tx)
     .await
-    .map(drop)
+    .map(|_| true)
     .map_err(failed("note what of an export stands"))
 }
 
