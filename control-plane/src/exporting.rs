@@ -12,7 +12,8 @@ use service_kit::shutdown::Shutdown;
 use service_kit::telemetry::chain;
 use storage::exports::{ExportError, Kept, Maker, Written};
 use storage::index::exports::Building;
-use storage::reading::Opened;
+use storage::reading::{Opened, ReadError};
+use storage::session_keys::KeyError;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use uuid::Uuid;
@@ -88,7 +89,10 @@ impl Making {
                 }
                 "goes_on"
             }
-            Err(ExportError::Over) => "over",
+            // One of its sessions may be deleted while it is written.
+            Err(ExportError::Over | ExportError::Read(ReadError::Deleted | ReadError::Key(KeyError::Shredded(_)))) => {
+                "over"
+            }
             Err(ExportError::Shredded) => {
                 if let Err(error) = self.state.index.end_export(workspace, id).await {
                     tracing::warn!(export = %id, error = %chain(&error), "end export whose key was destroyed; trying again");

@@ -101,6 +101,8 @@ struct Worker {
     old_entries: Seldom,
     /// Looking for parts of exports that no row names.
     stray_exports: Seldom,
+    /// When the index's server was started beside which they were looked for.
+    server: Option<String>,
 }
 
 /// What is done now and then.
@@ -199,6 +201,7 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         uploads: Seldom::every(UPLOADS_INTERVAL.min(put_horizon)),
         old_entries: Seldom::every(JOURNAL_INTERVAL),
         stray_exports: Seldom::every(STRAY_INTERVAL.min(put_horizon)),
+        server: None,
     };
     passes::run(&shutdown, interval, &postgres, metrics::FAILURES, async || worker.pass().await).await;
     Ok(())
@@ -225,7 +228,8 @@ impl Worker {
         let terminating = self.terminate().await;
         let expired = self.expire().await?;
         ::metrics::counter!(metrics::EXPIRED).increment(expired);
-        let exports_go_on = self.end_exports().await?;
+        // Should it fail, nothing is called erased that an archive may have, and all else goes on.
+        let exported = self.end_exports().await;
         let stale = self.index.condemn_stale(self.config.staged_stale).await?;
         ::metrics::counter!(metrics::STALE).increment(stale);
         // One part of a round through all of them. A part that fails is taken up again.
@@ -239,7 +243,7 @@ impl Worker {
             // It may be switched on while we run, and then a deletion by key alone removes nothing.
             self.keeps.versions |= self.objects.keeps_versions().await?;
         }
-        let is_left = self.lead_all_on(&leaving).await?;
+        let is_left = exported.is_ok() && self.lead_all_on(&leaving).await?;
         let round_goes_on = leaving.len() == DELETE_KEYS_MAX;
         self.led = leaving.into_iter().next_back().filter(|_| round_goes_on);
         self.delete(&removable).await?;
@@ -248,6 +252,7 @@ impl Worker {
         let receipting_goes_on = self.sign_receipts().await?;
         let forgetting_goes_on = self.forget_reads().await? | self.forget_entries().await?;
         remembered?;
+        let exports_go_on = exported?;
         let terminating_goes_on = terminating?;
         let journalling_goes_on = journalled? as i64 == DELETIONS_AT_ONCE;
         let shredding_goes_on = shredded? == DELETE_KEYS_MAX;
@@ -304,9 +309,13 @@ impl Worker {
             key_cache: self.config.key_cache,
         };
         let goes_on = exports.lead_on().await?;
-        if self.stray_exports.is_due() {
+        // Another server may be one of a backup.
+        let started = self.index.started().await?;
+        let is_another = self.server.as_ref() != Some(&started);
+        if is_another || self.stray_exports.is_due() {
             exports.remove_strays().await?;
             self.stray_exports.note_done();
+            self.server = Some(started);
         }
         Ok(goes_on)
     }

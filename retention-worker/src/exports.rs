@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use anyhow::ensure;
 use engine::retention::{ExportStep, next_export_step};
 use schemas::paths::{self, ObjectKey, Section};
 use schemas::{ExportId, ObjectId, SessionKey, WorkspaceId};
@@ -16,8 +17,8 @@ use crate::metrics;
 
 /// Exports of one pass.
 const EXPORTS_AT_ONCE: i64 = 500;
-/// How often it is looked for parts that no row names, of an index that was restored from a backup: at the start, and when an upload that
-/// was under way then has ended.
+/// How often it is looked for parts that no row names, of an index that was restored from a backup: by the first pass of a worker and beside each
+/// server, and then for uploads that were under way.
 pub(crate) const STRAY_INTERVAL: Duration = Duration::from_secs(600);
 
 /// Where exports lie.
@@ -55,7 +56,7 @@ impl Exports<'_> {
         self.index.condemn_exports(&condemned).await?;
         self.look_at(&looked_at).await?;
         let forgotten = self.index.forget_exports(EXPORTS_AT_ONCE).await?;
-        Ok([expired, ended.len() as u64, forgotten].contains(&EXPORTS_AT_ONCE.unsigned_abs())
+        Ok([expired, forgotten].contains(&EXPORTS_AT_ONCE.unsigned_abs())
             || !(shredded.is_empty() && condemned.is_empty()))
     }
 
@@ -69,6 +70,14 @@ impl Exports<'_> {
                 gone.push(export.id);
             } else {
                 self.objects.remove(&lying).await?;
+                if lying.iter().any(|lying| lying.key.is_err()) {
+                    // Only its sessions wait for an operator, not all that stand behind them.
+                    ::metrics::counter!(metrics::FAILURES).increment(1);
+                    tracing::error!(
+                        prefix,
+                        "objects below the prefix of an export are not ours to delete; look at them"
+                    );
+                }
             }
         }
         if !gone.is_empty() {
@@ -121,7 +130,8 @@ impl Exports<'_> {
             self.keystore.shred(&keys).await?;
         }
         let left = self.objects.remove(&lying).await?;
-        ::metrics::counter!(metrics::STRAY_PARTS).increment((lying.len() - left.len()) as u64);
+        ensure!(left.is_empty(), "the bucket did not delete {} parts of exports that no row names", left.len());
+        ::metrics::counter!(metrics::STRAY_PARTS).increment(lying.len() as u64);
         tracing::warn!(
             parts = lying.len(),
             exports = exports.len(),

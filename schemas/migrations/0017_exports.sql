@@ -90,4 +90,3 @@ alter table object
         when 1 then num_nonnulls(workspace_id, session_id) = 2
         when 2 then num_nonnulls(workspace_id, session_id) in (0, 2)
         else workspace_id is not null and session_id is null end) not valid;
-create index object_export on object (workspace_id, export_id, id) where kind = 3;

@@ -16,7 +16,7 @@ use service_kit::telemetry::chain;
 use storage::exports::{self, Maker, Sink};
 use storage::index::exports::Wanted;
 use storage::index::sessions::Found;
-use storage::reading::{ReadError, Session};
+use storage::reading::{ReadError, Reader, Session};
 use storage::session_keys::KeyError;
 use time::OffsetDateTime;
 
@@ -26,6 +26,7 @@ use crate::auth::{By, Read};
 use crate::driver::State;
 use crate::metrics;
 use crate::pieces::{Given, Giving, pieces};
+use crate::reply::Refused;
 
 /// What an archive is called where it is saved.
 const GZIP: HeaderValue = HeaderValue::from_static("application/gzip");
@@ -33,6 +34,8 @@ const GZIP: HeaderValue = HeaderValue::from_static("application/gzip");
 /// Gives an archive to whoever asked for it.
 struct Answering<'a> {
     giving: &'a Giving,
+    reader: &'a Reader,
+    session: &'a Session,
     has_begun: bool,
 }
 
@@ -42,7 +45,7 @@ impl Sink for Answering<'_> {
     async fn put(&mut self, bytes: Bytes) -> Result<(), ReadError> {
         ::metrics::counter!(metrics::READ_BYTES).increment(bytes.len() as u64);
         self.has_begun = true;
-        self.giving.give(bytes).await
+        self.reader.while_live(self.session, self.giving.give(bytes)).await
     }
 }
 
@@ -86,7 +89,8 @@ async fn make(
     requested_at: OffsetDateTime,
     giving: &Giving,
 ) -> (bool, Result<(), ReadError>) {
-    let mut maker = Maker::new(state.pool.clone(), Answering { giving, has_begun: false });
+    let answering = Answering { giving, reader: &state.reader, session, has_begun: false };
+    let mut maker = Maker::new(state.pool.clone(), answering);
     let made = write(&mut maker, state, session, described, requested_at).await;
     (maker.sink.has_begun, made)
 }
@@ -236,7 +240,10 @@ pub(super) async fn archive(
     };
     let total = exports::total(&parts);
     let tag = format!("\"{id}\"");
-    let wanted = wanted_range(&headers, &tag, total)?;
+    let wanted = match wanted_range(&headers, &tag, total) {
+        Ok(wanted) => wanted,
+        Err(refused) => return Ok(behind_the_end(refused, total)),
+    };
     let range = wanted.clone().unwrap_or(0..total);
     let (giving, given) = pieces();
     let of_answer = range.clone();
@@ -281,6 +288,15 @@ pub(super) async fn archive(
         }
     }
     Ok(response)
+}
+
+/// The refusal, with the length of what there is (RFC 9110, 15.5.17).
+fn behind_the_end(refused: Refused, total: u64) -> Response {
+    let mut response = refused.into_response();
+    if let Ok(length) = HeaderValue::try_from(format!("bytes */{total}")) {
+        response.headers_mut().insert(header::CONTENT_RANGE, length);
+    }
+    response
 }
 
 /// Says why an archive was cut off whose answer had begun.

@@ -16,7 +16,7 @@ use schemas::export::{self, FileEntry, Manifest, SessionManifest};
 use schemas::http::ReceiptItem;
 use schemas::limits::MIB;
 use schemas::paths::ObjectKey;
-use schemas::{ObjectId, SessionId, SessionKey};
+use schemas::{DeletionId, ObjectId, SessionId, SessionKey};
 use sealing::SealError;
 use sealing::objects::{PartOf, seal_export};
 use service_kit::pool::{Panicked, Pool};
@@ -39,8 +39,10 @@ const FILE_BYTES: usize = 4 * MIB;
 const PART_BYTES: usize = 8 * MIB;
 /// Pieces that wait to be written.
 const WAITING_MAX: usize = 4;
-/// Sessions, and receipts, that are asked for at once for the archive's list.
+/// Sessions that are asked for at once for the archive's list.
 const LISTED_AT_ONCE: i64 = 1_000;
+/// Receipts at once: one of 10,000 sessions has some 400 KB.
+const RECEIPTS_AT_ONCE: i64 = 16;
 
 /// Why an archive is not made.
 #[derive(Debug, Error)]
@@ -176,32 +178,8 @@ impl<S: Sink> Maker<S> {
                 (files, archive.take())
             })
             .await?;
-        let (giving, mut given) = mpsc::channel::<Bytes>(WAITING_MAX);
-        let reading = async move {
-            let give = |piece| {
-                let giving = giving.clone();
-                async move { giving.send(piece).await.map_err(|_| ReadError::HungUp) }
-            };
-            let all = Range { from: i64::MIN, to: i64::MAX };
-            reader.events(session, all, Form::Lines, give).await
-        };
-        let this = &mut *self;
-        // Should it end early it takes nothing more, and what is read has nowhere to go.
-        let writing = async move {
-            while let Some(piece) = given.recv().await {
-                files.pending.extend_from_slice(&piece);
-                if files.pending.len() >= FILE_BYTES {
-                    files = this.cut(files).await?;
-                }
-            }
-            this.cut(files).await
-        };
-        let (read, written) = tokio::join!(reading, writing);
-        let mut files = written?;
+        let (read, mut files) = self.events(reader, session, files).await?;
         if let Err(error) = read {
-            if !error.is_damage() {
-                return Err(error.into());
-            }
             tracing::error!(
                 session = %id,
                 error = %service_kit::telemetry::chain(&error),
@@ -214,6 +192,53 @@ impl<S: Sink> Maker<S> {
             (Written { session: id, events: files.manifest.events, manifest_sha256 }, archive.take())
         };
         self.work(written).await
+    }
+
+    /// Writes a session's events. Also gives how reading them ended, which may be with damage and nothing else.
+    async fn events(
+        &mut self,
+        reader: &Reader,
+        session: &Session,
+        mut files: Files,
+    ) -> Result<(Result<(), ReadError>, Files), S::Error> {
+        let (giving, given) = mpsc::channel::<Bytes>(WAITING_MAX);
+        let reading = async move {
+            // Gone with the reading's end: it is how the writing hears of that.
+            let giving = giving;
+            let give = |piece| {
+                let giving = giving.clone();
+                async move { giving.send(piece).await.map_err(|_| ReadError::HungUp) }
+            };
+            let all = Range { from: i64::MIN, to: i64::MAX };
+            reader.events(session, all, Form::Lines, give).await
+        };
+        let writing = async move {
+            let mut given = given;
+            while let Some(piece) = given.recv().await {
+                files.pending.extend_from_slice(&piece);
+                if files.pending.len() >= FILE_BYTES {
+                    files = self.cut(files).await?;
+                }
+            }
+            self.cut(files).await
+        };
+        tokio::pin!(reading, writing);
+        let (read, files): (Result<(), ReadError>, Result<Files, S::Error>) = tokio::select! {
+            biased;
+            read = &mut reading => match read {
+                // What was read and waits is not written either: nobody may have it any more, or nobody takes it.
+                Err(error) if !error.is_damage() => return Err(error.into()),
+                read => (read, writing.await),
+            },
+            written = &mut writing => match written {
+                Err(error) => return Err(error),
+                written => (reading.await, written),
+            },
+        };
+        match read {
+            Err(error) if !error.is_damage() => Err(error.into()),
+            read => Ok((read, files?)),
+        }
     }
 
     /// Writes of a session that it cannot be read at all.
@@ -255,8 +280,8 @@ fn sum_line(path: &str, hash: &[u8; 32]) -> String {
     format!("{}  {path}\n", hex(hash))
 }
 
-fn receipt_path(receipt: &ReceiptItem) -> String {
-    format!("receipts/{}-{:06}.jws", receipt.deletion_id, receipt.part)
+fn receipt_path((deletion, part): (DeletionId, u32)) -> String {
+    format!("receipts/{deletion}-{part:06}.jws")
 }
 
 /// An archive that is kept: sealed, in the bucket, part by part.
@@ -373,22 +398,22 @@ impl Maker<Kept> {
         let (index, building) = (self.sink.index.clone(), self.sink.building.clone());
         let (mut receipts, mut after) = (Vec::new(), None);
         loop {
-            let some = index.receipts_to_export(&building, after, LISTED_AT_ONCE).await?;
+            let some = index.receipts_to_export(&building, after, RECEIPTS_AT_ONCE).await?;
             let Some(last) = some.last() else { break };
             after = Some((last.deletion_id.0, last.part));
             let sums = move |archive: &mut Archive| {
                 let file = |receipt: &ReceiptItem| {
-                    let path = receipt_path(receipt);
-                    sum_line(&path, &archive.file(&path, receipt.receipt.as_bytes()))
+                    let of = (receipt.deletion_id, receipt.part);
+                    (of, archive.file(&receipt_path(of), receipt.receipt.as_bytes()))
                 };
-                let sums: Vec<String> = some.iter().map(file).collect();
+                let sums: Vec<((DeletionId, u32), [u8; 32])> = some.iter().map(file).collect();
                 (sums, archive.take())
             };
             receipts.append(&mut self.work(sums).await?);
         }
         // A line of each session is as long as that of any.
         let line = sum_line(&session_manifest(SessionId(Uuid::nil())), &[0; 32]).len() as u64;
-        let of_receipts: u64 = receipts.iter().map(|line| line.len() as u64).sum();
+        let of_receipts: u64 = receipts.iter().map(|(of, hash)| sum_line(&receipt_path(*of), hash).len() as u64).sum();
         let bytes = building.stands.sessions * line + of_receipts;
         self.work(move |archive| (archive.begin(export::SUMS, bytes), archive.take())).await?;
         let (mut after, mut listed) = (None, 0);
@@ -421,8 +446,8 @@ impl Maker<Kept> {
             sums_sha256: String::new(),
         };
         self.work(move |archive| {
-            for line in &receipts {
-                archive.write(line.as_bytes());
+            for (of, hash) in &receipts {
+                archive.write(sum_line(&receipt_path(*of), hash).as_bytes());
             }
             manifest.sums_sha256 = hex(&archive.end());
             archive.file(export::MANIFEST, &json(&manifest));

@@ -22,6 +22,11 @@ use super::{Index, IndexError, KIND_EXPORT, failed, signed, unsigned};
 /// Ended exports are remembered for so long: longer than any backup of the key store gets old.
 const REMEMBERED: &str = "30 days";
 
+/// Rows of one transaction.
+const ROWS_AT_ONCE: i64 = 10_000;
+/// Readings that are noted at once.
+const NOTED_AT_ONCE: i64 = 1_000;
+
 /// What is to be exported.
 #[derive(Debug, Clone)]
 pub enum Wanted {
@@ -161,6 +166,8 @@ fn scope(row: &PgRow) -> Result<ExportScope, IndexError> {
 fn item(row: &PgRow) -> Result<ExportItem, IndexError> {
     let because: Option<&str> = row.get("ended_because");
     let ended_because = because.map(|word| ExportEnd::parse(word).ok_or(IndexError::Row("export"))).transpose()?;
+    // It is over with its time, whether or not a worker has said so.
+    let ended_because = ended_because.or(row.get::<bool, _>("is_past").then_some(ExportEnd::Expired));
     let moment = |column| row.get::<Option<OffsetDateTime>, _>(column);
     let state = match (ended_because, moment("gone_at"), moment("ready_at")) {
         (_, Some(_), _) => ExportState::Gone,
@@ -220,7 +227,10 @@ impl Index {
         let row = sqlx::query(
             "insert into export (id, workspace_id, scope, session_id, links, asked_by, expires_at)
              select $1, $2, $3, $4, $5, $6, clairvio.clock() + make_interval(secs => $7)
-             where (select count(*) from export where workspace_id = $2 and ended_at is null) < $8 returning *",
+             where (select count(*) from export where workspace_id = $2 and ended_at is null) < $8
+                 -- Those that are on their way out are work as well.
+                 and (select count(*) from export where workspace_id = $2 and gone_at is null) < 10 * $8
+             returning *, false as is_past",
         )
         .bind(Uuid::now_v7())
         .bind(workspace.0)
@@ -239,12 +249,14 @@ impl Index {
 
     /// An export of this workspace.
     pub async fn export(&self, workspace: WorkspaceId, id: ExportId) -> Result<Option<ExportItem>, IndexError> {
-        let row = sqlx::query("select * from export where id = $1 and workspace_id = $2")
-            .bind(id.0)
-            .bind(workspace.0)
-            .fetch_optional(&self.pool)
-            .await
-            .map_err(failed("find export"))?;
+        let row = sqlx::query(
+            "select *, expires_at <= clairvio.clock() as is_past from export where id = $1 and workspace_id = $2",
+        )
+        .bind(id.0)
+        .bind(workspace.0)
+        .fetch_optional(&self.pool)
+        .await
+        .map_err(failed("find export"))?;
         row.as_ref().map(item).transpose()
     }
 
@@ -256,7 +268,7 @@ impl Index {
         limit: u32,
     ) -> Result<Vec<ExportItem>, IndexError> {
         let rows = sqlx::query(
-            "select * from export where workspace_id = $1
+            "select *, expires_at <= clairvio.clock() as is_past from export where workspace_id = $1
                  and ($2::timestamptz is null or (requested_at, id) < ($2, $3))
              order by requested_at desc, id desc limit $4",
         )
@@ -287,7 +299,8 @@ impl Index {
     /// Whether an archive is whole and its export not over.
     pub async fn is_export_ready(&self, id: ExportId) -> Result<bool, IndexError> {
         sqlx::query_scalar(
-            "select exists (select from export where id = $1 and ready_at is not null and ended_at is null)",
+            "select exists (select from export where id = $1 and ready_at is not null and ended_at is null
+                 and expires_at > clairvio.clock())",
         )
         .bind(id.0)
         .fetch_one(&self.pool)
@@ -507,7 +520,8 @@ impl Index {
         let inserted = sqlx::query(
             // Behind all others: an index that lost some of them gets no archive without them.
             "insert into export_part (export_id, number, object_id, bytes)
-             select $1, $2, $3, $4 where (select count(*) from export_part where export_id = $1) = $2 - 1",
+             select $1, $2, $3, $4
+             where $2 = 1 or exists (select from export_part where export_id = $1 and number = $2 - 1)",
         )
         .bind(building.id.0)
         .bind(i32::try_from(part.number).map_err(|_| IndexError::Full("parts of an export"))?)
@@ -561,26 +575,36 @@ impl Index {
         after: Option<(Uuid, u32)>,
         limit: i64,
     ) -> Result<Vec<ReceiptItem>, IndexError> {
-        let (session, links) = building.wanted.columns();
-        let rows = sqlx::query(
-            "select r.deletion_id, r.part, r.sessions, r.signed_at, r.body from receipt r
-             where r.workspace_id = $1 and ($4::uuid is null or (r.deletion_id, r.part) > ($4, $5))
-                 and ($2::uuid is null and $3::uuid[] is null or exists (
-                     select from deletion_session d join session s
-                         on s.workspace_id = d.workspace_id and s.id = d.session_id
-                     where d.deletion_id = r.deletion_id
-                         and (d.session_id = $2 or s.link_id = any($3))))
-             order by r.deletion_id, r.part limit $6",
-        )
-        .bind(building.workspace.0)
-        .bind(session)
-        .bind(links)
-        .bind(after.map(|(deletion, _)| deletion))
-        .bind(after.map(|(_, part)| i32::try_from(part).unwrap_or(i32::MAX)))
-        .bind(limit)
-        .fetch_all(&self.pool)
-        .await
-        .map_err(failed("list receipts to export"))?;
+        let query = match &building.wanted {
+            // It is there.
+            Wanted::Session(_) => return Ok(Vec::new()),
+            Wanted::Links(_) => sqlx::query(
+                "with of_sessions as (
+                     select distinct d.deletion_id from session s join deletion_session d
+                         on d.workspace_id = s.workspace_id and d.session_id = s.id
+                     where s.workspace_id = $1 and s.link_id = any($5)
+                 )
+                 select r.deletion_id, r.part, r.sessions, r.signed_at, r.body
+                 from receipt r join of_sessions using (deletion_id)
+                 where $2::uuid is null or (r.deletion_id, r.part) > ($2, $3)
+                 order by r.deletion_id, r.part limit $4",
+            ),
+            Wanted::Workspace => sqlx::query(
+                "select r.deletion_id, r.part, r.sessions, r.signed_at, r.body from receipt r
+                 where r.workspace_id = $1 and ($2::uuid is null or (r.deletion_id, r.part) > ($2, $3))
+                     and $5::uuid[] is null
+                 order by r.deletion_id, r.part limit $4",
+            ),
+        };
+        let rows = query
+            .bind(building.workspace.0)
+            .bind(after.map(|(deletion, _)| deletion))
+            .bind(after.map(|(_, part)| i32::try_from(part).unwrap_or(i32::MAX)))
+            .bind(limit)
+            .bind(building.wanted.columns().1)
+            .fetch_all(&self.pool)
+            .await
+            .map_err(failed("list receipts to export"))?;
         Ok(rows.iter().map(receipt_item).collect())
     }
 
@@ -592,49 +616,73 @@ impl Index {
         id: ExportId,
         by: ApiKeyId,
     ) -> Result<Option<Vec<Part>>, IndexError> {
-        let mut tx = self.pool.begin().await.map_err(failed("begin fetching"))?;
         let open = sqlx::query(
             "select asked_by = $3 or $3 = any(read_by) as is_noted from export
-             where id = $1 and workspace_id = $2 and ready_at is not null and ended_at is null for no key update",
+             where id = $1 and workspace_id = $2 and ready_at is not null and ended_at is null",
         )
         .bind(id.0)
         .bind(workspace.0)
         .bind(by.0)
-        .fetch_optional(&mut *tx)
+        .fetch_optional(&self.pool)
         .await
         .map_err(failed("find export"))?;
         let Some(open) = open else { return Ok(None) };
         if !open.get::<bool, _>("is_noted") {
-            sqlx::query(
-                "with noted as (
-                     update export set read_by = array_append(read_by, $3) where id = $1 returning id
-                 )
-                 insert into session_read (workspace_id, id, session_id, api_key_id, what)
-                 select $2, gen_random_uuid(), e.session_id, $3, $4 from export_session e join noted on noted.id = e.export_id",
-            )
-            .bind(id.0)
-            .bind(workspace.0)
-            .bind(by.0)
-            .bind(ReadWhat::Export.as_str())
-            .execute(&mut *tx)
-            .await
-            .map_err(failed("note a reading of an archive"))?;
+            self.note_fetching(workspace, id, by).await?;
         }
         let rows = sqlx::query(
-            "select p.object_id, p.bytes, o.bytes as object_bytes from export_part p join object o on o.id = p.object_id
-             where p.export_id = $1 order by p.number",
+            "select p.object_id, p.bytes, o.bytes as object_bytes from export e join export_part p on p.export_id = e.id
+             join object o on o.id = p.object_id
+             where e.id = $1 and e.ready_at is not null and e.ended_at is null and e.expires_at > clairvio.clock()
+             order by p.number",
         )
         .bind(id.0)
-        .fetch_all(&mut *tx)
+        .fetch_all(&self.pool)
         .await
         .map_err(failed("list parts of an export"))?;
-        tx.commit().await.map_err(failed("commit fetching"))?;
         let part = |row: &PgRow| Part {
             key: ObjectKey::Export { workspace, export: id, id: ObjectId(row.get("object_id")) },
             object_bytes: unsigned(row.get("object_bytes")),
             bytes: unsigned(row.get("bytes")),
         };
-        Ok(Some(rows.iter().map(part).collect()))
+        // A whole archive has parts: this one ended meanwhile.
+        let parts: Vec<Part> = rows.iter().map(part).collect();
+        Ok(Some(parts).filter(|parts| !parts.is_empty()))
+    }
+
+    /// Notes of each session in an archive that this key reads it, some at once: who deletes one of them must not wait for all. Should it
+    /// end early some are noted twice.
+    async fn note_fetching(&self, workspace: WorkspaceId, id: ExportId, by: ApiKeyId) -> Result<(), IndexError> {
+        let mut after = Uuid::nil();
+        loop {
+            let noted: Vec<Uuid> = sqlx::query_scalar(
+                "with some_of as (
+                     select session_id from export_session where export_id = $1 and session_id > $5
+                     order by session_id limit $6
+                 ), noted as (
+                     insert into session_read (workspace_id, id, session_id, api_key_id, what)
+                     select $2, gen_random_uuid(), session_id, $3, $4 from some_of
+                 ) select session_id from some_of order by session_id",
+            )
+            .bind(id.0)
+            .bind(workspace.0)
+            .bind(by.0)
+            .bind(ReadWhat::Export.as_str())
+            .bind(after)
+            .bind(NOTED_AT_ONCE)
+            .fetch_all(&self.pool)
+            .await
+            .map_err(failed("note a reading of an archive"))?;
+            let Some(last) = noted.last() else { break };
+            after = *last;
+        }
+        sqlx::query("update export set read_by = array_append(read_by, $2) where id = $1 and not $2 = any(read_by)")
+            .bind(id.0)
+            .bind(by.0)
+            .execute(&self.pool)
+            .await
+            .map(drop)
+            .map_err(failed("note who reads an archive"))
     }
 
     /// Exports that nobody has ended and whose time is over, `limit` at most: which, whose, and since when.
@@ -671,12 +719,15 @@ impl Index {
     /// Exports that are over and not gone, and those whose keys have to be destroyed once more, oldest first.
     pub async fn ended_exports(&self, limit: i64) -> Result<Vec<Ended>, IndexError> {
         let rows = sqlx::query(
+            // Whether there are any is enough. Those whose key is there come first, whatever waits.
             "select e.id, e.workspace_id, (extract(epoch from now() - shredded_at) * 1000)::bigint as shredded_for_ms,
-                 o.standing, o.objects from export e cross join lateral (
-                     select count(*) filter (where state < 2) as standing, count(*) as objects from object
-                     where kind = 3 and workspace_id = e.workspace_id and export_id = e.id
-                 ) o
-             where ended_at is not null and (gone_at is null or shredded_at is null) order by e.id limit $1",
+                 (select count(*) from (select from object where kind = 3 and workspace_id = e.workspace_id
+                     and export_id = e.id and state < 2 limit 1) o) as standing,
+                 (select count(*) from (select from object where kind = 3 and workspace_id = e.workspace_id
+                     and export_id = e.id limit 1) o) as objects
+             from export e
+             where ended_at is not null and (gone_at is null or shredded_at is null)
+             order by e.shredded_at is not null, e.id limit $1",
         )
         .bind(limit)
         .fetch_all(&self.pool)
@@ -717,16 +768,18 @@ impl Index {
             .map_err(failed("note keys of exports to destroy"))
     }
 
-    /// Condemns what objects these have. They need no grace: nobody opens them any more.
+    /// Condemns objects of these, some at once. They are first in line, and need no grace: nobody opens them any more.
     pub async fn condemn_exports(&self, exports: &[ExportId]) -> Result<(), IndexError> {
         sqlx::query(
             "with own as (
                  select o.id from object o join export e on o.workspace_id = e.workspace_id and o.export_id = e.id
-                 where o.kind = 3 and o.state < 2 and e.id = any($1) and e.ended_at is not null order by o.id for update of o
+                 where o.kind = 3 and o.state < 2 and e.id = any($1) and e.ended_at is not null
+                 order by o.id limit $2 for update of o
              )
-             update object set state = 2, condemned_at = now() from own where object.id = own.id",
+             update object set state = 2, condemned_at = to_timestamp(0) from own where object.id = own.id",
         )
         .bind(ids(exports))
+        .bind(ROWS_AT_ONCE)
         .execute(&self.pool)
         .await
         .map(drop)
@@ -735,15 +788,26 @@ impl Index {
 
     /// Listings showed nothing of these: they are gone, and which sessions they had is forgotten.
     pub async fn mark_exports_gone(&self, exports: &[ExportId]) -> Result<(), IndexError> {
-        let mut tx = self.pool.begin().await.map_err(failed("begin forgetting exports"))?;
+        // Of a large workspace they are millions. Whoever ends in between is followed: there is nothing of these but rows.
         for statement in [
-            "update export set gone_at = now() where id = any($1) and ended_at is not null and gone_at is null",
-            "delete from export_part where export_id = any($1)",
-            "delete from export_session where export_id = any($1)",
+            "delete from export_part where (export_id, number) in
+                 (select export_id, number from export_part where export_id = any($1) limit $2)",
+            "delete from export_session where (export_id, session_id) in
+                 (select export_id, session_id from export_session where export_id = any($1) limit $2)",
         ] {
-            sqlx::query(statement).bind(ids(exports)).execute(&mut *tx).await.map_err(failed("mark exports gone"))?;
+            loop {
+                let gone = sqlx::query(statement).bind(ids(exports)).bind(ROWS_AT_ONCE).execute(&self.pool).await;
+                if gone.map_err(failed("forget what exports had"))?.rows_affected() == 0 {
+                    break;
+                }
+            }
         }
-        tx.commit().await.map_err(failed("commit forgetting exports"))
+        sqlx::query("update export set gone_at = now() where id = any($1) and ended_at is not null and gone_at is null")
+            .bind(ids(exports))
+            .execute(&self.pool)
+            .await
+            .map(drop)
+            .map_err(failed("mark exports gone"))
     }
 
     /// Which of these have rows.
