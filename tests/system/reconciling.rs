@@ -304,7 +304,7 @@ fn r11_a_round_costs_a_list_for_a_thousand_objects_and_has_one_owner() -> Result
         let before = reconcile(system, &[])?;
         ensure!(before.findings.is_empty(), "{:?}", before.findings);
         // Three pages of one part of the bucket, and one of each other.
-        let told = "objects by 5 lists of the bucket and 5 pages of rows";
+        let told = "objects by 6 lists of the bucket and 6 pages of rows";
         ensure!(before.said.contains(told), "{} instead of {told}", before.said);
         let (mut expected, mut ids) = (BTreeSet::new(), Vec::new());
         for place in [0, 998, 999, 1_000, 1_001, 1_999, 2_000, 2_499] {
