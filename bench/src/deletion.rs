@@ -26,6 +26,7 @@ use service_kit::config::postgres::PostgresConfig;
 use service_kit::config::s3::S3Config;
 use sqlx::PgPool;
 use storage::index::Index;
+use storage::index::deletions::Round;
 use storage::objects::Objects;
 use tokio::time::Instant;
 use virtual_sdk::Api;
@@ -256,7 +257,7 @@ impl<'a> Bench<'a> {
         // With all that was expired to be led on.
         for _ in 0..ASKED {
             let begun = Instant::now();
-            self.index.leaving(None, BATCH).await?;
+            self.index.leaving(Round::All, None, BATCH).await?;
             passes.leaving_ms.push(millis(begun));
         }
         Ok(passes)

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use schemas::SessionKey;
 use schemas::limits::MIB;
+use service_kit::retry::Reasons;
 use service_kit::shutdown::Shutdown;
 use service_kit::telemetry::chain;
 use storage::exports::{ExportError, Kept, Maker, Written};
@@ -61,19 +62,20 @@ struct Making {
 
 impl Making {
     async fn run(self, asked: Arc<Notify>) {
+        let mut reasons = Reasons::default();
         while !self.shutdown.has_begun() {
             match self.state.index.take_export(self.owner, self.lease).await {
-                Ok(Some(building)) => self.make(building).await,
-                Ok(None) => tokio::select! {
-                    () = asked.notified() => {}
-                    goes_on = self.shutdown.sleep(INTERVAL) => if !goes_on { return },
-                },
-                Err(error) => {
-                    tracing::warn!(error = %chain(&error), "look for exports; trying again");
-                    if !self.shutdown.sleep(INTERVAL).await {
-                        return;
-                    }
+                Ok(Some(building)) => {
+                    reasons.clear();
+                    self.make(building).await;
+                    continue;
                 }
+                Ok(None) => reasons.clear(),
+                Err(error) => reasons.warn(format!("look for exports: {}", chain(&error))),
+            }
+            tokio::select! {
+                () = asked.notified() => {}
+                goes_on = self.shutdown.sleep(INTERVAL) => if !goes_on { return },
             }
         }
     }

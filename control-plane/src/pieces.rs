@@ -1,11 +1,14 @@
 //! The pieces of a reading on their way from who reads to who answers: a few of them, and how the reading ended beside them, so that
 //! this is told whether or not anybody takes pieces.
 
+use std::fmt::Display;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use futures::Stream;
+use futures::{Stream, StreamExt as _, TryStreamExt as _};
+use schemas::ErrorCode;
+use service_kit::telemetry::chain;
 use storage::reading::ReadError;
 use storage::session_keys::KeyError;
 use tokio::sync::{mpsc, oneshot};
@@ -51,6 +54,31 @@ pub(crate) struct Given {
     given: mpsc::Receiver<Bytes>,
     told: oneshot::Receiver<Result<(), ReadError>>,
     ended: Option<Result<(), ReadError>>,
+}
+
+impl Given {
+    /// The pieces of an answer, once there is one. What fails before is refused as it should be; what fails behind it, when the answer's head
+    /// is gone, resets the connection, and never looks whole.
+    pub(crate) async fn begun(mut self) -> Result<impl Stream<Item = std::io::Result<Bytes>>, ReadError> {
+        let first = self.next().await.transpose()?;
+        let rest = self.map_err(|_| std::io::Error::other("reading ended early"));
+        Ok(futures::stream::iter(first.map(Ok)).chain(rest))
+    }
+}
+
+/// Says why an answer was cut off that had begun.
+pub(crate) fn tell_cut(what: &'static str, id: impl Display, error: &ReadError) {
+    match error {
+        ReadError::Deleted | ReadError::HungUp | ReadError::Key(KeyError::Shredded(_)) => {}
+        error if error.is_damage() => {
+            let code = ErrorCode::ObjectCorrupt.as_str();
+            tracing::error!(what, %id, code, error = %chain(error), "the answer was cut off");
+        }
+        ReadError::Pool(_) | ReadError::Key(KeyError::Missing(_) | KeyError::NotUnwrapped(_)) => {
+            tracing::error!(what, %id, error = %chain(error), "the answer was cut off");
+        }
+        error => tracing::warn!(what, %id, error = %chain(error), "the answer was cut off"),
+    }
 }
 
 impl Stream for Given {

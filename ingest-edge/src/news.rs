@@ -18,6 +18,7 @@ use service_kit::config::kafka::ControlConfig;
 use service_kit::health::Part;
 use service_kit::kafka::KafkaError;
 use service_kit::kafka::control::{self, Following, Publisher};
+use service_kit::retry::Reasons;
 use service_kit::shutdown::Shutdown;
 use service_kit::telemetry::chain;
 use service_kit::time::{now_ms, now_s};
@@ -101,7 +102,7 @@ impl Board {
         let (telling, waiting) = mpsc::channel(WAITING_MAX);
         let withdrawing = Arc::<Withdrawing>::default();
         let publisher = Publisher::new(config, CLIENT_ID)?;
-        let teller = Teller { publisher, waiting, withdrawing: Arc::clone(&withdrawing), last_reason: String::new() };
+        let teller = Teller { publisher, waiting, withdrawing: Arc::clone(&withdrawing), reasons: Reasons::default() };
         let told = tokio::spawn(teller.run(last.clone()));
         let board = Self { standing, following, telling, withdrawing };
         tokio::spawn(board.following.clone().report(part, NEWS_SPREAD, last.clone()));
@@ -187,7 +188,7 @@ struct Teller {
     waiting: mpsc::Receiver<Entry>,
     withdrawing: Arc<Withdrawing>,
     /// While Kafka is away each new reason is told once.
-    last_reason: String,
+    reasons: Reasons,
 }
 
 impl Teller {
@@ -239,12 +240,10 @@ impl Teller {
             }
         }
         let is_all_told = reason.is_none();
-        if let Some(reason) = &reason
-            && *reason != self.last_reason
-        {
-            tracing::warn!("write control entries: {reason}; trying again");
+        match reason {
+            Some(reason) => self.reasons.warn(format!("write control entries: {reason}")),
+            None => self.reasons.clear(),
         }
-        self.last_reason = reason.unwrap_or_default();
         is_all_told
     }
 }

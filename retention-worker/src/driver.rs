@@ -9,9 +9,7 @@ use engine::pace::Pace;
 use engine::receipt::Residuals;
 use engine::retention::{Step, next_step};
 use engine::token::Signing;
-use futures::{StreamExt as _, TryStreamExt as _, stream};
 use schemas::control::{Entry, News};
-use schemas::paths::ObjectKey;
 use schemas::{ObjectId, SessionKey};
 use service_kit::kafka::control::{self, Publisher};
 use service_kit::keys::receipts::ReceiptKeys;
@@ -20,11 +18,11 @@ use service_kit::passes::{self, Next};
 use service_kit::retry;
 use service_kit::service::Surroundings;
 use service_kit::telemetry::chain;
-use storage::index::deletions::{Leaving, Removable};
+use storage::index::deletions::{Leaving, Round};
 use storage::index::{Index, outbox};
 use storage::journal::{Journal, Replayed};
 use storage::keystore::KeyStore;
-use storage::objects::{DELETE_KEYS_MAX, Keeps, Left, Looked, Lying, Objects, OpenUpload};
+use storage::objects::{DELETE_KEYS_MAX, Keeps, Objects};
 use storage::receipts::{ReceiptError, Receipts};
 use storage::reconciling::Reconciler;
 use storage::session_keys::StorageKeys;
@@ -32,7 +30,7 @@ use storage::{Schema, Stores};
 use uuid::Uuid;
 
 use crate::cleaning::Cleaning;
-use crate::exports::{Exports, STRAY_INTERVAL};
+use crate::exports::STRAY_INTERVAL;
 use crate::reconciling::Reconciling;
 use crate::withdrawals::Withdrawals;
 use crate::{Config, lifecycle, metrics};
@@ -40,8 +38,9 @@ use crate::{Config, lifecycle, metrics};
 /// Rows of one transaction, objects of one request.
 const BATCH: i64 = DELETE_KEYS_MAX as i64;
 
-/// Listings at once.
-const LISTED_AT_ONCE: usize = 4;
+/// How often sessions are looked at by one pass that it has led on: what only waited for this worker need not wait for a round through
+/// all that leave.
+const LOOKS_MAX: usize = 3;
 
 /// So many sessions expire without a second clock, unless they are most of all,
 const DUE_UNCHECKED_MAX: i64 = 1_000;
@@ -71,24 +70,26 @@ const AUDIT_INTERVAL: Duration = Duration::from_secs(600);
 /// A worker that has not read `control` to its end for this long makes no deletion of a withdrawal: its part is down then.
 const HEARD_WITHIN: Duration = Duration::from_secs(15);
 
-struct Worker {
-    config: Config,
-    index: Index,
-    keystore: KeyStore,
-    objects: Objects,
-    journal: Journal,
+pub(crate) struct Worker {
+    pub(crate) config: Config,
+    pub(crate) index: Index,
+    pub(crate) keystore: KeyStore,
+    pub(crate) objects: Objects,
+    pub(crate) journal: Journal,
     receipts: Receipts,
     /// The key that signs them, as its file has it by now.
     receipt_keys: Arc<Watched<ReceiptKeys>>,
-    keeps: Keeps,
+    pub(crate) keeps: Keeps,
     /// An upload cannot land later than this after its row was staged.
     put_horizon: Duration,
     /// How fast objects are removed,
-    pace: Pace,
+    pub(crate) pace: Pace,
     /// by a clock that begins here.
     begun: Instant,
-    /// How far this round through the leaving sessions has come.
+    /// How far this round through the leaving sessions has come,
     led: Option<Leaving>,
+    /// and the one through those that somebody asked to have deleted.
+    led_asked: Option<Leaving>,
     /// Looking for entries of the audit that are too old.
     old_reads: Seldom,
     /// Whether the index's clock was found wrong.
@@ -100,13 +101,13 @@ struct Worker {
     /// Looking for entries of the journal that are too old.
     old_entries: Seldom,
     /// Looking for parts of exports that no row names.
-    stray_exports: Seldom,
-    /// When the index's server was started beside which they were looked for.
-    server: Option<String>,
+    pub(crate) stray_exports: Seldom,
+    /// Which of the index's servers that was beside, as the journal counts them.
+    pub(crate) servers: u64,
 }
 
 /// What is done now and then.
-struct Seldom {
+pub(crate) struct Seldom {
     every: Duration,
     done: Option<Instant>,
 }
@@ -116,11 +117,11 @@ impl Seldom {
         Self { every, done: None }
     }
 
-    fn is_due(&self) -> bool {
+    pub(crate) fn is_due(&self) -> bool {
         self.done.is_none_or(|done| done.elapsed() >= self.every)
     }
 
-    fn note_done(&mut self) {
+    pub(crate) fn note_done(&mut self) {
         self.done = Some(Instant::now());
     }
 }
@@ -195,13 +196,14 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         pace,
         begun: Instant::now(),
         led: None,
+        led_asked: None,
         old_reads: Seldom::every(AUDIT_INTERVAL),
         clock_is_wrong: false,
         overlooked: Seldom::every(OVERLOOKED_INTERVAL),
         uploads: Seldom::every(UPLOADS_INTERVAL.min(put_horizon)),
         old_entries: Seldom::every(JOURNAL_INTERVAL),
         stray_exports: Seldom::every(STRAY_INTERVAL.min(put_horizon)),
-        server: None,
+        servers: 0,
     };
     passes::run(&shutdown, interval, &postgres, metrics::FAILURES, async || worker.pass().await).await;
     Ok(())
@@ -226,34 +228,31 @@ impl Worker {
         let shredded = if remembered.is_ok() { self.shred().await } else { Ok(0) };
         let finding_goes_on = self.find_deleted().await;
         let terminating = self.terminate().await;
-        let expired = self.expire().await?;
-        ::metrics::counter!(metrics::EXPIRED).increment(expired);
+        let expired = self.expire().await;
         // Should it fail, nothing is called erased that an archive may have, and all else goes on.
         let exported = self.end_exports().await;
         let stale = self.index.condemn_stale(self.config.staged_stale).await?;
         ::metrics::counter!(metrics::STALE).increment(stale);
-        // One part of a round through all of them. A part that fails is taken up again.
-        let leaving = self.index.leaving(self.led.as_ref(), BATCH).await?;
-        ::metrics::gauge!(metrics::LEAVING).set(leaving.len() as f64);
         // What there is no room for yet waits for a later pass, and nothing else waits for it.
         let room = self.pace.room(DELETE_KEYS_MAX, self.now_ms());
         let removable = self.index.removable(self.config.condemned_grace, room as i64).await?;
         let verifiable = self.index.verifiable(self.put_horizon, BATCH).await?;
-        if !(leaving.is_empty() && removable.is_empty() && verifiable.is_empty()) {
-            // It may be switched on while we run, and then a deletion by key alone removes nothing.
-            self.keeps.versions |= self.objects.keeps_versions().await?;
+        if !(removable.is_empty() && verifiable.is_empty()) {
+            self.see_versions().await?;
         }
-        let is_left = exported.is_ok() && self.lead_all_on(&leaving).await?;
-        let round_goes_on = leaving.len() == DELETE_KEYS_MAX;
-        self.led = leaving.into_iter().next_back().filter(|_| round_goes_on);
+        let mut is_left = exported.as_ref().is_ok_and(|led| led.has_strays);
+        if exported.as_ref().is_ok_and(|led| !led.has_strays) {
+            is_left |= self.lead_round_on().await?;
+        }
         self.delete(&removable).await?;
         self.verify(&verifiable).await?;
         self.end_uploads().await?;
         let receipting_goes_on = self.sign_receipts().await?;
         let forgetting_goes_on = self.forget_reads().await? | self.forget_entries().await?;
         remembered?;
-        let exports_go_on = exported?;
+        let exports_go_on = exported?.goes_on;
         let terminating_goes_on = terminating?;
+        let expiring_goes_on = expired? == BATCH as u64;
         let journalling_goes_on = journalled? as i64 == DELETIONS_AT_ONCE;
         let shredding_goes_on = shredded? == DELETE_KEYS_MAX;
         let goes_on = shredding_goes_on
@@ -263,8 +262,9 @@ impl Worker {
             || receipting_goes_on
             || forgetting_goes_on
             || exports_go_on
-            || expired == BATCH as u64
-            || round_goes_on;
+            || expiring_goes_on
+            || self.led.is_some()
+            || self.led_asked.is_some();
         Ok(match self.pace.wait_ms(self.now_ms()) {
             _ if goes_on => Next::AtOnce,
             // Where there was no room nobody knows whether anything waits for it.
@@ -273,7 +273,7 @@ impl Worker {
         })
     }
 
-    fn now_ms(&self) -> u64 {
+    pub(crate) fn now_ms(&self) -> u64 {
         u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
@@ -296,28 +296,12 @@ impl Worker {
                 tracing::info!("the index's clock and the bucket's agree again; what is past its window expires");
             }
         }
-        if is_wrong { Ok(0) } else { Ok(self.index.expire(due.now_s, BATCH).await?) }
-    }
-
-    /// Leads exports that are over on to their end, and now and then removes parts that no row names; whether there are more.
-    async fn end_exports(&mut self) -> anyhow::Result<bool> {
-        let exports = Exports {
-            index: &self.index,
-            keystore: &self.keystore,
-            objects: &self.objects,
-            keeps: self.keeps,
-            key_cache: self.config.key_cache,
-        };
-        let goes_on = exports.lead_on().await?;
-        // Another server may be one of a backup.
-        let started = self.index.started().await?;
-        let is_another = self.server.as_ref() != Some(&started);
-        if is_another || self.stray_exports.is_due() {
-            exports.remove_strays().await?;
-            self.stray_exports.note_done();
-            self.server = Some(started);
+        if is_wrong {
+            return Ok(0);
         }
-        Ok(goes_on)
+        let expired = self.index.expire(due.now_s, BATCH).await?;
+        ::metrics::counter!(metrics::EXPIRED).increment(expired);
+        Ok(expired)
     }
 
     /// Ends uploads that whoever began them does not go on with: killed, or without an answer. Now and then.
@@ -338,14 +322,6 @@ impl Worker {
             self.abort(&abandoned).await?;
         }
         self.uploads.note_done();
-        Ok(())
-    }
-
-    async fn abort(&self, uploads: &[OpenUpload]) -> anyhow::Result<()> {
-        for open in uploads {
-            self.objects.abort(&open.key, &open.upload).await?;
-            ::metrics::counter!(metrics::UPLOADS_ENDED).increment(1);
-        }
         Ok(())
     }
 
@@ -454,9 +430,15 @@ impl Worker {
         Ok(is_more)
     }
 
-    /// Destroys keys of sessions that are new among the deleted, in one go; how many.
+    /// Destroys keys of sessions that are new among the deleted, in one go, first of those that somebody asked to have deleted; how many.
     async fn shred(&self) -> anyhow::Result<usize> {
-        let due = self.index.unshredded(BATCH).await?;
+        let mut due = self.index.unshredded(Round::Asked, BATCH).await?;
+        if due.len() < DELETE_KEYS_MAX {
+            let asked: BTreeSet<_> = due.iter().copied().collect();
+            let others = self.index.unshredded(Round::All, BATCH).await?;
+            due.extend(others.into_iter().filter(|session| !asked.contains(session)));
+            due.truncate(DELETE_KEYS_MAX);
+        }
         if due.is_empty() {
             return Ok(0);
         }
@@ -467,117 +449,64 @@ impl Worker {
         Ok(due.len())
     }
 
-    /// Leads each of these one step on, all that have the same step before them at once. Whether something was found that there was no
-    /// room to remove.
-    async fn lead_all_on(&mut self, leaving: &[Leaving]) -> anyhow::Result<bool> {
-        let (mut barred, mut noted, mut wanted) = (Vec::new(), Vec::new(), BTreeSet::new());
-        for session in leaving {
-            match next_step(&session.facts) {
-                Step::SetBarrier => barred.push(session),
-                Step::NoteBlockers => noted.push(session),
-                Step::VerifyAbsent => drop(wanted.insert(session.key)),
-                // The journal is written at the beginning of a pass, and keys are destroyed.
-                Step::Journal | Step::Shred | Step::AwaitBarrier | Step::AwaitRemoval => {}
-            }
-        }
-        self.index.set_barriers(&barred).await?;
-        self.index.note_blockers(&noted).await?;
-        if wanted.is_empty() { Ok(false) } else { self.look_at(wanted).await }
+    /// Versioning may be switched on while we run, and then a deletion by key alone removes nothing.
+    async fn see_versions(&mut self) -> anyhow::Result<()> {
+        self.keeps.versions |= self.objects.keeps_versions().await?;
+        Ok(())
     }
 
-    /// Erases sessions of which listings show nothing; of others what is there is removed as far as there is room, and the next pass
-    /// looks again. Whether something was left.
-    async fn look_at(&mut self, mut wanted: BTreeSet<SessionKey>) -> anyhow::Result<bool> {
-        let held = self.index.held_by_quarantine(&wanted).await?;
-        ::metrics::counter!(metrics::HELD).increment(held.len() as u64);
-        wanted.retain(|key| !held.contains(key));
-        let Looked { absent, lying, uploads } = self.objects.look_at(&wanted, self.keeps).await?;
-        self.index.mark_erased(&absent).await?;
-        ::metrics::counter!(metrics::ERASED).increment(absent.len() as u64);
-        // No row names them: uploads that landed late, or not at all.
-        self.abort(&uploads).await?;
-        let (mut ours, strangers): (Vec<Lying>, Vec<Lying>) = lying.into_iter().partition(|lying| lying.key.is_ok());
-        let room = self.pace.room(DELETE_KEYS_MAX, self.now_ms());
-        let is_left = ours.len() > room;
-        ours.truncate(room);
-        let left = self.objects.remove(&ours).await?;
-        self.note_removal(&left);
-        ::metrics::counter!(metrics::RETURNED).increment((ours.len() - left.len()) as u64);
-        let strangers: Vec<String> = strangers.into_iter().filter_map(|lying| lying.key.err()).collect();
-        if let Some(first) = strangers.first() {
-            // Only their sessions wait for an operator, not all that stand behind them.
-            ::metrics::counter!(metrics::FAILURES).increment(1);
-            tracing::error!(
-                strangers = strangers.len(),
-                first,
-                "objects below deleted sessions' prefixes are not ours to delete; look at them"
-            );
+    /// Leads one part of a round through all leaving sessions on; a part that fails is taken up again. Where that is not all of them,
+    /// those that somebody asked to have deleted have a round of their own: they do not wait for what expires beside them. Whether
+    /// something was found that there was no room to remove.
+    async fn lead_round_on(&mut self) -> anyhow::Result<bool> {
+        let is_first = self.led.is_none();
+        let (leaving, mut is_left) = self.lead_on(Round::All, self.led.clone()).await?;
+        ::metrics::gauge!(metrics::LEAVING).set(leaving.len() as f64);
+        let goes_on = leaving.len() == DELETE_KEYS_MAX;
+        self.led = leaving.into_iter().next_back().filter(|_| goes_on);
+        if is_first && !goes_on {
+            // They were among these.
+            self.led_asked = None;
+            return Ok(is_left);
         }
+        let (leaving, is_left_of_asked) = self.lead_on(Round::Asked, self.led_asked.clone()).await?;
+        is_left |= is_left_of_asked;
+        let goes_on = leaving.len() == DELETE_KEYS_MAX;
+        self.led_asked = leaving.into_iter().next_back().filter(|_| goes_on);
         Ok(is_left)
     }
 
-    /// What S3 was asked to delete is paid for; should it have deleted nothing, or asked for fewer requests, it is left alone for a while.
-    fn note_removal(&mut self, left: &Left) {
-        let (now_ms, was_held) = (self.now_ms(), self.pace.is_held());
-        self.pace.take(left.asked(), now_ms);
-        if left.wants_pause() {
-            self.pace.hold(now_ms);
-            ::metrics::counter!(metrics::HELD_BACK).increment(1);
-            if !was_held {
-                tracing::info!(objects = left.len(), "the bucket takes no more deletions for now; they wait");
+    /// Leads the next sessions of a round on, as far as nothing but this worker is waited for; gives them, and whether something was found
+    /// that there was no room to remove.
+    async fn lead_on(&mut self, round: Round, after: Option<Leaving>) -> anyhow::Result<(Vec<Leaving>, bool)> {
+        let mut looks = 0;
+        loop {
+            let leaving = self.index.leaving(round, after.as_ref(), BATCH).await?;
+            looks += 1;
+            let (mut barred, mut noted, mut wanted) = (Vec::new(), Vec::new(), BTreeSet::new());
+            for session in &leaving {
+                match next_step(&session.facts) {
+                    Step::SetBarrier => barred.push(session),
+                    Step::NoteBlockers => noted.push(session),
+                    Step::VerifyAbsent => drop(wanted.insert(session.key)),
+                    // The journal is written at the beginning of a pass, and keys are destroyed.
+                    Step::Journal | Step::Shred | Step::AwaitBarrier | Step::AwaitRemoval => {}
+                }
             }
-        } else if left.asked() > 0 {
-            self.pace.go_on();
-        }
-    }
-
-    /// Deletes condemned objects. Those that S3 does not delete are tried again by the next pass.
-    async fn delete(&mut self, removable: &[Removable]) -> anyhow::Result<()> {
-        if removable.is_empty() {
-            return Ok(());
-        }
-        let keys: Vec<ObjectKey> = removable.iter().map(|object| object.key).collect();
-        let left = self.objects.erase(&keys, self.keeps).await?;
-        self.note_removal(&left);
-        let gone: Vec<ObjectId> = keys.iter().filter(|key| !left.contains(key)).map(ObjectKey::id).collect();
-        self.index.mark_deleted(&gone).await?;
-        Ok(())
-    }
-
-    /// Forgets the rows of deleted objects that a listing shows absent (R3).
-    async fn verify(&self, deleted: &[Removable]) -> anyhow::Result<()> {
-        // A listing, not the word of a delete: of sessions' objects one through all of them, of others by their keys.
-        let (of_sessions, others): (Vec<&Removable>, Vec<&Removable>) =
-            deleted.iter().partition(|object| matches!(object.key, ObjectKey::Session { .. }));
-        let sessions: BTreeSet<SessionKey> = of_sessions.iter().filter_map(|object| object.key.session()).collect();
-        let Looked { mut lying, mut uploads, .. } = self.objects.look_at(&sessions, self.keeps).await?;
-        for object in others.iter().filter(|object| !object.was_live) {
-            uploads.extend(self.objects.open_uploads(&object.key.to_string(), self.keeps).await?);
-        }
-        // Of what was live every upload has ended.
-        uploads.retain(|open| deleted.iter().any(|object| !object.was_live && object.key == open.key));
-        self.abort(&uploads).await?;
-        let keys: Vec<ObjectKey> = others.iter().map(|object| object.key).collect();
-        let listing = stream::iter(keys).map(|key| {
-            let (bucket, keeps) = (self.objects.clone(), self.keeps);
-            async move { bucket.lying(&key.to_string(), keeps).await }
-        });
-        let listed: Vec<Vec<Lying>> = listing.buffer_unordered(LISTED_AT_ONCE).try_collect().await?;
-        lying.extend(listed.into_iter().flatten());
-        let there: BTreeSet<ObjectId> = lying.iter().filter_map(|lying| Some(lying.key.as_ref().ok()?.id())).collect();
-        let mut absent = Vec::new();
-        for id in deleted.iter().map(|object| object.key.id()) {
-            if there.contains(&id) {
-                ::metrics::counter!(metrics::RETURNED).increment(1);
-                self.index.mark_undeleted(id).await?;
+            let goes_on = !(barred.is_empty() && noted.is_empty()) && looks < LOOKS_MAX;
+            self.index.set_barriers(&barred).await?;
+            self.index.note_blockers(&noted).await?;
+            if goes_on {
+                // Those to be looked for are so with what comes to them now.
+                continue;
+            }
+            let is_left = if wanted.is_empty() {
+                false
             } else {
-                absent.push(id);
-            }
+                self.see_versions().await?;
+                self.look_at(wanted).await?
+            };
+            return Ok((leaving, is_left));
         }
-        if !absent.is_empty() {
-            self.index.forget_objects(&absent).await?;
-            ::metrics::counter!(metrics::REMOVED).increment(absent.len() as u64);
-        }
-        Ok(())
     }
 }

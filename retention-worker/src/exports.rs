@@ -4,15 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use anyhow::ensure;
 use engine::retention::{ExportStep, next_export_step};
 use schemas::paths::{self, ObjectKey, Section};
 use schemas::{ExportId, ObjectId, SessionKey, WorkspaceId};
-use storage::index::Index;
 use storage::index::exports::Ended;
-use storage::keystore::KeyStore;
-use storage::objects::{Keeps, Lying, Objects};
+use storage::objects::Lying;
 
+use crate::driver::Worker;
 use crate::metrics;
 
 /// Exports of one pass.
@@ -21,22 +19,34 @@ const EXPORTS_AT_ONCE: i64 = 500;
 /// server, and then for uploads that were under way.
 pub(crate) const STRAY_INTERVAL: Duration = Duration::from_secs(600);
 
-/// Where exports lie.
-pub(crate) struct Exports<'a> {
-    pub(crate) index: &'a Index,
-    pub(crate) keystore: &'a KeyStore,
-    pub(crate) objects: &'a Objects,
-    pub(crate) keeps: Keeps,
-    /// How long any process keeps an unwrapped key.
-    pub(crate) key_cache: Duration,
+/// What came of leading exports on.
+pub(crate) struct Led {
+    /// Whether there are more.
+    pub(crate) goes_on: bool,
+    /// Whether parts that no row names are left: what had them cannot be called erased.
+    pub(crate) has_strays: bool,
 }
 
-impl Exports<'_> {
-    /// Ends exports whose time is over, and leads those that are over one step on; whether there are more.
-    pub(crate) async fn lead_on(&self) -> anyhow::Result<bool> {
+impl Worker {
+    /// Ends exports whose time is over, leads those that are over one step on, and now and then removes parts that no row names.
+    pub(crate) async fn end_exports(&mut self) -> anyhow::Result<Led> {
+        let goes_on = self.lead_exports_on().await?;
+        // Another server may be one of a backup.
+        let servers = self.journal.servers();
+        if servers != self.servers || self.stray_exports.is_due() {
+            if !self.remove_strays().await? {
+                return Ok(Led { goes_on, has_strays: true });
+            }
+            self.stray_exports.note_done();
+            self.servers = servers;
+        }
+        Ok(Led { goes_on, has_strays: false })
+    }
+
+    async fn lead_exports_on(&mut self) -> anyhow::Result<bool> {
         let expired = self.index.expire_exports(EXPORTS_AT_ONCE).await?;
         let ended = self.index.ended_exports(EXPORTS_AT_ONCE).await?;
-        let keys_cached_ms = u64::try_from(self.key_cache.as_millis()).unwrap_or(u64::MAX);
+        let keys_cached_ms = u64::try_from(self.config.key_cache.as_millis()).unwrap_or(u64::MAX);
         let (mut shredded, mut condemned, mut looked_at) = (Vec::new(), Vec::new(), Vec::new());
         for export in &ended {
             match next_export_step(&export.facts, keys_cached_ms) {
@@ -54,14 +64,14 @@ impl Exports<'_> {
             self.index.mark_exports_shredded(&ids, shreddings).await?;
         }
         self.index.condemn_exports(&condemned).await?;
-        self.look_at(&looked_at).await?;
+        self.look_at_exports(&looked_at).await?;
         let forgotten = self.index.forget_exports(EXPORTS_AT_ONCE).await?;
         Ok([expired, forgotten].contains(&EXPORTS_AT_ONCE.unsigned_abs())
             || !(shredded.is_empty() && condemned.is_empty()))
     }
 
     /// Those of which listings show nothing are gone; of others what is there is removed, and the next pass looks again.
-    async fn look_at(&self, exports: &[&Ended]) -> anyhow::Result<()> {
+    async fn look_at_exports(&mut self, exports: &[&Ended]) -> anyhow::Result<()> {
         let mut gone = Vec::new();
         for export in exports {
             let prefix = paths::export_prefix(export.workspace, export.id);
@@ -69,15 +79,7 @@ impl Exports<'_> {
             if lying.is_empty() {
                 gone.push(export.id);
             } else {
-                self.objects.remove(&lying).await?;
-                if lying.iter().any(|lying| lying.key.is_err()) {
-                    // Only its sessions wait for an operator, not all that stand behind them.
-                    ::metrics::counter!(metrics::FAILURES).increment(1);
-                    tracing::error!(
-                        prefix,
-                        "objects below the prefix of an export are not ours to delete; look at them"
-                    );
-                }
+                self.remove_lying(lying).await?;
             }
         }
         if !gone.is_empty() {
@@ -87,33 +89,29 @@ impl Exports<'_> {
         Ok(())
     }
 
-    /// Removes parts that no row names, and destroys the keys of exports without any. A row is there before its object and goes after
-    /// it, and a part without one is of no use to anybody: so this waits for nothing, and comes before anything is called erased.
-    pub(crate) async fn remove_strays(&self) -> anyhow::Result<()> {
+    /// Removes parts that no row names, and destroys the keys of exports without any; `false` when there was no room for all. A row is
+    /// there before its object and goes after it, and a part without one is of no use to anybody: so this waits for nothing else, and
+    /// comes before anything is called erased.
+    async fn remove_strays(&mut self) -> anyhow::Result<bool> {
         let mut behind = None;
         loop {
-            let page = self.objects.list_page(Section::Exports.prefix(), behind.as_ref(), self.keeps.versions).await?;
-            let lying: Vec<Lying> = page
-                .listed
-                .iter()
-                .filter_map(|listed| {
-                    Some(Lying { key: Ok(ObjectKey::parse(&listed.key)?), version: listed.version.clone() })
-                })
-                .collect();
-            self.remove_unnamed(lying).await?;
+            let page = self.objects.lying_page(Section::Exports.prefix(), behind.as_ref(), self.keeps).await?;
+            if !self.remove_unnamed(page.lying).await? {
+                return Ok(false);
+            }
             behind = page.next;
             if behind.is_none() {
-                return Ok(());
+                return Ok(true);
             }
         }
     }
 
-    async fn remove_unnamed(&self, mut lying: Vec<Lying>) -> anyhow::Result<()> {
+    async fn remove_unnamed(&mut self, mut lying: Vec<Lying>) -> anyhow::Result<bool> {
         let ids: Vec<ObjectId> = lying.iter().filter_map(|lying| Some(lying.key.as_ref().ok()?.id())).collect();
         let named: BTreeSet<ObjectId> = self.index.named_among(&ids).await?.into_iter().collect();
         lying.retain(|lying| lying.key.as_ref().is_ok_and(|key| !named.contains(&key.id())));
         if lying.is_empty() {
-            return Ok(());
+            return Ok(true);
         }
         let exports: BTreeMap<ExportId, WorkspaceId> = lying
             .iter()
@@ -129,14 +127,16 @@ impl Exports<'_> {
         if !keys.is_empty() {
             self.keystore.shred(&keys).await?;
         }
-        let left = self.objects.remove(&lying).await?;
-        ensure!(left.is_empty(), "the bucket did not delete {} parts of exports that no row names", left.len());
-        ::metrics::counter!(metrics::STRAY_PARTS).increment(lying.len() as u64);
-        tracing::warn!(
-            parts = lying.len(),
-            exports = exports.len(),
-            "removed parts of exports that no row names: the index is one of a backup"
-        );
-        Ok(())
+        let found = lying.len();
+        let removed = self.remove_lying(lying).await?;
+        if removed > 0 {
+            ::metrics::counter!(metrics::STRAY_PARTS).increment(removed as u64);
+            tracing::warn!(
+                parts = removed,
+                exports = exports.len(),
+                "removed parts of exports that no row names: the index is one of a backup"
+            );
+        }
+        Ok(removed == found)
     }
 }

@@ -14,6 +14,7 @@ mod exports;
 mod lifecycle;
 mod metrics;
 mod reconciling;
+mod removing;
 mod withdrawals;
 
 use std::path::PathBuf;

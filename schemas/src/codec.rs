@@ -260,6 +260,12 @@ pub fn frame_holds(frame: &[u8], raw_bytes: usize) -> bool {
     zstd::zstd_safe::get_frame_content_size(frame).ok().flatten() == Some(raw_bytes as u64)
 }
 
+/// Bytes in lower-case hexadecimal, two digits each.
+pub fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]).map(|digit| char::from(DIGITS[usize::from(digit)])).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -287,6 +293,12 @@ mod tests {
             while reader.int().is_ok() && reader.bytes(16, "b").is_ok() && reader.count(4, "n").is_ok() {}
             let _ = decompress(&bytes, 1 << 16);
         }
+    }
+
+    #[test]
+    fn hexadecimal_has_two_digits_of_each_byte() {
+        assert_eq!(hex(&[0x00, 0x0f, 0xf0, 0xa5, 0xff]), "000ff0a5ff");
+        assert_eq!(hex(&[]), "");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, ensure};
 use devstack::DeploymentOptions;
 use reqwest::StatusCode;
+use schemas::codec::hex;
 use schemas::http::WorkspacePatch;
 use virtual_sdk::sdk::random_attempt;
 use virtual_sdk::{Encoding, Form, SessionQuery};
@@ -133,7 +134,7 @@ fn p06_references_lie_in_postgres_only_and_sealed() -> Result<()> {
         let row = after.get("table link").is_some_and(|text| text.contains(&link.id.to_string()));
         ensure!(row, "the link's row was not looked into");
         // Columns of bytes are shown so.
-        let hex: String = reference.bytes().map(|byte| format!("{byte:02x}")).collect();
+        let hex = hex(reference.as_bytes());
         for (place, text) in before.iter().chain(&after) {
             let forms = [reference.clone(), reference.replace('@', "%40"), hex.clone()];
             ensure!(!forms.iter().any(|form| text.contains(form)), "the reference stands in {place}");

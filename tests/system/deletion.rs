@@ -9,7 +9,9 @@ use schemas::paths::session_prefix;
 use schemas::plan::Plan;
 use schemas::{SessionId, SessionKey, shared_object};
 use storage::footers::Footer;
+use storage::index::deletions::Round;
 use storage::keystore::KeyRow;
+use uuid::Uuid;
 use virtual_sdk::sdk::random_attempt;
 use virtual_sdk::{Api, Encoding, EventsFormat, Form, Sdk, Seen, Session, SessionQuery, until};
 
@@ -304,6 +306,45 @@ fn a_dry_run_lists_what_would_go_and_changes_nothing() -> Result<()> {
         ensure!(lines[0].contains("the plan free keeps it for 7 days"), "{lines:?}");
         ensure!(told.contains("1 sessions of 1 workspaces are past their windows"), "{told}");
         ensure!(system.count("select count(*) from session where state = 0").await? == 2, "it changed something");
+        Ok(())
+    })
+}
+
+/// Goal: what somebody asked to have deleted does not stand behind all that is past its window (R11). Method: more sessions on their way
+/// out than a pass takes, of an older deletion, and one that is deleted by hand; no worker takes any of them away.
+#[test]
+fn r11_what_was_asked_for_does_not_wait_for_what_expires() -> Result<()> {
+    const BATCH: i64 = 1_000;
+    let options = DeploymentOptions { workers: 0, ..DeploymentOptions::named("asked") };
+    run(options, &[], async |system| {
+        let unseen = SessionId(Uuid::now_v7());
+        let workspace = system.key(unseen).workspace;
+        let old = Uuid::now_v7();
+        sqlx::query("insert into deletion (id, workspace_id, cause) values ($1, $2, 'expired')")
+            .bind(old)
+            .bind(workspace.0)
+            .execute(system.index.pool())
+            .await?;
+        sqlx::query(
+            "insert into deletion_session (deletion_id, workspace_id, session_id, entry_id)
+             select $1, $2, gen_random_uuid(), gen_random_uuid() from generate_series(1, $3)",
+        )
+        .bind(old)
+        .bind(workspace.0)
+        .bind(BATCH + 1)
+        .execute(system.index.pool())
+        .await?;
+        system.api.delete_session(unseen).await?;
+        for (round, place, behind) in [(Round::All, None, 2), (Round::Asked, Some(0), 0)] {
+            let leaving = system.index.leaving(round, None, BATCH).await?;
+            let found = leaving.iter().position(|leaving| leaving.key.session == unseen);
+            ensure!(found == place, "{round:?}: it is led on at {found:?} of {}", leaving.len());
+            let unshredded = system.index.unshredded(round, BATCH).await?;
+            let found = unshredded.iter().position(|(_, key)| key.session == unseen);
+            ensure!(found == place, "{round:?}: its key goes at {found:?} of {}", unshredded.len());
+            let next = system.index.leaving(round, leaving.last(), BATCH).await?;
+            ensure!(next.len() == behind, "{round:?}: {} are behind the first", next.len());
+        }
         Ok(())
     })
 }

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use devstack::DeploymentOptions;
 use flate2::read::MultiGzDecoder;
+use schemas::codec::hex;
 use schemas::export::{MANIFEST, Manifest, SUMS, SessionManifest, session_folder};
 use schemas::http::{ExportEnd, ExportItem, ExportRequest, ExportScope, ExportState, ReadWhat, SessionItem, StoredAs};
 use schemas::paths::{ObjectKey, export_prefix};
@@ -28,8 +29,8 @@ struct Archive {
     receipts: Vec<String>,
 }
 
-fn hex(bytes: &[u8]) -> String {
-    sha256(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+fn hash(bytes: &[u8]) -> String {
+    hex(&sha256(bytes))
 }
 
 /// Opens an archive as whoever got it does, and follows the hashes from its last file to the first.
@@ -48,12 +49,12 @@ fn open(bytes: &[u8]) -> Result<Archive> {
     ensure!(last == MANIFEST, "the last file is {last}");
     let manifest: Manifest = serde_json::from_slice(&files.remove(MANIFEST).context("a manifest")?)?;
     let sums = files.remove(SUMS).context("a list of sums")?;
-    ensure!(hex(&sums) == manifest.sums_sha256, "the list of sums is another");
+    ensure!(hash(&sums) == manifest.sums_sha256, "the list of sums is another");
     let (mut sessions, mut receipts) = (BTreeMap::new(), Vec::new());
     for line in String::from_utf8(sums)?.lines() {
         let (sum, path) = line.split_once("  ").context("a line of sha256sum")?;
         let listed = files.remove(path).with_context(|| format!("{path} is listed"))?;
-        ensure!(hex(&listed) == sum, "{path} is another");
+        ensure!(hash(&listed) == sum, "{path} is another");
         if path.starts_with("receipts/") {
             receipts.push(String::from_utf8(listed)?);
             continue;
@@ -63,7 +64,7 @@ fn open(bytes: &[u8]) -> Result<Archive> {
         let mut parts = Vec::new();
         for file in &of_session.files {
             let body = files.remove(&file.path).with_context(|| format!("{} is listed", file.path))?;
-            ensure!(hex(&body) == file.sha256 && body.len() as u64 == file.bytes, "{} is another", file.path);
+            ensure!(hash(&body) == file.sha256 && body.len() as u64 == file.bytes, "{} is another", file.path);
             parts.push(body);
         }
         let about: SessionItem = serde_json::from_slice(&parts.remove(0))?;

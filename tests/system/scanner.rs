@@ -114,6 +114,8 @@ fn positions<'b>(bytes: &'b [u8], wanted: &'b [u8]) -> impl Iterator<Item = usiz
 
 #[cfg(test)]
 mod tests {
+    use schemas::codec::hex;
+
     use super::*;
 
     const MARKER: &str = "planted-and-nowhere-else";
@@ -136,7 +138,6 @@ mod tests {
         let clear = content();
         let frame = zstd::bulk::compress(&clear, 9).unwrap();
         assert!(!contains(&frame, MARKER.as_bytes()), "the compressed bytes do not show it");
-        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         let behind = |bytes: &[u8]| [b"whatever \x28\xb5\x2f\xfd lies before".as_slice(), bytes, b"and after"].concat();
         assert!(finds(&clear));
         assert!(finds(&behind(&frame)));

@@ -6,13 +6,11 @@ use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::extract::{Path, Query, State as Extract};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
-use futures::{StreamExt as _, TryStreamExt as _};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use schemas::codes::Refusal;
 use schemas::export::{self, Manifest};
 use schemas::http::{ExportItem, ExportRequest, ExportScope, ExportState, Page, ReadWhat};
 use schemas::{ErrorCode, ExportId, SessionKey, limits};
-use service_kit::telemetry::chain;
 use storage::exports::{self, Maker, Sink};
 use storage::index::exports::Wanted;
 use storage::index::sessions::Found;
@@ -20,12 +18,12 @@ use storage::reading::{ReadError, Reader, Session};
 use storage::session_keys::KeyError;
 use time::OffsetDateTime;
 
-use super::sessions::{about, note, open, tell_cut};
+use super::sessions::{about, note, open};
 use super::{Answer, PageQuery, field, page, page_limit, parse_body, parse_cursor, parse_id, query, searchable};
 use crate::auth::{By, Read};
 use crate::driver::State;
 use crate::metrics;
-use crate::pieces::{Given, Giving, pieces};
+use crate::pieces::{Giving, pieces, tell_cut};
 use crate::reply::Refused;
 
 /// What an archive is called where it is saved.
@@ -70,12 +68,12 @@ pub(super) async fn export_session(
         }
         // What fails before is refused, and told then.
         if let (true, Err(error)) = (has_begun, &read) {
-            tell_cut(key.session, error);
+            tell_cut("archive of session", key.session, error);
         }
         drop((session, place));
         giving.end(read);
     });
-    let mut response = whole_or_cut(given).await?;
+    let mut response = Response::new(Body::from_stream(given.begun().await?));
     let name = format!("clairvio-session-{}.tar.gz", key.session);
     head(response.headers_mut(), &name);
     Ok(response)
@@ -117,15 +115,6 @@ async fn write(
         sums_sha256: String::new(),
     };
     maker.end_of_one(written, manifest).await
-}
-
-/// An answer of these pieces. What fails before the first is refused as it should be; what fails behind it resets the connection, and
-/// never looks whole.
-async fn whole_or_cut(mut given: Given) -> Answer<Response> {
-    let first = given.next().await.transpose()?;
-    let rest = given.map_err(|_| std::io::Error::other("reading ended early"));
-    let pieces = futures::stream::iter(first.map(Ok)).chain(rest);
-    Ok(Response::new(Body::from_stream(pieces)).into_response())
 }
 
 fn head(headers: &mut HeaderMap, name: &str) {
@@ -260,16 +249,17 @@ pub(super) async fn archive(
             read = exports::while_open(&state.index, id, giving.drained()).await;
         }
         if let (true, Err(error)) = (has_begun, &read) {
-            tell_archive_cut(id, error);
+            tell_cut("archive of export", id, error);
         }
         drop(place);
         giving.end(read);
     });
-    let mut response = whole_or_cut(given).await.map_err(|refused| match refused.0.code {
+    let given = given.begun().await.map_err(|error| match error {
         // Of an archive that was ended while it was opened.
-        ErrorCode::SessionDeleted => ErrorCode::ExportGone.into(),
-        _ => refused,
+        ReadError::Deleted | ReadError::Key(KeyError::Shredded(_)) => ErrorCode::ExportGone.into(),
+        error => Refused::from(error),
     })?;
+    let mut response = Response::new(Body::from_stream(given));
     if wanted.is_some() {
         *response.status_mut() = StatusCode::PARTIAL_CONTENT;
     }
@@ -297,17 +287,6 @@ fn behind_the_end(refused: Refused, total: u64) -> Response {
         response.headers_mut().insert(header::CONTENT_RANGE, length);
     }
     response
-}
-
-/// Says why an archive was cut off whose answer had begun.
-fn tell_archive_cut(export: ExportId, error: &ReadError) {
-    match error {
-        ReadError::Deleted | ReadError::HungUp | ReadError::Key(KeyError::Shredded(_)) => {}
-        error if error.is_damage() => {
-            tracing::error!(%export, error = %chain(error), "give archive; the answer was cut off");
-        }
-        error => tracing::warn!(%export, error = %chain(error), "give archive; the answer was cut off"),
-    }
 }
 
 #[cfg(test)]

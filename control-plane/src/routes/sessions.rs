@@ -8,19 +8,16 @@ use axum::extract::{Path, Query, State as Extract};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use engine::merge::{Range, Totals};
-use futures::{StreamExt as _, TryStreamExt as _};
 use http::{HeaderMap, HeaderValue, header};
 use masking::pages::origin_and_path;
 use schemas::codes::Refusal;
 use schemas::http::{Completeness, Page, ReadWhat, SessionItem, SessionState, StoredAs};
 use schemas::{ErrorCode, SessionId, SessionKey};
 use serde::Deserialize;
-use service_kit::telemetry::chain;
 use storage::index::listing::{Filter, Listed, Wanted};
 use storage::index::reads::Reading;
 use storage::index::sessions::SessionRow;
 use storage::reading::{Form, Opened, ReadError, Session};
-use storage::session_keys::KeyError;
 use tokio_util::io::{ReaderStream, StreamReader};
 use url::Url;
 
@@ -28,7 +25,7 @@ use super::{Answer, cursor, moment, page_limit, parse_cursor, parse_id, query, r
 use crate::auth::{By, Caller, Read};
 use crate::driver::State;
 use crate::metrics;
-use crate::pieces::{Giving, pieces};
+use crate::pieces::{Giving, pieces, tell_cut};
 use crate::reply::Refused;
 
 #[derive(Deserialize)]
@@ -278,22 +275,18 @@ pub(super) async fn get_events(
         (Layout::Lines, Compression::Zstd) => Form::Zstd,
         _ => Form::Lines,
     };
-    let (giving, mut given) = pieces();
+    let (giving, given) = pieces();
     tokio::spawn(async move {
         let mut begun = false;
         let read = write_events(&state, &session, range, (layout, form), &giving, &mut begun).await;
         // Here, and not where it is taken: a reader that stalls or is gone takes nothing.
         if let (true, Err(error)) = (begun, &read) {
-            tell_cut(session.snapshot.row.key.session, error);
+            tell_cut("events of session", session.snapshot.row.key.session, error);
         }
         drop((session, place));
         giving.end(read);
     });
-    // What fails before anything was given is refused as it should be, not cut off.
-    let first = given.next().await.transpose()?;
-    // The answer's head is gone by then: the reader sees a reset, never an end that looks whole.
-    let rest = given.map_err(|_| std::io::Error::other("reading ended early"));
-    let pieces = futures::stream::iter(first.map(Ok)).chain(rest);
+    let pieces = given.begun().await?;
     let body = match compression {
         Compression::Gzip => Body::from_stream(ReaderStream::new(GzipEncoder::new(StreamReader::new(pieces)))),
         Compression::Zstd if form == Form::Lines => {
@@ -313,21 +306,6 @@ pub(super) async fn get_events(
         Compression::Zstd => answer.insert(header::CONTENT_ENCODING, HeaderValue::from_static("zstd")),
     };
     Ok(response.into_response())
-}
-
-/// Says why an answer was cut off that had begun.
-pub(super) fn tell_cut(session: SessionId, error: &ReadError) {
-    match error {
-        ReadError::Deleted | ReadError::HungUp | ReadError::Key(KeyError::Shredded(_)) => {}
-        error if error.is_damage() => {
-            let code = ErrorCode::ObjectCorrupt.as_str();
-            tracing::error!(%session, code, error = %chain(error), "read events; the answer was cut off");
-        }
-        ReadError::Pool(_) | ReadError::Key(KeyError::Missing(_) | KeyError::NotUnwrapped(_)) => {
-            tracing::error!(%session, error = %chain(error), "read events; the answer was cut off");
-        }
-        error => tracing::warn!(%session, error = %chain(error), "read events; the answer was cut off"),
-    }
 }
 
 async fn write_events(

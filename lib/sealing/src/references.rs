@@ -53,6 +53,7 @@ impl ReferenceKeys {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use schemas::codec::hex;
     use uuid::Uuid;
 
     use super::*;
@@ -93,7 +94,7 @@ mod tests {
     /// Rows hold these hashes for ever.
     #[test]
     fn the_hash_is_the_one_that_lies_in_rows() {
-        let hex: String = keys(1, 7).hash("ada@customer.example").iter().map(|byte| format!("{byte:02x}")).collect();
+        let hex = hex(&keys(1, 7).hash("ada@customer.example"));
         assert_eq!(hex, "42383e4e578764133619d1c9f37b381584e5a20782a33eaf24ffdcff5ac45caf");
     }
 

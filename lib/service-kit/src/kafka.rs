@@ -13,6 +13,7 @@ use schemas::limits::KAFKA_MESSAGE_BYTES_MAX;
 
 use crate::config::kafka::KafkaConfig;
 use crate::health::Part;
+use crate::retry::Reasons;
 use crate::shutdown::Shutdown;
 
 const PROBE_INTERVAL: Duration = Duration::from_secs(2);
@@ -46,7 +47,7 @@ where
     let fetch = Arc::new(fetch);
     let KafkaConfig { brokers, topic_events, .. } = config;
     // A part that goes down after it was up is told by its health; until it first is up, each new reason is told here.
-    let (mut was_up, mut last_reason) = (false, String::new());
+    let (mut was_up, mut reasons) = (false, Reasons::default());
     loop {
         let (fetch, topic) = (Arc::clone(&fetch), topic_events.clone());
         let probe = tokio::task::spawn_blocking(move || {
@@ -65,9 +66,8 @@ where
                 part.up();
             }
             Some(reason) => {
-                if !was_up && reason != last_reason {
-                    tracing::warn!("{reason}; trying again");
-                    last_reason.clone_from(&reason);
+                if !was_up {
+                    reasons.warn(reason.clone());
                 }
                 part.down(reason);
             }

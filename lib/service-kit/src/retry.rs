@@ -39,6 +39,27 @@ fn random_u32() -> u32 {
     getrandom::u32().unwrap_or(u32::MAX / 2)
 }
 
+/// Why something goes wrong that is tried again and again: each new reason is logged once.
+#[derive(Debug, Clone, Default)]
+pub struct Reasons {
+    last: String,
+}
+
+impl Reasons {
+    /// Logs the reason, unless it is the last one once more.
+    pub fn warn(&mut self, reason: String) {
+        if reason != self.last {
+            tracing::warn!("{reason}; trying again");
+            self.last = reason;
+        }
+    }
+
+    /// It went well: whatever comes next is new.
+    pub fn clear(&mut self) {
+        self.last.clear();
+    }
+}
+
 /// Calls `attempt` until it succeeds or the shutdown begins (`None`). Meanwhile the part is down, with a reason that
 /// names what was tried and where, and each new reason is logged once.
 pub async fn until_ok<T, E, Fut>(
@@ -52,7 +73,7 @@ where
     Fut: Future<Output = Result<T, E>>,
 {
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
-    let mut last_reason = String::new();
+    let mut reasons = Reasons::default();
     loop {
         let outcome = tokio::select! {
             () = shutdown.begun() => return None,
@@ -66,10 +87,7 @@ where
             Err(error) => {
                 let reason = format!("{what}: {}", chain(&error));
                 part.down(reason.clone());
-                if reason != last_reason {
-                    tracing::warn!("{reason}; trying again");
-                    last_reason = reason;
-                }
+                reasons.warn(reason);
             }
         }
         if !shutdown.sleep(backoff.wait()).await {

@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use engine::merge::Range;
+use schemas::codec::hex;
 use schemas::export::{self, FileEntry, Manifest, SessionManifest};
 use schemas::http::ReceiptItem;
 use schemas::limits::MIB;
@@ -24,7 +25,7 @@ use thiserror::Error;
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
-use archive::{Archive, hex};
+use archive::Archive;
 pub use fetching::{fetch, total, while_open};
 
 use crate::index::exports::{Building, Checkpoint, NewPart, Stands};

@@ -7,6 +7,7 @@
 //! the index heard of.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
@@ -106,12 +107,14 @@ pub struct Journal {
     keys: StorageKeys,
     /// How old a backup may be that is restored.
     backups: Duration,
+    /// Servers that were compared.
+    servers: Arc<AtomicU64>,
 }
 
 impl Journal {
     /// The journal beside this index and key store, for backups of this age.
     pub fn new(index: Index, keystore: KeyStore, objects: Objects, keys: StorageKeys, backups: Duration) -> Self {
-        Self { index, keystore, objects, keys, backups }
+        Self { index, keystore, objects, keys, backups, servers: Arc::default() }
     }
 
     /// Writes what of a deletion is not written yet. When it returns, all that the deletion has now will outlive the index.
@@ -238,8 +241,14 @@ impl Journal {
         let compared = retry::until_ok("compare the journal of deletions", part, shutdown, compare).await;
         let Some((started, replayed)) = compared else { return false };
         replayed.tell();
+        self.servers.fetch_add(1, Ordering::AcqRel);
         life.trust(started);
         true
+    }
+
+    /// How many servers of the index were compared so far. Nobody is connected to another one before this has counted it.
+    pub fn servers(&self) -> u64 {
+        self.servers.load(Ordering::Acquire)
     }
 
     /// Destroys keys once more where the key store has destroyed fewer than the index heard of; how many. It is asked last: what is

@@ -43,7 +43,7 @@ use crate::index::{FooterAt, Uploaded};
 
 pub use lifecycle::Lifecycle;
 pub use pages::{Listed, ListedTo, Page};
-pub use remains::{Absent, Keeps, Left, Looked, Lying, OpenUpload};
+pub use remains::{Absent, Keeps, Left, Looked, Lying, LyingPage, OpenUpload};
 pub use upload::{Put, Upload};
 
 /// Keys in one request to delete; S3's own bound.

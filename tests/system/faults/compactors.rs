@@ -26,8 +26,10 @@ use crate::load::{self, made_up_batch};
 use crate::proxy::s3::{Plan, S3Proxy};
 use crate::readings::{Answer, ENCODINGS, FORMATS, Manner, Reader};
 
-/// For how long compactors are killed.
+/// For how long compactors are killed, and longer where nothing came of it yet,
 const FAULTS: Duration = Duration::from_secs(20);
+/// but not for ever.
+const FAULTS_MAX: Duration = LATER;
 const LEASE: Duration = Duration::from_secs(2);
 const CLIENTS: usize = 10;
 const READERS: usize = 3;
@@ -47,6 +49,10 @@ const FROZEN: &[&str] = &[
     "stop reading partition",
     "read partition",
 ];
+
+/// Objects that compactors staged which were killed then.
+const ABANDONED: &str =
+    "select count(*) from object where kind = 1 and live_at is null and staged_at < now() - interval '2 s'";
 
 /// Sessions of one run: more rounds of uploads than go on at once.
 const SLOW_SESSIONS: usize = 32;
@@ -98,7 +104,8 @@ pub(super) async fn are_killed_and_frozen(stack: &Stack, name: &str) -> Result<C
         let (link, sdks) = (system.link(name).await?, [system.sdk(1)?, system.sdk(2)?]);
         let (scene, stop_reading) = (Scene::default(), AtomicBool::new(false));
         let faults = async {
-            let torments = (1..=2).map(|number| torment(system, number, Dice::new(name, &format!("fault{number}"))));
+            let torments =
+                (1..=2).map(|number| torment(system, &scene, number, Dice::new(name, &format!("fault{number}"))));
             try_join_all(torments).await?;
             scene.is_over.store(true, Ordering::Release);
             anyhow::Ok(())
@@ -118,8 +125,9 @@ pub(super) async fn are_killed_and_frozen(stack: &Stack, name: &str) -> Result<C
             let dice = Dice::new(name, &format!("reader{number}"));
             read_on(system, &scene, dice, &stop_reading)
         });
-        let (abandoned, readings) = tokio::try_join!(sending, try_join_all(readers))?;
-        let (readings, late) = (readings.iter().sum::<u64>(), scene.late.load(Ordering::Relaxed));
+        let ((), readings) = tokio::try_join!(sending, try_join_all(readers))?;
+        let readings = readings.iter().sum::<u64>();
+        let [late, abandoned] = [&scene.late, &scene.abandoned].map(|count| count.load(Ordering::Relaxed));
         ensure!(readings > 100 && late > 0, "{readings} readings and {late} late batches are too few");
         ensure!(abandoned > 0, "no kill hit a merge");
         load::count_all(system, SOON).await
@@ -156,12 +164,19 @@ fn hash(of: impl Hash) -> u64 {
 }
 
 /// Kills and freezes a compactor at moments that its dice choose, often while a run is claimed.
-async fn torment(system: &System<'_>, number: usize, mut dice: Dice) -> Result<()> {
+async fn torment(system: &System<'_>, scene: &Scene, number: usize, mut dice: Dice) -> Result<()> {
     let (supervisor, service) = (&system.deployment.supervisor, system.service("compactor", number));
     let begun = Instant::now();
     for turn in 1.. {
+        let abandoned = system.count(ABANDONED).await?;
+        scene.abandoned.fetch_max(abandoned.unsigned_abs(), Ordering::Relaxed);
         if begun.elapsed() >= FAULTS {
-            break;
+            let came_of_it = [&scene.late, &scene.abandoned].iter().all(|count| count.load(Ordering::Relaxed) > 0);
+            if came_of_it || begun.elapsed() >= FAULTS_MAX {
+                break;
+            }
+            // On a busy machine no run may have come to its end so far.
+            pass(2 * LEASE).await;
         }
         supervisor.wait_ready(&service, SOON).await?;
         if dice.roll(3) > 0 {
@@ -213,6 +228,8 @@ struct Scene {
     is_over: AtomicBool,
     /// Batches that were sent after their session was one object.
     late: AtomicU64,
+    /// Objects of merges that kills hit, at once.
+    abandoned: AtomicU64,
 }
 
 impl Scene {
@@ -451,12 +468,8 @@ fn of_event(session: SessionId, event: &[u8]) -> Result<(Place, i64)> {
     Ok((place, position))
 }
 
-/// Waits until every session is one object and nothing is left of what was replaced or abandoned. Gives how many objects had
-/// been abandoned by those that were killed.
-async fn settle(system: &System<'_>) -> Result<i64> {
-    let abandoned =
-        "select count(*) from object where kind = 1 and live_at is null and staged_at < now() - interval '2 s'";
-    let abandoned = system.count(abandoned).await?;
+/// Waits until every session is one object and nothing is left of what was replaced or abandoned.
+async fn settle(system: &System<'_>) -> Result<()> {
     load::wait_compacted(system, LATER).await?;
     let apart = "select count(*) from session s where 1 <> (select count(*) from object o
          where o.kind = 1 and o.state = 1 and o.workspace_id = s.workspace_id and o.session_id = s.id)";
@@ -464,6 +477,5 @@ async fn settle(system: &System<'_>) -> Result<i64> {
     let shared = "select count(*) from object where kind = 0 and state = 1";
     system.wait_count("shared objects are drained", shared, 0, LATER).await?;
     // The rows of what was collected go when a listing shows it absent; that nothing else lies there is looked at afterwards.
-    system.wait_count("nothing else is left", "select count(*) from object where state <> 1", 0, LATER).await?;
-    Ok(abandoned)
+    system.wait_count("nothing else is left", "select count(*) from object where state <> 1", 0, LATER).await
 }

@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use schemas::codec::hex;
 use schemas::journal::Entry;
 use schemas::paths::ObjectKey;
 use schemas::record::{Consent, Envelope, Header};
@@ -77,10 +78,6 @@ fn names(folder: &Path) -> Vec<String> {
 fn sums(folder: &Path) -> String {
     let line = |name: String| format!("{}  {name}\n", hex(&Sha256::digest(std::fs::read(folder.join(&name)).unwrap())));
     names(folder).into_iter().map(line).collect()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn unhex(text: &Value) -> Vec<u8> {

@@ -22,6 +22,7 @@ use tokio::sync::Notify;
 use super::client_of;
 use crate::config::kafka::ControlConfig;
 use crate::health::Part;
+use crate::retry::Reasons;
 use crate::shutdown::Shutdown;
 
 /// How often the topic is looked for that was not found.
@@ -169,13 +170,13 @@ impl Follower {
     async fn assign_all(&self, brokers: &str) {
         let topic = &self.topic;
         let mut assigned = Vec::new();
-        let mut last_reason = String::new();
+        let mut reasons = Reasons::default();
         loop {
             let (asked, read_before) = (Instant::now(), self.following.next_offsets());
             match self.ends().await {
                 Ok(ends) if ends.is_empty() => {
                     let reason = format!("topic {topic} is not at {brokers}; make it with `clairvio topics`");
-                    warn_once(&mut last_reason, reason);
+                    reasons.warn(reason);
                     // When it is there again it may be another.
                     assigned.clear();
                     self.following.begin_anew();
@@ -191,17 +192,17 @@ impl Follower {
                                 assigned = found;
                             }
                             Err(error) => {
-                                warn_once(&mut last_reason, format!("follow topic {topic}: {error}"));
+                                reasons.warn(format!("follow topic {topic}: {error}"));
                                 assigned.clear();
                             }
                         }
                     }
                     if !assigned.is_empty() {
-                        last_reason.clear();
+                        reasons.clear();
                         self.await_ends(&ends, asked).await;
                     }
                 }
-                Err(reason) => warn_once(&mut last_reason, format!("ask kafka at {brokers}: {reason}")),
+                Err(reason) => reasons.warn(format!("ask kafka at {brokers}: {reason}")),
             }
             let interval = if assigned.is_empty() { MISSING_INTERVAL.min(self.interval) } else { self.interval };
             tokio::time::sleep(interval).await;
@@ -258,13 +259,6 @@ impl Follower {
             Ok(found) => found.map_err(|error| error.to_string()),
             Err(error) => Err(error.to_string()),
         }
-    }
-}
-
-fn warn_once(last_reason: &mut String, reason: String) {
-    if reason != *last_reason {
-        tracing::warn!("{reason}; trying again");
-        *last_reason = reason;
     }
 }
 

@@ -93,16 +93,6 @@ impl Archive {
     }
 }
 
-/// A hash in hexadecimal.
-pub(super) fn hex(hash: &[u8; 32]) -> String {
-    use std::fmt::Write as _;
-    hash.iter().fold(String::with_capacity(64), |mut text, byte| {
-        // Writing to a text does not fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Read as _;

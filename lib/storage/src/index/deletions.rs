@@ -16,7 +16,7 @@ use sqlx::{PgConnection, Row as _};
 use uuid::Uuid;
 
 use super::exports::end_exports_of;
-use super::links::ReferenceFilter;
+use super::links::{ReferenceFilter, links_of};
 use super::sessions::{filter_may_contain, filter_of, lock_sessions};
 use super::{Index, IndexError, failed, key_arrays, object_columns, object_key, outbox, session_key, signed, unsigned};
 use crate::objects::Absent;
@@ -30,6 +30,16 @@ pub struct Leaving {
     pub key: SessionKey,
     /// What is known of it.
     pub facts: Facts,
+}
+
+/// Which sessions are led on, and in what order: oldest deletions first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Round {
+    /// All that leave.
+    All,
+    /// Those that somebody asked to have deleted, and those that should not have begun: all but what is past its window, or a closed
+    /// workspace's.
+    Asked,
 }
 
 /// What is past its window.
@@ -88,6 +98,40 @@ macro_rules! sessions_due {
     };
 }
 
+/// Whether a deletion is one of [`Round::Asked`], as the index `deletion_asked` has it.
+macro_rules! asked_for {
+    ($deletion:literal) => {
+        concat!($deletion, ".cause not in ('expired', 'terminated')")
+    };
+}
+
+/// What is known of a session that leaves.
+macro_rules! leaving_facts {
+    () => {
+        "select d.deletion_id, d.workspace_id, d.session_id, d.shredded_at is not null as shredded,
+             d.entry_id is not null as journalled,
+             -- One that no transaction has come to is of the server that this index was restored from.
+             coalesce(d.barrier < pg_snapshot_xmax(pg_current_snapshot()), false) as barrier_set,
+             coalesce(d.barrier < pg_snapshot_xmin(pg_current_snapshot()), false) as barrier_passed,
+             d.blockers is not null as blockers_noted,
+             (select count(*) from object o where o.id = any(d.blockers)) as blockers_left,
+             (select count(*) from object o where o.kind = 1 and o.workspace_id = d.workspace_id
+                 and o.session_id = d.session_id)
+             + (select count(*) from object o where o.kind = 2 and o.session_id is not null
+                 and o.workspace_id = d.workspace_id and o.session_id = d.session_id) as objects_left,
+             (select count(*) from export_session e where e.workspace_id = d.workspace_id
+                 and e.session_id = d.session_id) as exports_left "
+    };
+}
+
+/// The next `$1` of those that leave, behind the session `$3` of the deletion `$2`.
+macro_rules! leaving_next {
+    () => {
+        "d.erased_at is null and ($2::uuid is null or (d.deletion_id, d.session_id) > ($2, $3))
+         order by d.deletion_id, d.session_id limit $1"
+    };
+}
+
 /// Live sessions of links that such deletions marked, begun by then.
 macro_rules! sessions_marked {
     ($by:literal) => {
@@ -142,16 +186,7 @@ impl Index {
         cause: Cause,
     ) -> Result<DeletionId, IndexError> {
         let mut tx = self.pool.begin().await.map_err(failed("begin deletion"))?;
-        let links: Vec<Uuid> = sqlx::query_scalar(
-            "select id from link where workspace_id = $1 and (reference_hash = $2 or reference = $3)
-             order by id for no key update",
-        )
-        .bind(workspace.0)
-        .bind(reference.hash.map(Vec::from))
-        .bind(&reference.clear)
-        .fetch_all(&mut *tx)
-        .await
-        .map_err(failed("lock links of a reference"))?;
+        let links = links_of(&mut tx, workspace, reference, true).await?;
         // One that finds its sessions still would find none any more: it is this one.
         let finding: Option<Uuid> = sqlx::query_scalar(
             "select d.id from link l join deletion d on d.id = l.deletion_id
@@ -449,31 +484,25 @@ impl Index {
 
     /// Sessions that are on their way out, oldest deletions first, behind the one given: those that wait for others must
     /// not keep those behind them from going on.
-    pub async fn leaving(&self, after: Option<&Leaving>, limit: i64) -> Result<Vec<Leaving>, IndexError> {
-        let rows = sqlx::query(
-            "select d.deletion_id, d.workspace_id, d.session_id, d.shredded_at is not null as shredded,
-                 d.entry_id is not null as journalled,
-                 -- One that no transaction has come to is of the server that this index was restored from.
-                 coalesce(d.barrier < pg_snapshot_xmax(pg_current_snapshot()), false) as barrier_set,
-                 coalesce(d.barrier < pg_snapshot_xmin(pg_current_snapshot()), false) as barrier_passed,
-                 d.blockers is not null as blockers_noted,
-                 (select count(*) from object o where o.id = any(d.blockers)) as blockers_left,
-                 (select count(*) from object o where o.kind = 1 and o.workspace_id = d.workspace_id
-                     and o.session_id = d.session_id)
-                 + (select count(*) from object o where o.kind = 2 and o.session_id is not null
-                     and o.workspace_id = d.workspace_id and o.session_id = d.session_id) as objects_left,
-                 (select count(*) from export_session e where e.workspace_id = d.workspace_id
-                     and e.session_id = d.session_id) as exports_left
-             from deletion_session d where d.erased_at is null
-                 and ($2::uuid is null or (d.deletion_id, d.session_id) > ($2, $3))
-             order by d.deletion_id, d.session_id limit $1",
-        )
-        .bind(limit)
-        .bind(after.map(|leaving| leaving.deletion.0))
-        .bind(after.map(|leaving| leaving.key.session.0))
-        .fetch_all(&self.pool)
-        .await
-        .map_err(failed("list leaving sessions"))?;
+    pub async fn leaving(&self, round: Round, after: Option<&Leaving>, limit: i64) -> Result<Vec<Leaving>, IndexError> {
+        let query = match round {
+            Round::All => sqlx::query(concat!(leaving_facts!(), "from deletion_session d where ", leaving_next!())),
+            Round::Asked => sqlx::query(concat!(
+                leaving_facts!(),
+                "from deletion asked join deletion_session d on d.deletion_id = asked.id
+                 where asked.erased_at is null and ",
+                asked_for!("asked"),
+                " and ($2::uuid is null or asked.id >= $2) and ",
+                leaving_next!()
+            )),
+        };
+        let rows = query
+            .bind(limit)
+            .bind(after.map(|leaving| leaving.deletion.0))
+            .bind(after.map(|leaving| leaving.key.session.0))
+            .fetch_all(&self.pool)
+            .await
+            .map_err(failed("list leaving sessions"))?;
         Ok(rows
             .iter()
             .map(|row| Leaving {
@@ -494,16 +523,23 @@ impl Index {
     }
 
     /// Deleted sessions in the journal whose keys are still there, oldest deletions first.
-    pub async fn unshredded(&self, limit: i64) -> Result<Vec<(DeletionId, SessionKey)>, IndexError> {
-        let rows = sqlx::query(
-            // Not before the journal has them: a restored index would have the session, and nobody its key.
-            "select deletion_id, workspace_id, session_id from deletion_session
-             where shredded_at is null and entry_id is not null order by deletion_id, session_id limit $1",
-        )
-        .bind(limit)
-        .fetch_all(&self.pool)
-        .await
-        .map_err(failed("list keys to destroy"))?;
+    pub async fn unshredded(&self, round: Round, limit: i64) -> Result<Vec<(DeletionId, SessionKey)>, IndexError> {
+        // Not before the journal has them: a restored index would have the session, and nobody its key.
+        let query = match round {
+            Round::All => sqlx::query(
+                "select deletion_id, workspace_id, session_id from deletion_session
+                 where shredded_at is null and entry_id is not null order by deletion_id, session_id limit $1",
+            ),
+            Round::Asked => sqlx::query(concat!(
+                "select d.deletion_id, d.workspace_id, d.session_id
+                 from deletion asked join deletion_session d on d.deletion_id = asked.id
+                 where asked.erased_at is null and ",
+                asked_for!("asked"),
+                " and d.shredded_at is null and d.entry_id is not null
+                 order by d.deletion_id, d.session_id limit $1"
+            )),
+        };
+        let rows = query.bind(limit).fetch_all(&self.pool).await.map_err(failed("list keys to destroy"))?;
         Ok(rows.iter().map(|row| (DeletionId(row.get("deletion_id")), session_key(row))).collect())
     }
 
@@ -531,7 +567,8 @@ impl Index {
         .await
         .map_err(failed("mark sessions shredded"))?;
         sqlx::query(
-            "update deletion_session d set shredded_at = now()
+            // The barrier is set as well: the tombstones were committed before this transaction began.
+            "update deletion_session d set shredded_at = now(), barrier = coalesce(d.barrier, pg_current_xact_id())
              from unnest($1::uuid[], $2::uuid[], $3::uuid[]) as l (deletion_id, workspace_id, session_id)
              where d.deletion_id = l.deletion_id and d.workspace_id = l.workspace_id and d.session_id = l.session_id
                  and d.shredded_at is null",

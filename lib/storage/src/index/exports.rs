@@ -15,7 +15,7 @@ use sqlx::{PgConnection, Row as _};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::links::{Before, ReferenceFilter};
+use super::links::{Before, ReferenceFilter, links_of};
 use super::receipts::receipt_item;
 use super::{Index, IndexError, KIND_EXPORT, failed, signed, unsigned};
 
@@ -70,6 +70,8 @@ pub struct Building {
     pub asked_by: ApiKeyId,
     /// When.
     pub requested_at: OffsetDateTime,
+    /// When it is over.
+    pub expires_at: OffsetDateTime,
     /// Whether its sessions were counted.
     pub is_counted: bool,
     /// Sessions up to this one, in the order of their ids, are in it.
@@ -195,15 +197,8 @@ fn item(row: &PgRow) -> Result<ExportItem, IndexError> {
 impl Index {
     /// The links that a reference has now.
     pub async fn links_of(&self, workspace: WorkspaceId, reference: &ReferenceFilter) -> Result<Vec<Uuid>, IndexError> {
-        sqlx::query_scalar(
-            "select id from link where workspace_id = $1 and (reference_hash = $2 or reference = $3) order by id",
-        )
-        .bind(workspace.0)
-        .bind(reference.hash.map(Vec::from))
-        .bind(&reference.clear)
-        .fetch_all(&self.pool)
-        .await
-        .map_err(failed("find links of a reference"))
+        let mut connection = self.pool.acquire().await.map_err(failed("find links of a reference"))?;
+        links_of(&mut connection, workspace, reference, false).await
     }
 
     /// Asks for an export; none when the workspace has `most` that are not over. One of a session that is deleted before it is included
@@ -333,6 +328,7 @@ impl Index {
             wanted: wanted(&row)?,
             asked_by: ApiKeyId(row.get("asked_by")),
             requested_at: row.get("requested_at"),
+            expires_at: row.get("expires_at"),
             is_counted: row.get::<Option<i64>, _>("sessions_total").is_some(),
             after: row.get::<Option<Uuid>, _>("after_session").map(SessionId),
             stands: Stands {
@@ -381,7 +377,6 @@ impl Index {
     /// Counts the sessions of an export, and those of the workspace that it leaves out.
     pub async fn count_exported(&self, building: &Building) -> Result<(), IndexError> {
         let (session, links) = building.wanted.columns();
-        let expires_at = self.export_expires_at(building.id).await?;
         // Of millions of sessions it takes a while.
         let begin = "begin; set local statement_timeout = '10min'";
         let mut tx = self.pool.begin_with(begin).await.map_err(failed("begin counting"))?;
@@ -397,21 +392,13 @@ impl Index {
         .bind(building.workspace.0)
         .bind(session)
         .bind(links)
-        .bind(expires_at)
+        .bind(building.expires_at)
         .bind(building.requested_at)
         .bind(building.id.0)
         .execute(&mut *tx)
         .await
         .map_err(failed("count sessions to export"))?;
         tx.commit().await.map_err(failed("commit counting"))
-    }
-
-    async fn export_expires_at(&self, id: ExportId) -> Result<OffsetDateTime, IndexError> {
-        sqlx::query_scalar("select expires_at from export where id = $1")
-            .bind(id.0)
-            .fetch_one(&self.pool)
-            .await
-            .map_err(failed("find export"))
     }
 
     /// Includes the next sessions behind `after`, in the order of their ids, `limit` at most, and notes that they are read by who
@@ -424,7 +411,6 @@ impl Index {
         after: Option<SessionId>,
         limit: i64,
     ) -> Result<Option<Vec<SessionKey>>, IndexError> {
-        let expires_at = self.export_expires_at(building.id).await?;
         let (session, links) = building.wanted.columns();
         let mut tx = self.pool.begin().await.map_err(failed("begin including"))?;
         let found: Vec<Uuid> = sqlx::query_scalar(concat!(
@@ -435,7 +421,7 @@ impl Index {
         .bind(building.workspace.0)
         .bind(session)
         .bind(links)
-        .bind(expires_at)
+        .bind(building.expires_at)
         .bind(building.requested_at)
         .bind(after.map(|session| session.0))
         .bind(limit)
@@ -616,38 +602,34 @@ impl Index {
         id: ExportId,
         by: ApiKeyId,
     ) -> Result<Option<Vec<Part>>, IndexError> {
-        let open = sqlx::query(
-            "select asked_by = $3 or $3 = any(read_by) as is_noted from export
-             where id = $1 and workspace_id = $2 and ready_at is not null and ended_at is null",
-        )
-        .bind(id.0)
-        .bind(workspace.0)
-        .bind(by.0)
-        .fetch_optional(&self.pool)
-        .await
-        .map_err(failed("find export"))?;
-        let Some(open) = open else { return Ok(None) };
-        if !open.get::<bool, _>("is_noted") {
-            self.note_fetching(workspace, id, by).await?;
-        }
-        let rows = sqlx::query(
-            "select p.object_id, p.bytes, o.bytes as object_bytes from export e join export_part p on p.export_id = e.id
-             join object o on o.id = p.object_id
-             where e.id = $1 and e.ready_at is not null and e.ended_at is null and e.expires_at > clairvio.clock()
-             order by p.number",
-        )
-        .bind(id.0)
-        .fetch_all(&self.pool)
-        .await
-        .map_err(failed("list parts of an export"))?;
+        // The first that fetches waits until its reading is noted, and asks then: what ended meanwhile is over.
+        let rows = loop {
+            let rows = sqlx::query(
+                "select e.asked_by = $3 or $3 = any(e.read_by) as is_noted, p.object_id, p.bytes, o.bytes as object_bytes
+                 from export e join export_part p on p.export_id = e.id join object o on o.id = p.object_id
+                 where e.id = $1 and e.workspace_id = $2 and e.ready_at is not null and e.ended_at is null
+                     and e.expires_at > clairvio.clock()
+                 order by p.number",
+            )
+            .bind(id.0)
+            .bind(workspace.0)
+            .bind(by.0)
+            .fetch_all(&self.pool)
+            .await
+            .map_err(failed("list parts of an export"))?;
+            match rows.first() {
+                // A whole archive has parts.
+                None => return Ok(None),
+                Some(row) if row.get("is_noted") => break rows,
+                Some(_) => self.note_fetching(workspace, id, by).await?,
+            }
+        };
         let part = |row: &PgRow| Part {
             key: ObjectKey::Export { workspace, export: id, id: ObjectId(row.get("object_id")) },
             object_bytes: unsigned(row.get("object_bytes")),
             bytes: unsigned(row.get("bytes")),
         };
-        // A whole archive has parts: this one ended meanwhile.
-        let parts: Vec<Part> = rows.iter().map(part).collect();
-        Ok(Some(parts).filter(|parts| !parts.is_empty()))
+        Ok(Some(rows.iter().map(part).collect()))
     }
 
     /// Notes of each session in an archive that this key reads it, some at once: who deletes one of them must not wait for all. Should it

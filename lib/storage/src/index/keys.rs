@@ -1,5 +1,6 @@
 //! API keys: of each only a hash is kept, and its last characters.
 
+use schemas::codec::hex;
 use schemas::control::WorkspaceState;
 use schemas::http::{KeyItem, Scope};
 use schemas::limits::API_KEYS_MAX;
@@ -29,7 +30,7 @@ pub fn hash_api_key(key: &str) -> [u8; 32] {
 
 /// The same in hexadecimal, as control planes are told who is an operator.
 pub fn operator_key_hash(key: &str) -> String {
-    hash_api_key(key).iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&hash_api_key(key))
 }
 
 /// Whose key was shown, and what follows from it.

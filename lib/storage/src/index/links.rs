@@ -5,8 +5,8 @@ use schemas::http::OperatorLink;
 use schemas::{LinkId, WorkspaceId};
 use serde_json::Value;
 use service_kit::time::now_ms;
-use sqlx::Row as _;
 use sqlx::postgres::PgRow;
+use sqlx::{PgConnection, Row as _};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -74,6 +74,27 @@ impl std::fmt::Debug for ReferenceFilter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("ReferenceFilter(secret)")
     }
+}
+
+/// The links that a reference has now, in order; where they are locked, nobody adds a session to one of them meanwhile.
+pub(super) async fn links_of(
+    connection: &mut PgConnection,
+    workspace: WorkspaceId,
+    reference: &ReferenceFilter,
+    are_locked: bool,
+) -> Result<Vec<Uuid>, IndexError> {
+    macro_rules! links {
+        () => {
+            "select id from link where workspace_id = $1 and (reference_hash = $2 or reference = $3) order by id"
+        };
+    }
+    sqlx::query_scalar(if are_locked { concat!(links!(), " for no key update") } else { links!() })
+        .bind(workspace.0)
+        .bind(reference.hash.map(Vec::from))
+        .bind(&reference.clear)
+        .fetch_all(connection)
+        .await
+        .map_err(failed("find links of a reference"))
 }
 
 /// A link's row.

@@ -12,6 +12,7 @@ use std::time::Duration;
 use schemas::control::Entry;
 use schemas::limits::OUTBOX_ROWS_MAX;
 use service_kit::kafka::control::{PublishError, Publisher};
+use service_kit::retry::Reasons;
 use service_kit::shutdown::Shutdown;
 use service_kit::telemetry::Described::{self, Counter, Gauge};
 use service_kit::telemetry::chain;
@@ -69,22 +70,18 @@ pub(super) fn telling(entry: &Entry) -> (String, Option<Vec<u8>>) {
 /// Tells what is in the outbox, as soon as it is there, until the shutdown.
 pub async fn relay(index: Index, mut publisher: Publisher, shutdown: Shutdown) {
     // While Kafka or Postgres is away, each new reason is told once.
-    let mut last_reason = String::new();
+    let mut reasons = Reasons::default();
     while !shutdown.has_begun() {
         match index.relay_some(&mut publisher).await {
             Ok(relayed) => {
-                last_reason.clear();
+                reasons.clear();
                 if relayed > 0 {
                     continue;
                 }
             }
             Err(error) => {
                 ::metrics::counter!(FAILURES).increment(1);
-                let reason = chain(&error);
-                if reason != last_reason {
-                    tracing::warn!("relay outbox: {reason}; trying again");
-                    last_reason = reason;
-                }
+                reasons.warn(format!("relay outbox: {}", chain(&error)));
             }
         }
         tokio::select! {

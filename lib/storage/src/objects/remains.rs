@@ -49,6 +49,15 @@ pub struct Lying {
     pub version: Option<String>,
 }
 
+/// Some of what lies below a prefix.
+#[derive(Debug)]
+pub struct LyingPage {
+    /// What it is.
+    pub lying: Vec<Lying>,
+    /// Where the next page begins; none behind the last.
+    pub next: Option<ListedTo>,
+}
+
 /// Sessions of which listings showed nothing: no object, no version, no delete marker, no upload. Nothing else makes one.
 #[derive(Debug)]
 pub struct Absent(BTreeSet<SessionKey>);
@@ -176,13 +185,25 @@ impl Objects {
     pub async fn lying(&self, prefix: &str, keeps: Keeps) -> Result<Vec<Lying>, ObjectError> {
         let (mut found, mut behind) = (Vec::new(), None);
         loop {
-            let page = self.list_page(prefix, behind.as_ref(), keeps.versions).await?;
-            found.extend(page.listed.into_iter().map(|listed| self.lying_there(listed)));
+            let page = self.lying_page(prefix, behind.as_ref(), keeps).await?;
+            found.extend(page.lying);
             behind = page.next;
             if behind.is_none() {
                 return Ok(found);
             }
         }
+    }
+
+    /// A page of what lies below a prefix.
+    pub async fn lying_page(
+        &self,
+        prefix: &str,
+        behind: Option<&ListedTo>,
+        keeps: Keeps,
+    ) -> Result<LyingPage, ObjectError> {
+        let page = self.list_page(prefix, behind, keeps.versions).await?;
+        let lying = page.listed.into_iter().map(|listed| self.lying_there(listed)).collect();
+        Ok(LyingPage { lying, next: page.next })
     }
 
     fn lying_there(&self, listed: Listed) -> Lying {

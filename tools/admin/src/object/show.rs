@@ -1,5 +1,6 @@
 //! What was found in an object or a record, for machines as JSON and for people as tables of the same. Never an event.
 
+use schemas::codec::hex;
 use schemas::journal::Entry;
 use schemas::object::ObjectKind;
 use schemas::paths::ObjectKey;
@@ -201,10 +202,6 @@ fn add_facts(to: &mut Value, facts: &BatchFacts) {
 /// A record's key in the log. Ours are ids; what a stranger wrote is shown as it is.
 pub(crate) fn record_key(bytes: &[u8]) -> String {
     Uuid::from_slice(bytes).map_or_else(|_| hex(bytes), |id| id.to_string())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The same for people.

@@ -11,12 +11,13 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use schemas::codec::hex;
 use sha2::{Digest, Sha256};
 use sqlx::Connection;
 use sqlx::postgres::PgConnection;
 
 use crate::guard::{Guard, StopSignal};
-use crate::home::{Home, Kept, hex};
+use crate::home::{Home, Kept};
 use crate::places;
 use crate::process::{Launch, Managed, User};
 use crate::until;

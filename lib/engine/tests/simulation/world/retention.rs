@@ -447,6 +447,7 @@ impl World {
                 self.index.lead_on(key, SessionState::Shredded)?;
             }
         }
+        self.set_barriers(leaving);
         Ok(())
     }
 
