@@ -58,7 +58,7 @@ test: test-unit test-simulation test-fuzz test-system test-browser ## All tests
 test-unit: setup ## Tests of seconds: no network but the own machine, no services
 	$(CARGO) test --locked --workspace --no-fail-fast --lib --bins --test tidy --test keyring-kms --test memory $(ARGS)
 
-test-simulation: setup ## The batcher in a world where everything fails: 10,000 seeds, and mutants
+test-simulation: setup ## The batcher in a world where everything fails: 6,000 seeds, and mutants
 	$(CARGO) test --locked --workspace --no-fail-fast --test simulation $(ARGS) -- --nocapture
 
 simulate: setup ## More seeds: make simulate SEEDS=1000000

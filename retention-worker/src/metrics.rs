@@ -43,7 +43,7 @@ pub(crate) const ALL: &[Described] = &[
     Gauge(WITHDRAWALS_WAITING, "Withdrawals that were heard of and are no deletions yet."),
     Gauge(WITHDRAWALS_OLDEST, "How long ago the oldest of them was heard of. Alarm on 5."),
     Counter(CLEANED, "Entries removed from `control` since nobody needs them any more."),
-    Gauge(LEAVING, "Sessions of the last pass that are not erased yet."),
+    Gauge(LEAVING, "Sessions of the last pass whose keys are destroyed and that are not erased yet, 1,000 at most."),
     Counter(
         HELD,
         "Times that a session was not called erased since a quarantine object may hold frames of it. Alarm on any.",

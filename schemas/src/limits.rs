@@ -79,7 +79,7 @@ pub const EXHAUSTION_SESSIONS_MAX: usize = 100;
 /// News on `control` are acted upon within this, or nothing is taken any more. In milliseconds.
 pub const NEWS_SPREAD_MS: u64 = 5_000;
 /// Entries that are taken out of the outbox in one transaction.
-pub const OUTBOX_ROWS_MAX: usize = 100;
+pub const OUTBOX_ROWS_MAX: usize = 1_000;
 /// A link is valid for this long unless its maker says otherwise, in seconds.
 pub const LINK_EXPIRES_IN_DEFAULT_S: u64 = 7 * 86_400;
 /// The longest that a link can be valid, in seconds.

@@ -335,13 +335,19 @@ fn r11_what_was_asked_for_does_not_wait_for_what_expires() -> Result<()> {
         .execute(system.index.pool())
         .await?;
         system.api.delete_session(unseen).await?;
-        for (round, place, behind) in [(Round::All, None, 2), (Round::Asked, Some(0), 0)] {
-            let leaving = system.index.leaving(round, None, BATCH).await?;
-            let found = leaving.iter().position(|leaving| leaving.key.session == unseen);
-            ensure!(found == place, "{round:?}: it is led on at {found:?} of {}", leaving.len());
+        let rounds = [(Round::All, None, 2), (Round::Asked, Some(0), 0)];
+        for (round, place, _) in rounds {
             let unshredded = system.index.unshredded(round, BATCH).await?;
             let found = unshredded.iter().position(|(_, key)| key.session == unseen);
             ensure!(found == place, "{round:?}: its key goes at {found:?} of {}", unshredded.len());
+        }
+        let ahead = system.index.leaving(Round::All, None, BATCH).await?;
+        ensure!(ahead.is_empty(), "{} sessions are led on before their keys are destroyed", ahead.len());
+        sqlx::query("update deletion_session set shredded_at = now()").execute(system.index.pool()).await?;
+        for (round, place, behind) in rounds {
+            let leaving = system.index.leaving(round, None, BATCH).await?;
+            let found = leaving.iter().position(|leaving| leaving.key.session == unseen);
+            ensure!(found == place, "{round:?}: it is led on at {found:?} of {}", leaving.len());
             let next = system.index.leaving(round, leaving.last(), BATCH).await?;
             ensure!(next.len() == behind, "{round:?}: {} are behind the first", next.len());
         }

@@ -59,6 +59,8 @@ pub(crate) fn pool(
         ("statement_timeout", "30s"),
         ("idle_in_transaction_session_timeout", "8s"),
         ("lock_timeout", "10s"),
+        // A plan that was made while a table was small is used for as long as nobody analyzes it, and many of ours fill up within minutes.
+        ("plan_cache_mode", "force_custom_plan"),
     ]);
     if let Some(path) = search_path {
         options = options.options([("search_path", path)]);

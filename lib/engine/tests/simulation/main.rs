@@ -13,7 +13,7 @@
 //! the clients' ledger is compared with what readers find, and who asked for what with what is gone. The checker is tested by
 //! mutants: protocols broken on purpose, each of which it has to find.
 //!
-//! `SIMULATE_SEEDS` says how many seeds are run (10,000), `SIMULATE_FIRST` with which to begin (0), `SIMULATE_MUTANT` breaks
+//! `SIMULATE_SEEDS` says how many seeds are run (6,000), `SIMULATE_FIRST` with which to begin (0), `SIMULATE_MUTANT` breaks
 //! the protocol by name. A failing seed prints the command that repeats it.
 
 mod faults;
@@ -30,7 +30,7 @@ use std::time::Instant;
 use faults::Happened;
 use mutants::Mutant;
 
-const SEEDS: u64 = 10_000;
+const SEEDS: u64 = 6_000;
 /// A mutant that so many seeds do not find is one that the checker is blind to.
 const MUTANT_SEEDS: u64 = 4_000;
 

@@ -124,10 +124,10 @@ macro_rules! leaving_facts {
     };
 }
 
-/// The next `$1` of those that leave, behind the session `$3` of the deletion `$2`.
+/// The next `$1` of those whose keys are destroyed, behind the session `$3` of the deletion `$2`.
 macro_rules! leaving_next {
     () => {
-        "d.erased_at is null and ($2::uuid is null or (d.deletion_id, d.session_id) > ($2, $3))
+        "d.erased_at is null and d.shredded_at is not null and ($2::uuid is null or (d.deletion_id, d.session_id) > ($2, $3))
          order by d.deletion_id, d.session_id limit $1"
     };
 }
@@ -482,8 +482,8 @@ impl Index {
         }))
     }
 
-    /// Sessions that are on their way out, oldest deletions first, behind the one given: those that wait for others must
-    /// not keep those behind them from going on.
+    /// Sessions that are on their way out and whose keys are destroyed, oldest deletions first, behind the one given: those that wait for
+    /// others must not keep those behind them from going on, and a round must not run ahead of the destruction of keys.
     pub async fn leaving(&self, round: Round, after: Option<&Leaving>, limit: i64) -> Result<Vec<Leaving>, IndexError> {
         let query = match round {
             Round::All => sqlx::query(concat!(leaving_facts!(), "from deletion_session d where ", leaving_next!())),
@@ -594,16 +594,16 @@ impl Index {
         }
         let (workspaces, sessions) = key_arrays(leaving.iter().map(|leaving| &leaving.key));
         sqlx::query(
-            // Rows that another worker has are set by it.
+            // Rows that another worker has are set by it. Which ones have one is no condition of the join, for the sake of its plan.
             "with free as (
                  select d.deletion_id, d.workspace_id, d.session_id from deletion_session d
                  join unnest($1::uuid[], $2::uuid[], $3::uuid[]) as l (deletion_id, workspace_id, session_id)
                      using (deletion_id, workspace_id, session_id)
-                 where d.barrier is null or d.barrier >= pg_snapshot_xmax(pg_current_snapshot())
                  for update of d skip locked
              )
-             update deletion_session d set barrier = pg_current_xact_id() from free
-             where d.deletion_id = free.deletion_id and d.workspace_id = free.workspace_id
+             update deletion_session d set barrier =
+                 case when d.barrier < pg_snapshot_xmax(pg_current_snapshot()) then d.barrier else pg_current_xact_id() end
+             from free where d.deletion_id = free.deletion_id and d.workspace_id = free.workspace_id
                  and d.session_id = free.session_id",
         )
         .bind(leaving.iter().map(|leaving| leaving.deletion.0).collect::<Vec<_>>())
@@ -622,6 +622,19 @@ impl Index {
         }
         let (workspaces, sessions) = key_arrays(leaving.iter().map(|leaving| &leaving.key));
         let mut tx = self.pool.begin().await.map_err(failed("begin noting"))?;
+        // What was noted first stays. Rows that another worker has are noted by it. The condition is looked at here: where statistics say
+        // that it holds of no row, the table would be gone through before the list of sessions, once for each of them.
+        let free = sqlx::query(
+            "select d.workspace_id, d.session_id, d.blockers is null as is_unnoted from deletion_session d
+             join unnest($1::uuid[], $2::uuid[]) as l (workspace_id, session_id) using (workspace_id, session_id)
+             for update of d skip locked",
+        )
+        .bind(&workspaces)
+        .bind(&sessions)
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed("lock sessions to note"))?;
+        let free: BTreeSet<SessionKey> = free.iter().filter(|row| row.get("is_unnoted")).map(session_key).collect();
         let seen = partitions_of(&mut tx, (&workspaces, &sessions)).await?;
         let rows =
             sqlx::query("select id, partition, sessions_filter from object where kind = 0 and partition = any($1)")
@@ -635,8 +648,7 @@ impl Index {
             .collect();
         // A row for each pair, and for each session that has none.
         let mut pairs: Vec<(Uuid, Uuid, Option<Uuid>)> = Vec::new();
-        for leaving in leaving {
-            let key = &leaving.key;
+        for key in &free {
             let of_session = (key.workspace.0, key.session.0);
             pairs.push((of_session.0, of_session.1, None));
             let partitions = seen.get(key).map_or(&[][..], Vec::as_slice);
@@ -647,19 +659,20 @@ impl Index {
         }
         let (of_workspace, of_session, blocker) = pairs.into_iter().collect::<(Vec<_>, Vec<_>, Vec<_>)>();
         sqlx::query(
-            // What was noted first stays. Rows that another worker has are noted by it.
-            "with pairs as (
+            "with noted as (
                  select w, s, coalesce(array_agg(o) filter (where o is not null), '{}') as blockers
                  from unnest($1::uuid[], $2::uuid[], $3::uuid[]) as pair (w, s, o) group by w, s
-             ), noted as (
-                 select pairs.* from deletion_session d join pairs on d.workspace_id = w and d.session_id = s
-                 where d.blockers is null for update of d skip locked
              )
              update deletion_session d set blockers = noted.blockers, shared_objects = cardinality(noted.blockers),
                  (objects, bytes) = (
-                     select count(*), coalesce(sum(bytes), 0) from object o
-                     where (o.kind = 1 or (o.kind = 2 and o.session_id is not null))
-                         and o.workspace_id = noted.w and o.session_id = noted.s)
+                     -- Each half has an index of its own, whatever the statistics say.
+                     select count(*), coalesce(sum(bytes), 0) from (
+                         select bytes from object o
+                         where o.kind = 1 and o.workspace_id = noted.w and o.session_id = noted.s
+                         union all select bytes from object o
+                         where o.kind = 2 and o.session_id is not null and o.workspace_id = noted.w
+                             and o.session_id = noted.s
+                     ) own)
              from noted where d.workspace_id = noted.w and d.session_id = noted.s",
         )
         .bind(of_workspace)
@@ -671,12 +684,15 @@ impl Index {
         sqlx::query(
             // In order, so that several workers that do the same do not wait in a circle.
             "with own as (
-                 select o.id from object o join unnest($1::uuid[], $2::uuid[]) as d (w, s)
-                     on o.workspace_id = d.w and o.session_id = d.s
-                 where (o.kind = 1 or (o.kind = 2 and o.session_id is not null)) and o.state < 2
-                 order by o.id for update of o
+                 select o.id from unnest($1::uuid[], $2::uuid[]) as d (w, s) cross join lateral (
+                     select id from object where kind = 1 and workspace_id = d.w and session_id = d.s
+                     union all select id from object
+                     where kind = 2 and session_id is not null and workspace_id = d.w and session_id = d.s
+                 ) o
+             ), locked as (
+                 select o.id from object o join own using (id) where o.state < 2 order by o.id for update of o
              )
-             update object set state = 2, condemned_at = now() from own where object.id = own.id and state < 2",
+             update object set state = 2, condemned_at = now() from locked where object.id = locked.id and state < 2",
         )
         .bind(&workspaces)
         .bind(&sessions)

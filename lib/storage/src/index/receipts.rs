@@ -55,7 +55,9 @@ impl Index {
         let sessions = sqlx::query(
             "select d.session_id, d.entry_id is not null as is_journalled, d.unreadable_at, d.shredded_at, d.erased_at, d.objects, d.bytes,
                  d.shared_objects, coalesce(s.state = $4 and s.urls = '{}', false) as is_erased,
-                 (select count(*) from object o where (o.kind = 1 or (o.kind = 2 and o.session_id is not null))
+                 (select count(*) from object o
+                     where o.kind = 1 and o.workspace_id = d.workspace_id and o.session_id = d.session_id)
+                 + (select count(*) from object o where o.kind = 2 and o.session_id is not null
                      and o.workspace_id = d.workspace_id and o.session_id = d.session_id)
                  -- An archive that has some of it is as much.
                  + (select count(*) from export_session e
