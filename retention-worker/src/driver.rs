@@ -19,6 +19,8 @@ use service_kit::retry;
 use service_kit::service::Surroundings;
 use service_kit::telemetry::chain;
 use storage::index::deletions::{Leaving, Round};
+use storage::index::receipts::WithoutReceipt;
+use storage::index::termination::Terminated;
 use storage::index::{Index, outbox};
 use storage::journal::{Journal, Replayed};
 use storage::keystore::KeyStore;
@@ -90,6 +92,11 @@ pub(crate) struct Worker {
     led: Option<Leaving>,
     /// and the one through those that somebody asked to have deleted.
     led_asked: Option<Leaving>,
+    /// How far rounds through closed workspaces and through deletions without receipts have come,
+    terminated: Option<Terminated>,
+    receipted: Option<WithoutReceipt>,
+    /// and how many of these were found that are not gone.
+    unverified: u32,
     /// Looking for entries of the audit that are too old.
     old_reads: Seldom,
     /// Whether the index's clock was found wrong.
@@ -197,6 +204,9 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         begun: Instant::now(),
         led: None,
         led_asked: None,
+        terminated: None,
+        receipted: None,
+        unverified: 0,
         old_reads: Seldom::every(AUDIT_INTERVAL),
         clock_is_wrong: false,
         overlooked: Seldom::every(OVERLOOKED_INTERVAL),
@@ -366,9 +376,12 @@ impl Worker {
     }
 
     /// Deletes what is a closed workspace's whose time is over; whether there is more.
-    async fn terminate(&self) -> anyhow::Result<bool> {
+    async fn terminate(&mut self) -> anyhow::Result<bool> {
         let mut goes_on = self.index.forget_reads_of_gone(BATCH).await? > 0;
-        for terminated in self.index.terminated(DELETIONS_AT_ONCE).await? {
+        let found = self.index.terminated(self.terminated, DELETIONS_AT_ONCE).await?;
+        self.terminated = found.last().copied().filter(|_| found.len() as i64 == DELETIONS_AT_ONCE);
+        goes_on |= self.terminated.is_some();
+        for terminated in found {
             let found = self.index.delete_of_terminated(&terminated, BATCH).await?;
             goes_on |= found == BATCH as u64;
             if found == 0 && terminated.is_receipted {
@@ -382,26 +395,34 @@ impl Worker {
         Ok(goes_on)
     }
 
-    /// Verifies deletions that are over, and signs that they are; whether there are more.
-    async fn sign_receipts(&self) -> anyhow::Result<bool> {
-        let due = self.receipts.due(RECEIPTS_AT_ONCE).await?;
+    /// Verifies some deletions of a round through those that are over, and signs that they are; whether the round goes on.
+    async fn sign_receipts(&mut self) -> anyhow::Result<bool> {
+        let due = self.receipts.due(self.receipted, RECEIPTS_AT_ONCE).await?;
         let signing = signing(&self.receipt_keys.get()).context("receipt key is not 32 bytes in base64")?;
-        let mut unverified = 0;
         for deletion in &due {
-            match self.receipts.sign(*deletion, &signing).await {
+            match self.receipts.sign(deletion.id, &signing).await {
                 Ok(true) => ::metrics::counter!(metrics::RECEIPTS).increment(1),
                 // Another worker was faster.
                 Ok(false) => {}
                 Err(error @ ReceiptError::Unverified(..)) => {
-                    // Only this one waits for an operator, not all that stand behind it.
-                    unverified += 1;
-                    tracing::error!("{}", chain(&error));
+                    // Only this one waits for an operator, not all that stand behind it. The first of a round is told of, and how many.
+                    if self.unverified == 0 {
+                        tracing::error!("{}", chain(&error));
+                    }
+                    self.unverified += 1;
                 }
                 Err(error) => return Err(error.into()),
             }
         }
-        ::metrics::gauge!(metrics::UNVERIFIED).set(f64::from(unverified));
-        Ok(due.len() as i64 == RECEIPTS_AT_ONCE && unverified == 0)
+        self.receipted = due.last().copied().filter(|_| due.len() as i64 == RECEIPTS_AT_ONCE);
+        if self.receipted.is_none() {
+            let deletions = std::mem::take(&mut self.unverified);
+            ::metrics::gauge!(metrics::UNVERIFIED).set(f64::from(deletions));
+            if deletions > 1 {
+                tracing::error!(deletions, "deletions that are over could not be verified; one of them was told of");
+            }
+        }
+        Ok(self.receipted.is_some())
     }
 
     /// Removes entries of the journal that are older than any backup, now and then; whether there may be more.

@@ -63,7 +63,10 @@ pub(crate) const ALL: &[Described] = &[
     Counter(EXPORTS_GONE, "Exports of which nothing is left."),
     Counter(STRAY_PARTS, "Parts of exports that no row named, removed: only an index of a backup has any."),
     Counter(RECEIPTS, "Deletions that were verified and have their signed receipts."),
-    Gauge(UNVERIFIED, "Deletions of the last pass that are over, and of which something is there still. Alarm on any."),
+    Gauge(
+        UNVERIFIED,
+        "Deletions of the last round that are over, and of which something is there still. Alarm on any.",
+    ),
     Counter(
         SHREDDED_AGAIN,
         "Keys that were destroyed once more since the key store had forgotten it: it is one of a backup. Alarm on any.",

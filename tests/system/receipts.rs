@@ -167,11 +167,13 @@ pub(crate) async fn wait_deletion_of(system: &System<'_>, session: SessionId) ->
 }
 
 /// Goal (R3): while anything of a deletion is there that should be gone, it has no receipt and an operator is told. Method: a key comes
-/// back behind the worker's back, as from a key store of a backup, and an object's row of another; both get their receipts once that
-/// is put right.
+/// back behind the worker's back, as from a key store of a backup; it gets its receipt once that is put right. Others that a pass takes
+/// are put before it that never will: neither it nor a later one stands behind them.
 #[test]
 fn r03_what_is_not_gone_has_no_receipt() -> Result<()> {
-    run(quick("unverified"), &["verify deletion"], async |system| {
+    /// What a pass takes.
+    const BATCH: i32 = 500;
+    run(quick("unverified"), &["verify deletion", "could not be verified"], async |system| {
         let worker = system.service("retention-worker", 1);
         let sdk = system.sdk(1)?;
         let session = load::begin(system, &sdk, &system.link("comes back").await?).await?;
@@ -196,7 +198,24 @@ fn r03_what_is_not_gone_has_no_receipt() -> Result<()> {
         system.bring_back(&worker).await?;
         crate::harness::wait_for_metric(system, "retention-worker", "retention_unverified_deletions 1").await?;
         ensure!(system.api.deletion(deletion).await?.receipt.is_none(), "its key is there, and it has a receipt");
+        sqlx::query(
+            "with stuck as (
+                 insert into deletion (id, workspace_id, cause, requested_at, erased_at)
+                 select gen_random_uuid(), $1, 'by_hand', now(), now() - interval '1 hour' from generate_series(1, $2)
+                 returning id, workspace_id
+             )
+             insert into deletion_session (deletion_id, workspace_id, session_id, entry_id, shredded_at, erased_at)
+             select id, workspace_id, gen_random_uuid(), gen_random_uuid(), now() - interval '1 hour', now() from stuck",
+        )
+        .bind(system.key(session.id).workspace.0)
+        .bind(BATCH)
+        .execute(system.index.pool())
+        .await?;
         system.keystore.shred(&[system.key(session.id)]).await?;
-        wait_receipt(system, &system.api, deletion).await.map(drop)
+        wait_receipt(system, &system.api, deletion).await?;
+        let later = system.api.delete_session(SessionId(Uuid::now_v7())).await?.deletion_id;
+        wait_receipt(system, &system.api, later).await?;
+        let stuck = format!("retention_unverified_deletions {BATCH}");
+        crate::harness::wait_for_metric(system, "retention-worker", &stuck).await
     })
 }

@@ -21,6 +21,8 @@ use crate::load::{self, dense_batch, small_batch};
 const READERS: usize = 200;
 /// Readers of the session that is deleted meanwhile.
 const READERS_DELETED: usize = 4;
+/// And those that fetch an archive of it, made while it is sent.
+const EXPORTS_DELETED: usize = 2;
 /// How many of those that stalled read to the end; the others hang up.
 const READERS_ON: usize = 40;
 /// Readings that are begun at once: what a busy machine answers in time is not what is tested.
@@ -29,18 +31,20 @@ const BATCHES: u32 = 64;
 const BATCH_BYTES: usize = 128 << 10;
 /// What one reading may hold: the pieces that wait for its connection, the frames and batches that it is at.
 const HELD_BYTES_MAX: u64 = 4 * MIB as u64;
+/// What an archive that is made may hold: a file of events as it was read, as it is written, and compressed.
+const ARCHIVE_BYTES_MAX: u64 = 16 * MIB as u64;
 /// For how long they do not read, once nothing moves any more.
 const STALLED: Duration = Duration::from_secs(4);
 /// For a deletion to be noticed by a reading that goes on: it asks each second.
 const NOTICED_WITHIN: Duration = Duration::from_secs(3);
 /// What a workspace may have at once: these, and one beside them.
-const READINGS: usize = READERS + READERS_DELETED + 1;
+const READINGS: usize = READERS + READERS_DELETED + EXPORTS_DELETED + 1;
 const SERVED: &str = "control_read_bytes_total";
 const UNDER_WAY: &str = "control_readings";
 
 /// Goal: a reader that stalls holds no memory beyond a bound, no connection and no lock of the index, and nobody else up; a
 /// deletion still ends its reading, and otherwise it gets everything when it reads on. Method: 200 readings of sessions of 8 MiB
-/// are begun and left alone, as many as the workspace may have; memory, the index's transactions and locks, and other readings
+/// are begun and left alone, as many as the workspace may have, a few of them of archives; memory, the index's transactions and locks, and other readings
 /// are watched meanwhile.
 #[test]
 fn stalled_readers_hold_little_and_nobody_up() -> Result<()> {
@@ -71,9 +75,10 @@ fn stalled_readers_hold_little_and_nobody_up() -> Result<()> {
             stalled.extend(try_join_all(opening).await?);
         }
         let of_deleted = try_join_all((0..READERS_DELETED).map(|_| stall(system, deleted))).await?;
+        let archives = try_join_all((0..EXPORTS_DELETED).map(|_| stall_export(system, deleted))).await?;
         let most = watch(system, small.id, pid).await?;
         let grown = most.saturating_sub(before);
-        let bound = HELD_BYTES_MAX * (READERS + READERS_DELETED) as u64;
+        let bound = HELD_BYTES_MAX * (READERS + READERS_DELETED) as u64 + ARCHIVE_BYTES_MAX * EXPORTS_DELETED as u64;
         eprintln!(
             "{name}: {READERS} readers hold {} KiB each, {} MiB of {} MiB",
             grown / 1024 / (READERS + READERS_DELETED) as u64,
@@ -99,6 +104,7 @@ fn stalled_readers_hold_little_and_nobody_up() -> Result<()> {
         })
         .await?;
         try_join_all(of_deleted.into_iter().map(ends_early)).await.context("readings of a deleted session")?;
+        try_join_all(archives.into_iter().map(is_cut_off)).await.context("archives of a deleted session")?;
 
         // Those that hang up in the middle leave nothing behind either.
         let reading_on = stalled.drain(..READERS_ON).enumerate().map(|(number, events)| {
@@ -138,6 +144,22 @@ async fn known(system: &System<'_>, session: SessionId) -> Result<Vec<Bytes>> {
 async fn stall(system: &System<'_>, session: SessionId) -> Result<EventStream> {
     let api = system.api_at(1, &system.deployment.endpoints().api_key)?;
     Ok(api.events(session, EventsFormat::Lines).await?)
+}
+
+/// The same of an archive that is made while it is sent.
+async fn stall_export(system: &System<'_>, session: SessionId) -> Result<reqwest::Response> {
+    let endpoints = system.deployment.endpoints();
+    let url = format!("{}/v1/sessions/{session}/export", endpoints.api_url);
+    let answer = reqwest::Client::new().get(url).bearer_auth(&endpoints.api_key).send().await.context("export")?;
+    answer.error_for_status().context("export")
+}
+
+/// An archive of a deleted session never ends as if it were whole.
+async fn is_cut_off(mut archive: reqwest::Response) -> Result<()> {
+    while let Ok(piece) = archive.chunk().await {
+        ensure!(piece.is_some(), "it ended as if it were whole");
+    }
+    Ok(())
 }
 
 /// Waits until nothing is served any more, and then looks on for a while: others are served, no transaction that began before

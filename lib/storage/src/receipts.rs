@@ -12,6 +12,7 @@ use schemas::{DeletionId, SessionId, SessionKey};
 use sealing::{Random, SealError};
 use thiserror::Error;
 
+use crate::index::receipts::WithoutReceipt;
 use crate::index::{Index, IndexError};
 use crate::keystore::{KeyRow, KeyStore};
 
@@ -48,9 +49,9 @@ impl Receipts {
         Self { index, keystore, residuals }
     }
 
-    /// Deletions that are over and have no receipt, oldest first.
-    pub async fn due(&self, limit: i64) -> Result<Vec<DeletionId>, IndexError> {
-        self.index.without_receipt(self.residuals.keys_cached_ms, limit).await
+    /// Deletions that are over and have no receipt, oldest first, behind the one given.
+    pub async fn due(&self, after: Option<WithoutReceipt>, limit: i64) -> Result<Vec<WithoutReceipt>, IndexError> {
+        self.index.without_receipt(self.residuals.keys_cached_ms, after, limit).await
     }
 
     /// Verifies a deletion and keeps its receipts; `false` when it has some already, or is not due.

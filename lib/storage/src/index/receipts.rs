@@ -5,28 +5,50 @@ use engine::retention::DeletionFacts;
 use schemas::http::ReceiptItem;
 use schemas::{DeletionId, SessionId, WorkspaceId};
 use sqlx::Row as _;
-use uuid::Uuid;
+use time::OffsetDateTime;
 
 use super::deletions::cause_of;
 use super::links::Before;
 use super::{Index, IndexError, SessionRowState, failed, signed, unsigned};
 
+/// A deletion that is over and has no receipt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WithoutReceipt {
+    /// The deletion.
+    pub id: DeletionId,
+    /// When all of it was erased.
+    pub erased_at: OffsetDateTime,
+}
+
 impl Index {
-    /// Deletions that are over and have no receipt, oldest first, that the journal has, and of which no process can have a key in memory.
-    pub async fn without_receipt(&self, keys_cached_ms: u64, limit: i64) -> Result<Vec<DeletionId>, IndexError> {
-        let found: Vec<Uuid> = sqlx::query_scalar(
-            "select id from deletion d where erased_at is not null and receipted_at is null and not exists (
+    /// Deletions that are over and have no receipt, oldest first, that the journal has, and of which no process can have a key in memory;
+    /// behind the one given.
+    pub async fn without_receipt(
+        &self,
+        keys_cached_ms: u64,
+        after: Option<WithoutReceipt>,
+        limit: i64,
+    ) -> Result<Vec<WithoutReceipt>, IndexError> {
+        let rows = sqlx::query(
+            "select id, erased_at from deletion d where erased_at is not null and receipted_at is null and not exists (
                  select from deletion_session s where s.deletion_id = d.id
                      and (s.entry_id is null
                          or s.shredded_at > now() - make_interval(secs => $1::double precision / 1000)))
-             order by erased_at limit $2",
+                 and ($3::timestamptz is null or (erased_at, id) > ($3, $4))
+             order by erased_at, id limit $2",
         )
         .bind(signed(keys_cached_ms))
         .bind(limit)
+        .bind(after.map(|after| after.erased_at))
+        .bind(after.map(|after| after.id.0))
         .fetch_all(&self.pool)
         .await
         .map_err(failed("list deletions without receipt"))?;
-        Ok(found.into_iter().map(DeletionId).collect())
+        let found = |row: &sqlx::postgres::PgRow| WithoutReceipt {
+            id: DeletionId(row.get("id")),
+            erased_at: row.get("erased_at"),
+        };
+        Ok(rows.iter().map(found).collect())
     }
 
     /// What is known of a deletion, and of `limit` of its sessions at most, behind the one given; but of their keys, which another

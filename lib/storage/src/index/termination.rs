@@ -6,6 +6,7 @@
 use schemas::deletion::Cause;
 use schemas::{DeletionId, SessionKey, WorkspaceId};
 use sqlx::{PgConnection, Row as _};
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::deletions::{Deletion, begin_deletions, end_finding, insert_deletion, join_deletion};
@@ -21,11 +22,14 @@ pub struct Terminated {
     pub deletion: DeletionId,
     /// Whether all its deletions have their receipts.
     pub is_receipted: bool,
+    /// When its time was over.
+    pub terminates_at: OffsetDateTime,
 }
 
 impl Index {
-    /// Closed workspaces whose time is over, `limit` at most: begins to delete what is theirs. From then on nothing opens them again.
-    pub async fn terminated(&self, limit: i64) -> Result<Vec<Terminated>, IndexError> {
+    /// Closed workspaces whose time is over, in the order of that and behind the one given, `limit` at most: begins to delete what is theirs.
+    /// From then on nothing opens them again.
+    pub async fn terminated(&self, after: Option<Terminated>, limit: i64) -> Result<Vec<Terminated>, IndexError> {
         let due: Vec<Uuid> = sqlx::query_scalar(
             "select id from workspace where terminates_at <= clairvio.clock() and terminated_by is null
              order by terminates_at limit $1",
@@ -38,11 +42,15 @@ impl Index {
             self.begin_termination(WorkspaceId(workspace)).await?;
         }
         let rows = sqlx::query(
-            "select id, terminated_by, not exists (
+            "select id, terminated_by, terminates_at, not exists (
                  select from deletion d where d.workspace_id = w.id and d.receipted_at is null) as is_receipted
-             from workspace w where terminated_by is not null order by terminates_at limit $1",
+             from workspace w where terminated_by is not null
+                 and ($2::timestamptz is null or (terminates_at, id) > ($2, $3))
+             order by terminates_at, id limit $1",
         )
         .bind(limit)
+        .bind(after.map(|after| after.terminates_at))
+        .bind(after.map(|after| after.workspace.0))
         .fetch_all(&self.pool)
         .await
         .map_err(failed("list closed workspaces"))?;
@@ -50,6 +58,7 @@ impl Index {
             workspace: WorkspaceId(row.get("id")),
             deletion: DeletionId(row.get("terminated_by")),
             is_receipted: row.get("is_receipted"),
+            terminates_at: row.get("terminates_at"),
         };
         Ok(rows.iter().map(terminated).collect())
     }
