@@ -32,7 +32,7 @@ use storage::{Schema, Stores};
 use uuid::Uuid;
 
 use crate::cleaning::Cleaning;
-use crate::exports::STRAY_INTERVAL;
+use crate::exports::{Led, STRAY_INTERVAL};
 use crate::reconciling::Reconciling;
 use crate::withdrawals::Withdrawals;
 use crate::{Config, lifecycle, metrics};
@@ -250,10 +250,15 @@ impl Worker {
         if !(removable.is_empty() && verifiable.is_empty()) {
             self.see_versions().await?;
         }
-        let mut is_left = exported.as_ref().is_ok_and(|led| led.has_strays);
-        if exported.as_ref().is_ok_and(|led| !led.has_strays) {
-            is_left |= self.lead_round_on().await?;
-        }
+        let is_left = match &exported {
+            Ok(Led { has_strays: false, .. }) => self.lead_round_on().await?,
+            Ok(Led { has_strays: true, .. }) => {
+                // The round begins anew once they are gone: nothing of it goes on before.
+                self.led = None;
+                true
+            }
+            Err(_) => false,
+        };
         self.delete(&removable).await?;
         self.verify(&verifiable).await?;
         self.end_uploads().await?;
@@ -273,8 +278,7 @@ impl Worker {
             || forgetting_goes_on
             || exports_go_on
             || expiring_goes_on
-            || self.led.is_some()
-            || self.led_asked.is_some();
+            || self.led.is_some();
         Ok(match self.pace.wait_ms(self.now_ms()) {
             _ if goes_on => Next::AtOnce,
             // Where there was no room nobody knows whether anything waits for it.
@@ -379,7 +383,7 @@ impl Worker {
     async fn terminate(&mut self) -> anyhow::Result<bool> {
         let mut goes_on = self.index.forget_reads_of_gone(BATCH).await? > 0;
         let found = self.index.terminated(self.terminated, DELETIONS_AT_ONCE).await?;
-        self.terminated = found.last().copied().filter(|_| found.len() as i64 == DELETIONS_AT_ONCE);
+        self.terminated = behind(&found, DELETIONS_AT_ONCE);
         goes_on |= self.terminated.is_some();
         for terminated in found {
             let found = self.index.delete_of_terminated(&terminated, BATCH).await?;
@@ -414,7 +418,7 @@ impl Worker {
                 Err(error) => return Err(error.into()),
             }
         }
-        self.receipted = due.last().copied().filter(|_| due.len() as i64 == RECEIPTS_AT_ONCE);
+        self.receipted = behind(&due, RECEIPTS_AT_ONCE);
         if self.receipted.is_none() {
             let deletions = std::mem::take(&mut self.unverified);
             ::metrics::gauge!(metrics::UNVERIFIED).set(f64::from(deletions));
@@ -476,33 +480,39 @@ impl Worker {
         Ok(())
     }
 
-    /// Leads one part of a round through all leaving sessions on; a part that fails is taken up again. Where that is not all of them,
+    /// Leads one part of a round through all leaving sessions on; a part that fails is taken up again. Where that is not the last part,
     /// those that somebody asked to have deleted have a round of their own: they do not wait for what expires beside them. Whether
     /// something was found that there was no room to remove.
     async fn lead_round_on(&mut self) -> anyhow::Result<bool> {
-        let is_first = self.led.is_none();
-        let (leaving, mut is_left) = self.lead_on(Round::All, self.led.clone()).await?;
+        let (leaving, mut wanted) = self.lead_on(Round::All, self.led.as_ref()).await?;
         ::metrics::gauge!(metrics::LEAVING).set(leaving.len() as f64);
-        let goes_on = leaving.len() == DELETE_KEYS_MAX;
-        self.led = leaving.into_iter().next_back().filter(|_| goes_on);
-        if is_first && !goes_on {
-            // They were among these.
-            self.led_asked = None;
-            return Ok(is_left);
-        }
-        let (leaving, is_left_of_asked) = self.lead_on(Round::Asked, self.led_asked.clone()).await?;
-        is_left |= is_left_of_asked;
-        let goes_on = leaving.len() == DELETE_KEYS_MAX;
-        self.led_asked = leaving.into_iter().next_back().filter(|_| goes_on);
+        let led = behind(&leaving, BATCH);
+        let led_asked = if led.is_some() {
+            let (asked, of_asked) = self.lead_on(Round::Asked, self.led_asked.as_ref()).await?;
+            wanted.extend(of_asked);
+            behind(&asked, BATCH)
+        } else {
+            None
+        };
+        let is_left = if wanted.is_empty() {
+            false
+        } else {
+            self.see_versions().await?;
+            self.look_at(wanted).await?
+        };
+        (self.led, self.led_asked) = (led, led_asked);
         Ok(is_left)
     }
 
-    /// Leads the next sessions of a round on, as far as nothing but this worker is waited for; gives them, and whether something was found
-    /// that there was no room to remove.
-    async fn lead_on(&mut self, round: Round, after: Option<Leaving>) -> anyhow::Result<(Vec<Leaving>, bool)> {
+    /// Leads the next sessions of a round on, as far as nothing but this worker is waited for; gives them, and those that are to be listed.
+    async fn lead_on(
+        &self,
+        round: Round,
+        after: Option<&Leaving>,
+    ) -> anyhow::Result<(Vec<Leaving>, BTreeSet<SessionKey>)> {
         let mut looks = 0;
         loop {
-            let leaving = self.index.leaving(round, after.as_ref(), BATCH).await?;
+            let leaving = self.index.leaving(round, after, BATCH).await?;
             looks += 1;
             let (mut barred, mut noted, mut wanted) = (Vec::new(), Vec::new(), BTreeSet::new());
             for session in &leaving {
@@ -514,20 +524,16 @@ impl Worker {
                     Step::Journal | Step::Shred | Step::AwaitBarrier | Step::AwaitRemoval => {}
                 }
             }
-            let goes_on = !(barred.is_empty() && noted.is_empty()) && looks < LOOKS_MAX;
             self.index.set_barriers(&barred).await?;
             self.index.note_blockers(&noted).await?;
-            if goes_on {
-                // Those to be looked for are so with what comes to them now.
-                continue;
+            if (barred.is_empty() && noted.is_empty()) || looks == LOOKS_MAX {
+                return Ok((leaving, wanted));
             }
-            let is_left = if wanted.is_empty() {
-                false
-            } else {
-                self.see_versions().await?;
-                self.look_at(wanted).await?
-            };
-            return Ok((leaving, is_left));
         }
     }
+}
+
+/// Behind which of these a round goes on; none when they were the last of it.
+fn behind<T: Clone>(found: &[T], limit: i64) -> Option<T> {
+    found.last().filter(|_| found.len() as i64 == limit).cloned()
 }

@@ -44,8 +44,8 @@ const UNDER_WAY: &str = "control_readings";
 
 /// Goal: a reader that stalls holds no memory beyond a bound, no connection and no lock of the index, and nobody else up; a
 /// deletion still ends its reading, and otherwise it gets everything when it reads on. Method: 200 readings of sessions of 8 MiB
-/// are begun and left alone, as many as the workspace may have, a few of them of archives; memory, the index's transactions and locks, and other readings
-/// are watched meanwhile.
+/// are begun and left alone, as many as the workspace may have, a few of them of archives; memory, the index's transactions and
+/// locks, and other readings are watched meanwhile.
 #[test]
 fn stalled_readers_hold_little_and_nobody_up() -> Result<()> {
     let name = "stalled";
