@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -289,6 +290,10 @@ fn place_of(before: Before) -> Place {
     Reverse((before.at, before.id))
 }
 
+fn beyond(places: &BTreeSet<Place>, place: Option<Place>) -> impl Iterator<Item = &Place> {
+    places.range((place.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded))
+}
+
 /// Walks a list from its newest page to its end while sessions come and go, and holds each page against the rules; gives its pages.
 async fn walk(model: &mut Model, name: &str, filter: &Filter, workspace: u128, limit: u32) -> Result<usize> {
     let is_wanted = |row: &Row| row.workspace == workspace && row.matches(filter);
@@ -299,27 +304,26 @@ async fn walk(model: &mut Model, name: &str, filter: &Filter, workspace: u128, l
         pages += 1;
         let found: Vec<Place> = rows.iter().map(|row| Reverse((row.started_at, row.key.session.0))).collect();
         let behind = before.map(place_of);
-        let left = expect.iter().filter(|place| behind.is_none_or(|behind| **place > behind));
         ensure!(
-            found.iter().eq(left.take(found.len())),
+            found.iter().eq(beyond(&expect, behind).take(found.len())),
             "{name}, page {pages}: these are not the next ones: {found:?}"
         );
         ensure!(found.iter().all(|place| seen.insert(*place)), "{name}, page {pages}: a session comes twice");
         let last = found.last().copied().or(behind);
         let Some(next) = next else {
-            let left = expect.iter().filter(|place| last.is_none_or(|last| **place > last)).count();
+            let left = beyond(&expect, last).count();
             ensure!(left == 0, "{name}: it ended, and {left} are left");
             return Ok(pages);
         };
-        let passed = expect.iter().filter(|place| last.is_none_or(|last| **place > last) && **place <= place_of(next));
-        ensure!(passed.count() == 0, "{name}, page {pages}: what matches was passed over");
+        let passed = beyond(&expect, last).next().is_some_and(|place| *place <= place_of(next));
+        ensure!(!passed, "{name}, page {pages}: what matches was passed over");
         ensure!(behind.is_none_or(|behind| place_of(next) > behind), "{name}, page {pages}: it does not go on");
         ensure!(found.len() <= limit as usize, "{name}, page {pages}: it has {} items", found.len());
         before = Some(next);
         if pages % 8 == 1 {
             expect.extend(model.insert(20).await?.iter().filter(|row| is_wanted(row)).map(Row::place));
             // One that was shown, and the next that would have been.
-            let coming = expect.iter().find(|place| **place > place_of(next)).copied();
+            let coming = beyond(&expect, Some(place_of(next))).next().copied();
             for place in found.first().copied().into_iter().chain(coming) {
                 model.delete(workspace, place).await?;
                 expect.remove(&place);

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use devstack::DeploymentOptions;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use masking::{Rules, StreamState};
-use rdkafka::producer::{FutureProducer, FutureRecord};
+use rdkafka::producer::FutureProducer;
 use schemas::http::{LinkRequest, SessionItem};
 use schemas::record::{Consent, Header, Masking};
 use schemas::{BatchFacts, ReceiptId, SessionId, StreamSeq, codec};
@@ -320,6 +320,7 @@ async fn lay_down_unmasked<'c>(system: &System<'_>, corpus: &'c [Case]) -> Resul
     let producer: FutureProducer = service_kit::kafka::client(&config, "control").create()?;
     let link = system.link("control").await?;
     let mut sent: Vec<(SessionId, u64)> = Vec::new();
+    let mut sending = Vec::new();
     for case in corpus {
         let session = SessionId(Uuid::now_v7());
         let consent = Consent {
@@ -350,11 +351,11 @@ async fn lay_down_unmasked<'c>(system: &System<'_>, corpus: &'c [Case]) -> Resul
             let frame = if payload.is_empty() { Vec::new() } else { codec::compress(&payload, 1) };
             let place = LogPlace { topic: &topic, key: session.as_bytes() };
             let value = sealer.seal(&place, &header, &frame)?;
-            let sending = producer.send(FutureRecord::to(&topic).key(session.as_bytes()).payload(&value), SOON);
-            sending.await.map_err(|(error, _)| error).context("produce record of the control")?;
+            sending.push(sealed::produce(&producer, &topic, session.as_bytes(), &value)?);
         }
         sent.push((session, case.recording.batches().len() as u64));
     }
+    sealed::await_delivered(sending).await?;
     for (session, batches) in sent {
         until("the control is stored", SOON, || async {
             match system.api.session(session).await {

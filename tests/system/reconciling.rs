@@ -101,7 +101,7 @@ async fn merged_session(system: &System<'_>) -> Result<(SessionId, ObjectKey)> {
 }
 
 /// So many keys of the bucket are compared while everything goes on.
-const COMPARED_MIN: u64 = 2_000;
+const COMPARED_MIN: u64 = 1_000;
 
 /// Goal: nothing that is on its way, in or out, is told of, whatever goes on; and several workers share one round. Method: two workers
 /// compare all the time, with a pause between a page of the bucket and one of rows, while clients send, compactors merge, and sessions

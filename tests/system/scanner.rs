@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::io::Read as _;
 use std::path::Path;
 
+use aho_corasick::AhoCorasick;
 use anyhow::{Context, Result};
 
 /// The first bytes of a zstd frame (RFC 8878).
@@ -23,6 +24,8 @@ const DIGITS_MIN: usize = 32;
 #[derive(Debug)]
 pub(crate) struct Scanner<'m> {
     markers: &'m [&'m str],
+    /// All of them at once: with hundreds of them each byte would be looked at as often.
+    search: AhoCorasick,
     /// Files, or other sources, that were looked through.
     pub(crate) sources: usize,
     /// Their bytes.
@@ -35,7 +38,9 @@ pub(crate) struct Scanner<'m> {
 
 impl<'m> Scanner<'m> {
     pub(crate) fn new(markers: &'m [&'m str]) -> Self {
-        Self { markers, sources: 0, bytes: 0, frames: 0, found: BTreeSet::new() }
+        // Texts of tests, some hundreds: far below what it can hold.
+        let search = AhoCorasick::new(markers).expect("so few texts can be searched for");
+        Self { markers, search, sources: 0, bytes: 0, frames: 0, found: BTreeSet::new() }
     }
 
     /// Looks through all files below a folder.
@@ -69,15 +74,14 @@ impl<'m> Scanner<'m> {
     }
 
     fn look(&mut self, name: &str, bytes: &[u8], depth: u32) {
-        for marker in self.markers {
-            if contains(bytes, marker.as_bytes()) {
-                self.found.insert(format!("{marker} in {name}"));
-            }
-        }
+        // Overlapping: a text may lie within another.
+        let found: BTreeSet<usize> =
+            self.search.find_overlapping_iter(bytes).map(|found| found.pattern().as_usize()).collect();
+        self.found.extend(found.into_iter().map(|marker| format!("{} in {name}", self.markers[marker])));
         if depth == DEPTH_MAX {
             return;
         }
-        for at in positions(bytes, &ZSTD_MAGIC) {
+        for at in memchr::memmem::find_iter(bytes, &ZSTD_MAGIC) {
             let opened = decompress(&bytes[at..]);
             if !opened.is_empty() {
                 self.frames += 1;
@@ -102,14 +106,6 @@ fn decompress(frame: &[u8]) -> Vec<u8> {
     // An error at some point leaves what came before it.
     let _ = decoder.single_frame().take(FRAME_BYTES_MAX).read_to_end(&mut opened);
     opened
-}
-
-fn contains(bytes: &[u8], marker: &[u8]) -> bool {
-    positions(bytes, marker).next().is_some()
-}
-
-fn positions<'b>(bytes: &'b [u8], wanted: &'b [u8]) -> impl Iterator<Item = usize> + 'b {
-    memchr::memmem::find_iter(bytes, wanted)
 }
 
 #[cfg(test)]
@@ -137,7 +133,7 @@ mod tests {
     fn texts_are_found_however_they_are_wrapped() {
         let clear = content();
         let frame = zstd::bulk::compress(&clear, 9).unwrap();
-        assert!(!contains(&frame, MARKER.as_bytes()), "the compressed bytes do not show it");
+        assert!(memchr::memmem::find(&frame, MARKER.as_bytes()).is_none(), "the compressed bytes do not show it");
         let behind = |bytes: &[u8]| [b"whatever \x28\xb5\x2f\xfd lies before".as_slice(), bytes, b"and after"].concat();
         assert!(finds(&clear));
         assert!(finds(&behind(&frame)));
@@ -148,5 +144,14 @@ mod tests {
         assert!(finds(format!("\\\\x{}\t7", hex(&frame)).as_bytes()), "a dump's bytes");
         assert!(finds(format!("\\\\x{}\t7", hex(&clear)).as_bytes()));
         assert!(!finds(&behind(b"planted-and-nowhere-els")));
+    }
+
+    #[test]
+    fn texts_within_texts_are_found_each() {
+        let markers = ["planted", "planted-and-nowhere", "and", "missing"];
+        let mut scanner = Scanner::new(&markers);
+        scanner.source("test", &content());
+        let found: Vec<&str> = scanner.found.iter().map(|found| found.trim_end_matches(" in test")).collect();
+        assert_eq!(found, ["and", "planted", "planted-and-nowhere"]);
     }
 }

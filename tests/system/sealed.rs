@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use devstack::{DeploymentOptions, postgres_program};
+use rdkafka::producer::future_producer::DeliveryFuture;
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use schemas::paths::ObjectKey;
 use schemas::{ObjectId, SessionId};
@@ -20,7 +21,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 use virtual_sdk::{Api, Encoding, EventsFormat, Form, Seen, until};
 
-use crate::harness::{LATER, SOON, System, run};
+use crate::harness::{self, LATER, SOON, System, run};
 use crate::load::{self, small_batch};
 use crate::scanner::Scanner;
 use crate::unsealed;
@@ -77,7 +78,6 @@ fn nothing_recorded_is_found_on_disk_unless_it_is_unsealed() -> Result<()> {
 pub(crate) struct Places {
     bucket: PathBuf,
     log: Vec<PathBuf>,
-    logs: PathBuf,
 }
 
 impl Places {
@@ -94,7 +94,7 @@ impl Places {
             }
         }
         ensure!(log.len() >= 4, "find the topic's partitions in {}", data.display());
-        Ok(Self { bucket, log, logs: home.join("logs") })
+        Ok(Self { bucket, log })
     }
 
     pub(crate) fn scan<'m>(
@@ -117,7 +117,11 @@ impl Places {
         dump.source("dump of postgres", &dump_database(&system.deployment.endpoints().database_url)?);
         scanned.insert("dump", dump);
         let mut logs = Scanner::new(markers);
-        logs.folder(&self.logs)?;
+        // Those of the servers hold what all tests did; of the services its own are enough.
+        let servers = ["kafka", "postgres", "s3"].map(|part| system.stack.log(part));
+        for log in harness::logs(system.stack, &system.name)?.iter().chain(&servers) {
+            logs.file(log)?;
+        }
         scanned.insert("logs", logs);
         Ok(scanned)
     }
@@ -151,9 +155,9 @@ fn contains(bytes: &[u8], wanted: &[u8]) -> bool {
     memchr::memmem::find(bytes, wanted).is_some()
 }
 
-/// Topic and log of what a test lays down without seals.
+/// Topic and log of what a test lays down without seals; the log is one of the deployment's by its name.
 fn control_name(system: &System<'_>) -> String {
-    format!("unsealed-of-{}", system.name)
+    format!("unsealed-of-{}-control", system.name)
 }
 
 /// No topic has so many partitions.
@@ -187,11 +191,22 @@ pub(crate) async fn unseal(system: &System<'_>, marker: &str) -> Result<()> {
     let spec = TopicSpec { name: control.clone(), partitions: 1, replication: 1, min_insync: 1, retention };
     topics::ensure(&client, &spec).await?;
     let producer: FutureProducer = client.create()?;
-    for record in records {
-        let sending = producer.send(FutureRecord::to(&control).key(&record.key).payload(&record.clear), SOON);
-        sending.await.map_err(|(error, _)| error).context("produce record in clear")?;
-    }
+    let sending = records.iter().map(|record| produce(&producer, &control, &record.key, &record.clear));
+    await_delivered(sending.collect::<Result<_>>()?).await?;
     std::fs::write(system.stack.log(&control_name(system)), format!("an event was {marker}"))?;
+    Ok(())
+}
+
+/// Has a record sent behind those before it; one that waited for each would take minutes for thousands.
+pub(crate) fn produce(producer: &FutureProducer, topic: &str, key: &[u8], value: &[u8]) -> Result<DeliveryFuture> {
+    let sending = producer.send_result(FutureRecord::to(topic).key(key).payload(value));
+    sending.map_err(|(error, _)| error).context("produce record of a control")
+}
+
+pub(crate) async fn await_delivered(sending: Vec<DeliveryFuture>) -> Result<()> {
+    for delivery in sending {
+        delivery.await?.map_err(|(error, _)| error).context("produce record of a control")?;
+    }
     Ok(())
 }
 

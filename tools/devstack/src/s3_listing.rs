@@ -1,10 +1,13 @@
 //! Lists of a stack's bucket. `s3s-fs` reads all folders of a bucket for each list; here only those are that a page needs, in the order
-//! of keys, so that a bucket of many objects is listed as fast as S3 lists one.
+//! of keys, so that a bucket of many objects is listed as fast as S3 lists one. What large folders hold is remembered for as long as
+//! they do not change: each page of a folder of 50,000 sessions would read all of it.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use hyper::http::Extensions;
@@ -14,10 +17,75 @@ use s3s::route::S3Route;
 use s3s::{Body, S3Request, S3Response, S3Result, s3_error};
 
 const KEYS_MAX: usize = 1_000;
+/// Children of a folder from which on they are remembered, and of how many folders.
+const REMEMBERED_CHILDREN_MIN: usize = 1_000;
+const REMEMBERED_FOLDERS_MAX: usize = 16;
+/// A folder that changed less than this before it was read may change once more under the same time: file systems count time in
+/// ticks of some milliseconds.
+const SETTLED: Duration = Duration::from_millis(100);
 
 /// Answers ListObjectsV2 without a delimiter for buckets that are folders below `root`.
 pub(crate) struct Listing {
-    pub(crate) root: PathBuf,
+    root: PathBuf,
+    folders: Arc<Folders>,
+}
+
+impl Listing {
+    pub(crate) fn new(root: PathBuf) -> Self {
+        Self { root, folders: Arc::default() }
+    }
+}
+
+/// A file or a folder in a folder.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Child {
+    /// In keys a folder ends with a slash, and by that they are in order.
+    name: String,
+    is_folder: bool,
+}
+
+/// What folders hold, in the order of keys.
+#[derive(Debug, Default)]
+struct Folders {
+    /// Of large folders, with the time of their last change.
+    remembered: Mutex<HashMap<PathBuf, (SystemTime, Arc<[Child]>)>>,
+}
+
+impl Folders {
+    /// What has been removed meanwhile is not there.
+    fn children(&self, folder: &Path) -> io::Result<Arc<[Child]>> {
+        let Some(changed_at) = there(fs::metadata(folder).and_then(|metadata| metadata.modified()))? else {
+            return Ok(Arc::default());
+        };
+        let lock = || self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((then, children)) = lock().get(folder)
+            && *then == changed_at
+        {
+            return Ok(Arc::clone(children));
+        }
+        let is_settled = changed_at.elapsed().is_ok_and(|age| age > SETTLED);
+        let Some(entries) = there(fs::read_dir(folder))? else { return Ok(Arc::default()) };
+        let mut children = Vec::new();
+        for entry in entries {
+            let Some(entry) = there(entry)? else { continue };
+            let Ok(mut name) = entry.file_name().into_string() else { continue };
+            let is_folder = entry.file_type()?.is_dir();
+            if is_folder {
+                name.push('/');
+            }
+            children.push(Child { name, is_folder });
+        }
+        children.sort_unstable();
+        let children: Arc<[Child]> = children.into();
+        if is_settled && children.len() >= REMEMBERED_CHILDREN_MIN {
+            let mut remembered = lock();
+            if remembered.len() >= REMEMBERED_FOLDERS_MAX {
+                remembered.clear();
+            }
+            remembered.insert(folder.to_path_buf(), (changed_at, Arc::clone(&children)));
+        }
+        Ok(children)
+    }
 }
 
 /// What a request asks for.
@@ -66,8 +134,15 @@ impl S3Route for Listing {
         if !folder.is_dir() {
             return Err(s3_error!(NoSuchBucket));
         }
+        let folders = Arc::clone(&self.folders);
         let listed = tokio::task::spawn_blocking(move || {
-            let mut page = Page { prefix: &query.prefix, after: &query.after, max: query.max, found: Vec::new() };
+            let mut page = Page {
+                folders: &folders,
+                prefix: &query.prefix,
+                after: &query.after,
+                max: query.max,
+                found: Vec::new(),
+            };
             page.walk(&folder)?;
             Ok::<_, io::Error>(answer(&query.bucket, &query.prefix, query.max, page.found))
         });
@@ -86,6 +161,7 @@ struct Found {
 }
 
 struct Page<'a> {
+    folders: &'a Folders,
     prefix: &'a str,
     after: &'a str,
     max: usize,
@@ -105,27 +181,29 @@ impl Page<'_> {
         self.walk_folder(&bucket.join(inner), &base)
     }
 
-    /// What has been removed meanwhile is not there.
     fn walk_folder(&mut self, folder: &Path, base: &str) -> io::Result<()> {
-        let Some(entries) = there(fs::read_dir(folder))? else { return Ok(()) };
-        let mut children = Vec::new();
-        for entry in entries {
-            let Some(entry) = there(entry)? else { continue };
-            let Ok(name) = entry.file_name().into_string() else { continue };
-            let is_folder = entry.file_type()?.is_dir();
-            let key = if is_folder { format!("{base}{name}/") } else { format!("{base}{name}") };
-            if self.may_hold(&key, is_folder) {
-                children.push((key, is_folder, entry));
-            }
-        }
-        children.sort_unstable_by(|(one, ..), (other, ..)| one.cmp(other));
-        for (key, is_folder, entry) in children {
-            if self.found.len() > self.max {
+        let children = self.folders.children(folder)?;
+        // Those that lie before what is asked for are not looked at one by one: of children the one that holds it begins with it up to
+        // the slash.
+        let begin = |bound: &str| {
+            let inner = bound.strip_prefix(base).unwrap_or_default();
+            inner.split_inclusive('/').next().unwrap_or_default().to_owned()
+        };
+        let begin = begin(self.after).max(begin(self.prefix));
+        let first = children.partition_point(|child| child.name < begin);
+        for Child { name, is_folder } in &children[first..] {
+            let key = format!("{base}{name}");
+            let is_past = key.as_str() > self.prefix && !key.starts_with(self.prefix);
+            if is_past || self.found.len() > self.max {
                 break;
             }
-            if is_folder {
-                self.walk_folder(&entry.path(), &key)?;
-            } else if let Some(metadata) = there(entry.metadata())? {
+            if !self.may_hold(&key, *is_folder) {
+                continue;
+            }
+            let path = folder.join(name);
+            if *is_folder {
+                self.walk_folder(&path, &key)?;
+            } else if let Some(metadata) = there(fs::metadata(path))? {
                 self.found.push(Found { key, bytes: metadata.len(), put_at: metadata.modified()? });
             }
         }
@@ -209,12 +287,13 @@ mod tests {
             fs::write(path, key).expect("it can be written");
         }
         fs::create_dir_all(bucket.path().join("empty/folder")).expect("it can be made");
+        let folders = Folders::default();
         for prefix in ["", "a", "a/", "a/2", "a/2/", "b/1/2/4", "empty/", "missing/below", "../", "c/"] {
             let expected: Vec<&str> = keys.iter().copied().filter(|key| key.starts_with(prefix)).collect();
             for max in 1..=keys.len() {
                 let (mut listed, mut after) = (Vec::new(), String::new());
                 loop {
-                    let mut page = Page { prefix, after: &after, max, found: Vec::new() };
+                    let mut page = Page { folders: &folders, prefix, after: &after, max, found: Vec::new() };
                     page.walk(bucket.path()).expect("a walk");
                     let is_truncated = page.found.len() > max;
                     let found: Vec<String> = page.found.into_iter().take(max).map(|found| found.key).collect();
@@ -227,5 +306,23 @@ mod tests {
                 assert_eq!(listed, expected, "{prefix} by {max}");
             }
         }
+    }
+
+    #[test]
+    fn large_folders_are_remembered_until_they_change() {
+        let bucket = tempfile::tempdir().expect("a folder");
+        let put = |key: usize| fs::write(bucket.path().join(format!("{key:05}")), "").expect("it can be written");
+        (0..REMEMBERED_CHILDREN_MIN).for_each(put);
+        let folders = Folders::default();
+        let is_remembered = || folders.remembered.lock().expect("nobody panicked").contains_key(bucket.path());
+        let count = || folders.children(bucket.path()).expect("it can be read").len();
+        assert_eq!(count(), REMEMBERED_CHILDREN_MIN);
+        assert!(!is_remembered(), "it may change within the same tick");
+        let aged = fs::File::open(bucket.path()).expect("it can be opened");
+        aged.set_modified(SystemTime::now() - 2 * SETTLED).expect("it can be aged");
+        assert_eq!(count(), REMEMBERED_CHILDREN_MIN);
+        assert!(is_remembered());
+        put(REMEMBERED_CHILDREN_MIN);
+        assert_eq!(count(), REMEMBERED_CHILDREN_MIN + 1, "a change is seen");
     }
 }

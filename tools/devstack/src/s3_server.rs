@@ -31,7 +31,7 @@ pub async fn run(root: &Path, listen: SocketAddr) -> anyhow::Result<()> {
         .map_err(|error| anyhow::anyhow!("open folder of objects {}: {error:?}", root.display()))?;
     let mut builder = S3ServiceBuilder::new(files);
     builder.set_auth(auth);
-    builder.set_route(Listing { root: root.to_path_buf() });
+    builder.set_route(Listing::new(root.to_path_buf()));
     let service = builder.build();
 
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
