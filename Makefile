@@ -68,9 +68,9 @@ simulate: setup ## More seeds: make simulate SEEDS=1000000
 test-fuzz: setup ## Each fuzz target for 3 seconds, from what earlier runs found
 	@CARGO='$(CARGO)' fuzz/run 3
 
-# Tests wait more than they work: three at once on two cores take two thirds of the time of two.
+# Tests wait more than they work: four at once on two cores take two thirds of the time of three.
 test-system: build ## Tests over real processes and real faults
-	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-3} $(CARGO) test --locked --workspace --no-fail-fast --test devstack --test system $(ARGS)
+	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-4} $(CARGO) test --locked --workspace --no-fail-fast --test devstack --test system $(ARGS)
 
 test-browser: build ## Masked recordings in rrweb's player, in a browser that it installs
 	@tools/test-browser $(ARGS)
