@@ -18,7 +18,7 @@ use service_kit::passes::{self, Next};
 use service_kit::retry;
 use service_kit::service::Surroundings;
 use service_kit::telemetry::chain;
-use storage::index::deletions::{Leaving, Round};
+use storage::index::deletions::{Due, Leaving, Round};
 use storage::index::receipts::WithoutReceipt;
 use storage::index::termination::Terminated;
 use storage::index::{Index, outbox};
@@ -237,8 +237,13 @@ impl Worker {
         // It would count up what the key store forgot, and nobody would see that it had.
         let shredded = if remembered.is_ok() { self.shred().await } else { Ok(0) };
         let finding_goes_on = self.find_deleted().await;
-        let terminating = self.terminate().await;
-        let expired = self.expire().await;
+        let due = self.due().await;
+        let terminating = self.terminate(due.as_ref().ok().copied().flatten()).await;
+        let expired = match due {
+            Ok(Some(due)) => self.expire(due).await,
+            Ok(None) => Ok(0),
+            Err(error) => Err(error),
+        };
         // Should it fail, nothing is called erased that an archive may have, and all else goes on.
         let exported = self.end_exports().await;
         let stale = self.index.condemn_stale(self.config.staged_stale).await?;
@@ -291,11 +296,12 @@ impl Worker {
         u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Begins to delete what is past its window; how many. Where that is much, two clocks have to agree: what a wrong one deletes nobody
-    /// brings back.
-    async fn expire(&mut self) -> anyhow::Result<u64> {
+    /// What is past its window or time. Where that is much, or a whole workspace, two clocks have to agree: what a wrong one deletes nobody
+    /// brings back. None where they do not.
+    async fn due(&mut self) -> anyhow::Result<Option<Due>> {
         let due = self.index.due(DUE_UNCHECKED_MAX + 1).await?;
-        let is_much = due.sessions > DUE_UNCHECKED_MAX as u64 || (due.sessions > DUE_FEW && due.is_most);
+        let is_much =
+            due.has_closed || due.sessions > DUE_UNCHECKED_MAX as u64 || (due.sessions > DUE_FEW && due.is_most);
         let differ_s = if is_much { (due.now_s - self.objects.now_s().await?).abs() } else { 0 };
         let is_wrong = differ_s > CLOCKS_DIFFER_S_MAX;
         ::metrics::gauge!(metrics::CLOCKS_DIFFER).set(if is_wrong { differ_s as f64 } else { 0.0 });
@@ -304,15 +310,18 @@ impl Worker {
                 tracing::error!(
                     differ_s,
                     sessions = due.sessions,
+                    closed_workspaces = due.has_closed,
                     "nothing expires: the index's clock and the bucket's differ"
                 );
             } else {
                 tracing::info!("the index's clock and the bucket's agree again; what is past its window expires");
             }
         }
-        if is_wrong {
-            return Ok(0);
-        }
+        Ok((!is_wrong).then_some(due))
+    }
+
+    /// Begins to delete what is past its window; how many.
+    async fn expire(&self, due: Due) -> anyhow::Result<u64> {
         let expired = self.index.expire(due.now_s, BATCH).await?;
         ::metrics::counter!(metrics::EXPIRED).increment(expired);
         Ok(expired)
@@ -352,8 +361,10 @@ impl Worker {
 
     async fn find_some_deleted(&mut self) -> anyhow::Result<bool> {
         let finding = self.index.finding(DELETIONS_AT_ONCE).await?;
+        let mut failed = Ok(());
         for deletion in &finding {
-            self.index.find_deleted(*deletion, BATCH).await?;
+            // Others do not wait for one that fails.
+            failed = self.index.find_deleted(*deletion, BATCH).await.map(drop).and(failed);
         }
         if self.overlooked.is_due() {
             let found = self.index.delete_overlooked(BATCH).await?.max(self.index.delete_of_gone(BATCH).await?);
@@ -361,6 +372,7 @@ impl Worker {
                 self.overlooked.note_done();
             }
         }
+        failed?;
         Ok(!finding.is_empty())
     }
 
@@ -379,8 +391,12 @@ impl Worker {
         Ok(written)
     }
 
-    /// Deletes what is a closed workspace's whose time is over; whether there is more.
-    async fn terminate(&mut self) -> anyhow::Result<bool> {
+    /// Deletes what is a closed workspace's whose time is over; whether there is more. Where it is not known what is due, nothing is begun
+    /// that was not.
+    async fn terminate(&mut self, due: Option<Due>) -> anyhow::Result<bool> {
+        if let Some(due) = due.filter(|due| due.has_closed) {
+            self.index.begin_terminations(due.now_s, DELETIONS_AT_ONCE).await?;
+        }
         let mut goes_on = self.index.forget_reads_of_gone(BATCH).await? > 0;
         let found = self.index.terminated(self.terminated, DELETIONS_AT_ONCE).await?;
         self.terminated = behind(&found, DELETIONS_AT_ONCE);
@@ -415,7 +431,11 @@ impl Worker {
                     }
                     self.unverified += 1;
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) => {
+                    // Should this one fail again, those behind it do not wait for it.
+                    self.receipted = Some(*deletion);
+                    return Err(error.into());
+                }
             }
         }
         self.receipted = behind(&due, RECEIPTS_AT_ONCE);

@@ -12,6 +12,8 @@ use crate::Config;
 
 /// Rows of one question.
 const PAGE: i64 = 1_000;
+/// Of closed workspaces and of exports there are few.
+const ALL: i64 = i64::MAX;
 
 /// Lists on standard output what the next passes would begin to delete, a line each, and on standard error how much that is.
 pub async fn run(config: Config) -> anyhow::Result<()> {
@@ -42,12 +44,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             break;
         }
     }
-    let closed = index.due_workspaces(PAGE).await?;
+    let closed = index.due_workspaces(ALL).await?;
     for (workspace, at, sessions) in &closed {
         writeln!(out, "{workspace} all of it ({sessions} sessions): closed, its time was over at {}", moment(*at))
             .context("write to standard output")?;
     }
-    let exports = index.due_exports(PAGE).await?;
+    let exports = index.due_exports(ALL).await?;
     for (export, workspace, at) in &exports {
         writeln!(out, "{workspace} export {export}: its time was over at {}", moment(*at))
             .context("write to standard output")?;

@@ -12,6 +12,7 @@ use storage::objects::Lying;
 
 use crate::driver::Worker;
 use crate::metrics;
+use crate::removing::Removed;
 
 /// Exports of one pass.
 const EXPORTS_AT_ONCE: i64 = 500;
@@ -128,15 +129,24 @@ impl Worker {
             self.keystore.shred(&keys).await?;
         }
         let found = lying.len();
-        let removed = self.remove_lying(lying).await?;
-        if removed > 0 {
-            ::metrics::counter!(metrics::STRAY_PARTS).increment(removed as u64);
+        let Removed { gone, refused } = self.remove_lying(lying).await?;
+        if refused > 0 {
+            ::metrics::counter!(metrics::FAILURES).increment(1);
+            tracing::error!(
+                parts = refused,
+                exports = exports.len(),
+                "the bucket does not delete parts of exports that no row names: nothing is called erased before they are gone; see whether a \
+                 policy or an object lock keeps them below exports/"
+            );
+        }
+        if gone > 0 {
+            ::metrics::counter!(metrics::STRAY_PARTS).increment(gone as u64);
             tracing::warn!(
-                parts = removed,
+                parts = gone,
                 exports = exports.len(),
                 "removed parts of exports that no row names: the index is one of a backup"
             );
         }
-        Ok(removed == found)
+        Ok(gone == found)
     }
 }

@@ -14,6 +14,15 @@ use crate::metrics;
 /// Listings at once.
 const LISTED_AT_ONCE: usize = 4;
 
+/// What came of removing what lies there.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Removed {
+    /// Went.
+    pub(crate) gone: usize,
+    /// S3 was asked to delete it and did not.
+    pub(crate) refused: usize,
+}
+
 impl Worker {
     /// Erases sessions of which listings show nothing; of others what is there is removed as far as there is room, and the next pass
     /// looks again. Whether something was left.
@@ -27,14 +36,14 @@ impl Worker {
         // No row names them: uploads that landed late, or not at all.
         self.abort(&uploads).await?;
         let found = lying.len();
-        let removed = self.remove_lying(lying).await?;
-        ::metrics::counter!(metrics::RETURNED).increment(removed as u64);
-        Ok(removed < found)
+        let Removed { gone, .. } = self.remove_lying(lying).await?;
+        ::metrics::counter!(metrics::RETURNED).increment(gone as u64);
+        Ok(gone < found)
     }
 
-    /// Removes what lies there and no row names, as far as there is room; how much went. Strangers stay, and are told of: only what they lie
+    /// Removes what lies there and no row names, as far as there is room. Strangers stay, and are told of: only what they lie
     /// below waits for an operator, not all that stands behind it.
-    pub(crate) async fn remove_lying(&mut self, lying: Vec<Lying>) -> anyhow::Result<usize> {
+    pub(crate) async fn remove_lying(&mut self, lying: Vec<Lying>) -> anyhow::Result<Removed> {
         let (mut ours, strangers): (Vec<Lying>, Vec<Lying>) = lying.into_iter().partition(|lying| lying.key.is_ok());
         ours.truncate(self.pace.room(DELETE_KEYS_MAX, self.now_ms()));
         let left = self.objects.remove(&ours).await?;
@@ -48,7 +57,7 @@ impl Worker {
                 "objects below the prefixes of what was deleted are not ours to delete; look at them"
             );
         }
-        Ok(ours.len() - left.len())
+        Ok(Removed { gone: ours.len().saturating_sub(left.len()), refused: left.len() })
     }
 
     /// What S3 was asked to delete is paid for; should it have deleted nothing, or asked for fewer requests, it is left alone for a while.

@@ -6,6 +6,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use devstack::DeploymentOptions;
 use schemas::WorkspaceId;
+use schemas::control::WorkspaceState;
+use schemas::http::WorkspacePatch;
 use schemas::plan::Plan;
 use service_kit::config::postgres::PostgresConfig;
 use storage::index::Index;
@@ -144,7 +146,8 @@ const WATCHED: Duration = Duration::from_secs(2);
 const DIFFER: &str = "retention_clocks_differ_seconds";
 
 /// Goal: a clock of the index that is years ahead deletes nothing, and an alarm says so; once it is right all goes on. Method: the clock
-/// of retention is moved by three years under a worker with sessions in windows of a year; then back, with one that is past its window.
+/// of retention is moved by three years under a worker with sessions in windows of a year, and a workspace that was just closed; then back,
+/// with a session that is past its window.
 #[test]
 fn a_clock_that_is_years_ahead_wipes_nothing() -> Result<()> {
     let options = DeploymentOptions { plan: Plan::Scale, ..DeploymentOptions::named("clock") }.with(
@@ -153,15 +156,9 @@ fn a_clock_that_is_years_ahead_wipes_nothing() -> Result<()> {
         100,
     );
     run(options, &["nothing expires"], async |system| {
-        sqlx::query(
-            "insert into session (workspace_id, id, link_id, notice_version, consented_at, receipt_id, started_at,
-                 last_activity_at)
-             select $1, gen_random_uuid(), gen_random_uuid(), '1', now(), gen_random_uuid(), now(), now()
-             from generate_series(1, 500)",
-        )
-        .bind(system.workspace.0)
-        .execute(system.index.pool())
-        .await?;
+        let (closed, closed_key) = system.another_workspace(Plan::Scale).await?;
+        let closed_api = system.api_at(1, &closed_key)?;
+        closed_api.close_workspace().await?;
         // Or it would be the one that finds them past their windows.
         let rounds = "select count(*) from reconciliation where ended_at is not null";
         system.wait_count("the reconciler's first round is over", rounds, 1, SOON).await?;
@@ -174,12 +171,24 @@ fn a_clock_that_is_years_ahead_wipes_nothing() -> Result<()> {
             }
         })
         .await?;
+        // Until now the workspace alone was past its time; now these are past their windows.
+        sqlx::query(
+            "insert into session (workspace_id, id, link_id, notice_version, consented_at, receipt_id, started_at,
+                 last_activity_at)
+             select $1, gen_random_uuid(), gen_random_uuid(), '1', now(), gen_random_uuid(), now(), now()
+             from generate_series(1, 500)",
+        )
+        .bind(system.workspace.0)
+        .execute(system.index.pool())
+        .await?;
         let live = "select count(*) from session where state = 0";
+        let begun_to_go = "select count(*) from workspace where terminated_by is not null";
         // Many passes long.
         let (mut looks, begun) = (tokio::time::interval(Duration::from_millis(100)), tokio::time::Instant::now());
         while begun.elapsed() < WATCHED {
             looks.tick().await;
             ensure!(system.count(live).await? == 500, "sessions went by a wrong clock");
+            ensure!(system.count(begun_to_go).await? == 0, "workspace {closed} went by a wrong clock");
         }
         sqlx::query("update session set started_at = started_at - interval '366 days' where id = (select min(id::text)::uuid from session)")
             .execute(system.index.pool())
@@ -187,6 +196,8 @@ fn a_clock_that_is_years_ahead_wipes_nothing() -> Result<()> {
         set_clock(system, "0 seconds").await?;
         system.wait_count("what is past its window goes", live, 499, SOON).await?;
         ensure!(metric(&worker, DIFFER).await == 0, "it alarms still");
+        let opened = WorkspacePatch { state: Some(WorkspaceState::Active), ..WorkspacePatch::default() };
+        closed_api.change_workspace(&opened).await.context("open the closed workspace again")?;
         Ok(())
     })
     .context("a wrong clock")

@@ -48,7 +48,7 @@ pub struct SessionEvidence {
     pub key_is_gone: bool,
     /// Whether its row is the tombstone of an erased session, with nothing of it.
     pub is_erased: bool,
-    /// Rows of objects of its own, and of pages, that are there.
+    /// Rows of objects of its own that are there, and of archives that have it.
     pub rows_left: u64,
     /// When it became unreadable; none where an earlier release did not note it.
     pub unreadable_at: Option<OffsetDateTime>,

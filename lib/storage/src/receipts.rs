@@ -56,10 +56,12 @@ impl Receipts {
 
     /// Verifies a deletion and keeps its receipts; `false` when it has some already, or is not due.
     pub async fn sign(&self, deletion: DeletionId, signing: &Signing) -> Result<bool, ReceiptError> {
-        let (mut after, mut part, mut receipts) = (None, 1, Vec::new());
+        // As a whole it is looked at once: what is over gets no more sessions.
+        let evidence = self.index.evidence(deletion, RECEIPT_SESSIONS_MAX).await?;
+        let Some(mut evidence) = evidence else { return Ok(false) };
+        let (mut after, mut receipts) = (None, Vec::new());
         loop {
-            let evidence = self.index.evidence(deletion, part, after, RECEIPT_SESSIONS_MAX).await?;
-            let Some(mut evidence) = evidence else { return Ok(false) };
+            evidence.sessions = self.index.session_evidence(deletion, after, RECEIPT_SESSIONS_MAX).await?;
             self.add_keys(&mut evidence).await?;
             let verified = verify(&evidence, &self.residuals, &Random::draw()?);
             let verified = match verified {
@@ -69,10 +71,10 @@ impl Receipts {
             };
             receipts.push((signing.receipt(&verified), evidence.sessions.len() as u64));
             after = evidence.sessions.last().map(|known| known.session);
-            if part >= evidence.parts {
+            if evidence.part == evidence.parts {
                 return Ok(self.index.keep_receipts(deletion, evidence.workspace, &receipts).await?);
             }
-            part += 1;
+            evidence.part += 1;
         }
     }
 

@@ -164,4 +164,19 @@ mod tests {
         assert!(text_of("{}").unwrap_err().to_string().contains("hint"));
         assert!(text_of("{").is_err());
     }
+
+    /// What docs/deletion.md shows: whoever has the sample gets the same.
+    #[test]
+    fn the_sample_of_the_docs_verifies() {
+        let sample = |file: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/samples").join(file);
+        let public: ReceiptPublic = keys::read(&sample("receipt-public.json")).unwrap();
+        let receipt = read(&fetch(&sample("receipt.jws")).unwrap(), |kid| public.verifying(kid)).unwrap();
+        let session = Uuid::from_u128(0x0193_9e1c_7d2f_7c31_9a52_3b6f_0f5d_8e21);
+        let is_in = receipt.scope.covers(receipt.workspace_id, SessionId(session)).unwrap();
+        let page = std::fs::read_to_string(sample("../deletion.md")).unwrap();
+        let shown = describe(&receipt, &[(session, is_in)]);
+        for line in shown.lines() {
+            assert!(page.lines().any(|other| other.trim() == line), "docs/deletion.md does not show: {line}");
+        }
+    }
 }

@@ -49,6 +49,8 @@ pub struct Due {
     pub sessions: u64,
     /// Whether they are more than a tenth of all live ones.
     pub is_most: bool,
+    /// Whether the time of a closed workspace is over of which nothing was deleted yet.
+    pub has_closed: bool,
     /// What the index's clock says, in seconds since the epoch.
     pub now_s: i64,
 }
@@ -317,13 +319,15 @@ impl Index {
     }
 
     /// How many sessions are past their plan window by the index's clock, as far as `limit`; whether these are more than a tenth of all
-    /// that are live; and what that clock says, in seconds since the epoch.
+    /// that are live; whether a closed workspace is past its time; and what that clock says, in seconds since the epoch.
     pub async fn due(&self, limit: i64) -> Result<Due, IndexError> {
         let row = sqlx::query(concat!(
             "with due as materialized (select count(*) as sessions from (",
             sessions_due!(),
             ") found) select sessions, extract(epoch from clairvio.clock())::bigint as now_s,
-                 not exists (select from session where state = 0 offset 10 * (select sessions from due)) as is_most
+                 not exists (select from session where state = 0 offset 10 * (select sessions from due)) as is_most,
+                 exists (select from workspace
+                     where terminates_at <= clairvio.clock() and terminated_by is null) as has_closed
              from due"
         ))
         .bind(limit)
@@ -331,7 +335,12 @@ impl Index {
         .fetch_one(&self.pool)
         .await
         .map_err(failed("count expired sessions"))?;
-        Ok(Due { sessions: unsigned(row.get("sessions")), is_most: row.get("is_most"), now_s: row.get("now_s") })
+        Ok(Due {
+            sessions: unsigned(row.get("sessions")),
+            is_most: row.get("is_most"),
+            has_closed: row.get("has_closed"),
+            now_s: row.get("now_s"),
+        })
     }
 
     /// Workspaces in id order behind the one given, `limit` at most, of which a session is past its window.

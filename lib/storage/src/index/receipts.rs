@@ -51,15 +51,8 @@ impl Index {
         Ok(rows.iter().map(found).collect())
     }
 
-    /// What is known of a deletion, and of `limit` of its sessions at most, behind the one given; but of their keys, which another
-    /// store has. They make part `part` of its receipts.
-    pub async fn evidence(
-        &self,
-        id: DeletionId,
-        part: u32,
-        after: Option<SessionId>,
-        limit: usize,
-    ) -> Result<Option<Evidence>, IndexError> {
+    /// What is known of a deletion as a whole, for the first of its receipts, each of `limit` sessions at most: none of these is in it yet.
+    pub async fn evidence(&self, id: DeletionId, limit: usize) -> Result<Option<Evidence>, IndexError> {
         let row = sqlx::query(
             "select workspace_id, cause, requested_at, finding, receipted_at is not null as receipted, now() as now, s.*
              from deletion cross join lateral (
@@ -74,6 +67,34 @@ impl Index {
         .await
         .map_err(failed("find deletion to receipt"))?;
         let Some(row) = row else { return Ok(None) };
+        let parts = unsigned(row.get("sessions")).div_ceil(limit as u64).max(1);
+        let shredded_for_ms: Option<i64> = row.get("shredded_for_ms");
+        Ok(Some(Evidence {
+            deletion: id,
+            workspace: WorkspaceId(row.get("workspace_id")),
+            cause: cause_of(&row)?,
+            requested_at: row.get("requested_at"),
+            facts: DeletionFacts {
+                finding: row.get("finding"),
+                sessions_left: unsigned(row.get("sessions_left")),
+                // Of no session no key was ever there.
+                shredded_for_ms: shredded_for_ms.map_or(u64::MAX, unsigned),
+                receipted: row.get("receipted"),
+            },
+            part: 1,
+            parts: u32::try_from(parts).map_err(|_| IndexError::Full("receipts of a deletion"))?,
+            sessions: Vec::new(),
+            now: row.get("now"),
+        }))
+    }
+
+    /// What is known of a deletion's sessions behind the one given, `limit` at most; but of their keys, which another store has.
+    pub async fn session_evidence(
+        &self,
+        id: DeletionId,
+        after: Option<SessionId>,
+        limit: usize,
+    ) -> Result<Vec<SessionEvidence>, IndexError> {
         let sessions = sqlx::query(
             "select d.session_id, d.entry_id is not null as is_journalled, d.unreadable_at, d.shredded_at, d.erased_at, d.objects, d.bytes,
                  d.shared_objects, coalesce(s.state = $4 and s.urls = '{}', false) as is_erased,
@@ -97,7 +118,7 @@ impl Index {
         let count = |row: &sqlx::postgres::PgRow, column| {
             row.get::<Option<i32>, _>(column).map(|count| unsigned(i64::from(count)))
         };
-        let sessions: Vec<SessionEvidence> = sessions
+        Ok(sessions
             .iter()
             .map(|row| SessionEvidence {
                 session: SessionId(row.get("session_id")),
@@ -112,26 +133,7 @@ impl Index {
                 bytes: row.get::<Option<i64>, _>("bytes").map(unsigned),
                 shared_objects: count(row, "shared_objects"),
             })
-            .collect();
-        let parts = unsigned(row.get("sessions")).div_ceil(limit as u64).max(1);
-        let shredded_for_ms: Option<i64> = row.get("shredded_for_ms");
-        Ok(Some(Evidence {
-            deletion: id,
-            workspace: WorkspaceId(row.get("workspace_id")),
-            cause: cause_of(&row)?,
-            requested_at: row.get("requested_at"),
-            facts: DeletionFacts {
-                finding: row.get("finding"),
-                sessions_left: unsigned(row.get("sessions_left")),
-                // Of no session no key was ever there.
-                shredded_for_ms: shredded_for_ms.map_or(u64::MAX, unsigned),
-                receipted: row.get("receipted"),
-            },
-            part,
-            parts: u32::try_from(parts).map_err(|_| IndexError::Full("receipts of a deletion"))?,
-            sessions,
-            now: row.get("now"),
-        }))
+            .collect())
     }
 
     /// Keeps receipts: texts, and how many sessions are in each. Of several that sign the same at once one wins.

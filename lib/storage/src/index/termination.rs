@@ -27,20 +27,27 @@ pub struct Terminated {
 }
 
 impl Index {
-    /// Closed workspaces whose time is over, in the order of that and behind the one given, `limit` at most: begins to delete what is theirs.
-    /// From then on nothing opens them again.
-    pub async fn terminated(&self, after: Option<Terminated>, limit: i64) -> Result<Vec<Terminated>, IndexError> {
+    /// Begins to delete all of closed workspaces whose time is over, `limit` at most. From then on nothing opens them again. The time is no
+    /// later than `now_s`, when [`Index::due`] was asked: a clock that jumps behind a comparison deletes nothing.
+    pub async fn begin_terminations(&self, now_s: i64, limit: i64) -> Result<(), IndexError> {
         let due: Vec<Uuid> = sqlx::query_scalar(
-            "select id from workspace where terminates_at <= clairvio.clock() and terminated_by is null
-             order by terminates_at limit $1",
+            "select id from workspace where terminates_at <= least(clairvio.clock(), to_timestamp($2))
+                 and terminated_by is null order by terminates_at limit $1",
         )
         .bind(limit)
+        .bind(now_s as f64)
         .fetch_all(&self.pool)
         .await
         .map_err(failed("find closed workspaces"))?;
         for workspace in due {
             self.begin_termination(WorkspaceId(workspace)).await?;
         }
+        Ok(())
+    }
+
+    /// Closed workspaces of which something is being deleted, in the order in which their time was over and behind the one given, `limit` at
+    /// most.
+    pub async fn terminated(&self, after: Option<Terminated>, limit: i64) -> Result<Vec<Terminated>, IndexError> {
         let rows = sqlx::query(
             "select id, terminated_by, terminates_at, not exists (
                  select from deletion d where d.workspace_id = w.id and d.receipted_at is null) as is_receipted
