@@ -1,12 +1,15 @@
 //! Deletion of all that there is of a reference.
 
 use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
 use devstack::DeploymentOptions;
 use schemas::deletion::Cause;
-use schemas::http::{DeletionItem, DeletionState, StoredAs};
+use schemas::http::{DeletionItem, DeletionState, LinkCreated, StoredAs};
+use schemas::paths::ObjectKey;
 use schemas::plan::Plan;
-use schemas::{DeletionId, SessionId};
+use schemas::{DeletionId, ObjectId, SessionId};
 use storage::index::links::ReferenceFilter;
+use storage::objects::sha256;
 use uuid::Uuid;
 use virtual_sdk::sdk::random_attempt;
 use virtual_sdk::{Encoding, Form, Sdk, Seen, Session, SessionQuery, until};
@@ -14,7 +17,7 @@ use virtual_sdk::{Encoding, Form, Sdk, Seen, Session, SessionQuery, until};
 use crate::deletion::{is_absent, is_deleted};
 use crate::harness::{LATER, NOTICE_VERSION, SOON, System, link_of, run};
 use crate::load::{self, small_batch, wait_erased};
-use crate::receipts::quick;
+use crate::receipts::{open, quick, wait_receipt};
 
 const REFERENCE: &str = "goes@example.com";
 
@@ -124,12 +127,7 @@ fn r07_all_sessions_of_a_reference_go_with_those_on_their_way() -> Result<()> {
 }
 
 /// A session that was on its way while its reference's deletion was erased gets a deletion of its own: what was said of that one stays.
-async fn late_for_one_that_is_over(
-    system: &System<'_>,
-    sdk: &Sdk,
-    link: &schemas::http::LinkCreated,
-    after: &Session,
-) -> Result<()> {
+async fn late_for_one_that_is_over(system: &System<'_>, sdk: &Sdk, link: &LinkCreated, after: &Session) -> Result<()> {
     let batcher = system.service("batcher", 1);
     system.take_down(&batcher).await?;
     let late = load::begin(system, sdk, link).await?;
@@ -231,4 +229,106 @@ fn sessions_of_a_reference_are_found_by_several_at_once() -> Result<()> {
         ensure!(own != deletion, "a deletion that was over has one session more");
         wait_erased(&system.api, own).await
     })
+}
+
+/// More sessions than one receipt has.
+const VERY_MANY: i64 = 10_500;
+/// Those of them that have an object and a key.
+const WITH_OBJECTS: i64 = 300;
+/// So often workers die before all is erased.
+const DEATHS_MIN: usize = 4;
+
+/// Goal: a large deletion is over, once, however often its workers die, and several at once work on it: nothing of it is left, and its
+/// receipts have each session once (R3, R10); nothing else goes (R9). Method: sessions of one reference, some with objects; of two
+/// workers one after the other is killed in the middle of it, until the deletion is erased.
+#[test]
+fn r10_killed_workers_end_a_large_deletion_once() -> Result<()> {
+    let options = DeploymentOptions { workers: 2, ..quick("killedworkers") };
+    // Slow enough that they die in the middle of it.
+    let options = options.with("retention-worker", "CLAIRVIO_DELETED_OBJECTS_PER_S_MAX", 30);
+    run(options, &[], async |system| {
+        let kept = load::begin(system, &system.sdk(1)?, &system.link("stays@example.com").await?).await?;
+        send(system, &system.sdk(1)?, &kept, true).await?;
+        load::compare_all(system, SOON).await?;
+        let link = system.link(REFERENCE).await?;
+        let sessions = many_with_objects(system, &link).await?;
+
+        let deletion = system.api.delete_reference(REFERENCE).await?.deletion_id;
+        let mut deaths = 0;
+        for number in [1, 2].into_iter().cycle() {
+            if system.api.deletion(deletion).await?.state == DeletionState::Erased {
+                break;
+            }
+            let worker = system.service("retention-worker", number);
+            system.deployment.supervisor.kill(&worker).await?;
+            deaths += 1;
+            system.deployment.supervisor.wait_ready(&worker, SOON).await?;
+        }
+        ensure!(deaths >= DEATHS_MIN, "it was erased after {deaths} deaths of workers");
+        let first = wait_receipt(system, &system.api, deletion).await?;
+        ensure!((first.cause, first.parts) == (Cause::ByReference, 2), "{first:?}");
+        let receipts = system.api.receipts(deletion).await?.items;
+        let receipts = receipts.iter().map(|item| open(system, &item.receipt)).collect::<Result<Vec<_>>>()?;
+        let named: u64 = receipts.iter().map(|receipt| receipt.sessions).sum();
+        ensure!(named == VERY_MANY as u64, "its receipts are of {named} sessions");
+        for session in sessions.iter().step_by(100) {
+            let covers = receipts.iter().filter(|part| part.scope.covers(system.workspace, *session) == Some(true));
+            ensure!(covers.count() == 1, "R10: session {session} does not stand in one receipt");
+        }
+        let objects: Option<u64> = receipts.iter().map(|receipt| receipt.objects).sum();
+        ensure!(objects == Some(WITH_OBJECTS as u64), "its receipts are of {objects:?} objects");
+        let left = system.objects.list(&format!("sessions/{}/", system.workspace)).await?;
+        let is_other = |key: &Result<ObjectKey, String>| matches!(key, Ok(ObjectKey::Session { key, .. }) if key.session == kept.id);
+        ensure!(left.iter().all(is_other), "{} objects are left", left.len());
+        let keys: i64 =
+            sqlx::query_scalar("select count(*) from session_key where wrapped is not null and session_id = any($1)")
+                .bind(sessions.iter().map(|session| session.0).collect::<Vec<_>>())
+                .fetch_one(system.keystore.pool())
+                .await?;
+        ensure!(keys == 0, "{keys} keys are left");
+        load::compare_all(system, SOON).await.context("another reference's session").map(drop)
+    })
+}
+
+/// Sessions of a link, as compactors left them: some in an object of their own.
+async fn many_with_objects(system: &System<'_>, link: &LinkCreated) -> Result<Vec<SessionId>> {
+    let sessions: Vec<Uuid> = sqlx::query_scalar(
+        "insert into session (workspace_id, id, link_id, notice_version, consented_at, receipt_id, started_at, last_activity_at, partitions,
+             end_seen, final)
+         select $1, gen_random_uuid(), $2, '1', now(), gen_random_uuid(), now(), now(), '{0}', true, true from generate_series(1, $3)
+         returning id",
+    )
+    .bind(system.workspace.0)
+    .bind(link.id.0)
+    .bind(VERY_MANY)
+    .fetch_all(system.index.pool())
+    .await?;
+    let stored = &sessions[..WITH_OBJECTS as usize];
+    sqlx::query(
+        "insert into session_key (workspace_id, session_id, version, wrapped)
+         select $1, id, 1, sha512(id::text::bytea) from unnest($2::uuid[]) as s (id)",
+    )
+    .bind(system.workspace.0)
+    .bind(stored)
+    .execute(system.keystore.pool())
+    .await?;
+    let body = Bytes::from_static(b"what nobody opens");
+    let objects: Vec<Uuid> = stored.iter().map(|_| Uuid::now_v7()).collect();
+    // Before their rows are live, or the reconciler would miss them.
+    for (session, id) in stored.iter().zip(&objects) {
+        let key = ObjectKey::Session { key: system.key(SessionId(*session)), id: ObjectId(*id) };
+        system.objects.put(&key, body.clone(), &sha256(&body)).await?;
+    }
+    sqlx::query(
+        "insert into object (id, kind, state, workspace_id, session_id, bytes, sha256, footer_at, footer_len, live_at)
+         select o, 1, 1, $1, s, $4, $5, 0, 1, now() from unnest($2::uuid[], $3::uuid[]) as made (s, o)",
+    )
+    .bind(system.workspace.0)
+    .bind(stored)
+    .bind(&objects)
+    .bind(body.len() as i64)
+    .bind(sha256(&body).to_vec())
+    .execute(system.index.pool())
+    .await?;
+    Ok(sessions.into_iter().map(SessionId).collect())
 }
