@@ -45,6 +45,8 @@ pub(crate) const S3_UPLOADS: Fault =
     Fault { name: "s3uploads", round: |stack, name| s3::uploads_go_wrong(stack, name).boxed_local() };
 pub(crate) const S3_REFUSES: Fault =
     Fault { name: "s3refuses", round: |stack, name| s3::refuses_for_long(stack, name).boxed_local() };
+pub(crate) const S3_DELETES: Fault =
+    Fault { name: "s3deletes", round: |stack, name| s3::deletions_go_wrong(stack, name).boxed_local() };
 pub(crate) const COMMITS: Fault =
     Fault { name: "commits", round: |stack, name| postgres::commits_go_wrong(stack, name).boxed_local() };
 pub(crate) const GROWN: Fault =
@@ -72,9 +74,10 @@ pub(crate) const OUTAGES: Fault = Fault { name: "outages", round: |_, name| outa
 
 /// All of them, for those who run them again and again.
 #[cfg(not(test))]
-pub(crate) static ALL: [Fault; 14] = [
+pub(crate) static ALL: [Fault; 15] = [
     S3_UPLOADS,
     S3_REFUSES,
+    S3_DELETES,
     COMMITS,
     GROWN,
     LOG_CUT,
@@ -184,6 +187,13 @@ mod tests {
     #[test]
     fn partitions_pause_while_s3_refuses() -> Result<()> {
         run_round(&S3_REFUSES)
+    }
+
+    /// Goal (R3): whatever S3 answers to requests that delete, nothing is called erased that is there, and all of it goes at last; nothing else
+    /// goes. Method: by turns such requests are answered as if all was deleted, with errors inside, with 503, or not at all.
+    #[test]
+    fn r03_no_answer_of_s3_is_taken_for_a_deletion() -> Result<()> {
+        run_round(&S3_DELETES)
     }
 
     /// Goal: a publishing whose commit has no answer is looked up, then decided (B1, B2). Method: a proxy before Postgres

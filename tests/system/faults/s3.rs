@@ -1,16 +1,19 @@
-//! S3 going wrong before the batcher.
+//! S3 going wrong before the batcher, and before the retention worker.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use devstack::Stack;
 use schemas::limits;
+use schemas::paths::ObjectKey;
+use uuid::Uuid;
 use virtual_sdk::{Comparison, Encoding, Form, Seen, until};
 
 use super::{PARTITIONS, log_of, progress, quick, under_load};
 use crate::harness::{LATER, SOON, System, metric, run_on};
 use crate::load;
-use crate::proxy::s3::{Plan, S3Proxy, UploadFault};
+use crate::proxy::s3::{DeletionFault, Plan, S3Proxy, UploadFault};
 
 const EXPECTED: &[&str] = &["part is down"];
 
@@ -141,4 +144,74 @@ async fn send_sessions(system: &System<'_>, sessions: usize) -> Result<()> {
 fn rebalances(system: &System<'_>) -> Result<usize> {
     let text = log_of(system, &system.service("batcher", 1))?;
     Ok(text.lines().filter(|line| line.contains("partitions assigned") || line.contains("partitions revoked")).count())
+}
+
+/// Sessions that are deleted, each in an object of its own.
+const DELETED: usize = 30;
+/// What the worker says of requests without an answer.
+const DELETION_FAILS: &[&str] = &["part is down", "pass failed", "trying again"];
+/// Requests that each fault must have hit.
+const DELETION_HITS_MIN: u64 = 2;
+
+/// All faults of requests that delete, by turns: nothing is called erased that is there, whatever S3 answered, and all of it goes at last.
+pub(super) async fn deletions_go_wrong(stack: &Stack, name: &str) -> Result<Comparison> {
+    let proxy = S3Proxy::start(&stack.parts().s3.endpoint).await?;
+    let options = quick(name)
+        .with("retention-worker", "S3_ENDPOINT", proxy.url())
+        .with("retention-worker", "CLAIRVIO_PASS_INTERVAL_MS", 200)
+        .with("retention-worker", "CLAIRVIO_CONDEMNED_GRACE_MS", 500)
+        // In many requests.
+        .with("retention-worker", "CLAIRVIO_DELETED_OBJECTS_PER_S_MAX", 10);
+    run_on(stack, options, DELETION_FAILS, async |system| {
+        let (sdk, kept, link) = (system.sdk(1)?, system.link("stays").await?, system.link("goes").await?);
+        let mut deleted = BTreeSet::new();
+        for number in 0..=DELETED {
+            let is_kept = number == 0;
+            let session = load::begin(system, &sdk, if is_kept { &kept } else { &link }).await?;
+            let batch = load::small_batch(session.id, 0, 0, true, 500)?;
+            load::send(system, &sdk, &session, &batch, Form::Lines, Encoding::Zstd).await?;
+            if !is_kept {
+                deleted.insert(session.id);
+            }
+        }
+        load::compare_all(system, SOON).await?;
+        load::wait_compacted(system, LATER).await?;
+        for session in &deleted {
+            system.ledger.forget(*session);
+        }
+        proxy.set(Plan::Deletions);
+        let deletion = system.api.delete_reference("goes").await?.deletion_id;
+        until("each fault has hit deletions", LATER, || async {
+            if let Err(error) = is_truly_erased(system).await {
+                return Seen::Done(Err(error));
+            }
+            let hits = DeletionFault::ALL.map(|fault| proxy.deletion_hits(fault));
+            if hits.iter().all(|hits| *hits >= DELETION_HITS_MIN) {
+                Seen::Done(Ok(()))
+            } else {
+                Seen::not_yet(format_args!("{hits:?}"))
+            }
+        })
+        .await??;
+        proxy.set(Plan::Pass);
+        load::wait_erased(&system.api, deletion).await?;
+        is_truly_erased(system).await?;
+        let there_again = metric(&system.admin_url("retention-worker", 1)?, "retention_returned_objects_total").await;
+        ensure!(there_again > 0, "no listing showed that an answer was untrue");
+        load::count_settled(system).await
+    })
+    .await
+}
+
+/// Of sessions that are called erased nothing is in the bucket.
+async fn is_truly_erased(system: &System<'_>) -> Result<()> {
+    let erased: Vec<Uuid> = sqlx::query_scalar("select session_id from deletion_session where erased_at is not null")
+        .fetch_all(system.index.pool())
+        .await?;
+    for key in system.objects.list(&format!("sessions/{}/", system.workspace)).await? {
+        if let Ok(ObjectKey::Session { key, .. }) = key {
+            ensure!(!erased.contains(&key.session.0), "R3: {key:?} is called erased, and its object is there");
+        }
+    }
+    Ok(())
 }

@@ -1,8 +1,8 @@
-//! Before S3: uploads are refused, slowed down, cut, carried out without an answer, or carried out long after.
+//! Before S3: uploads are refused, slowed down, cut, carried out without an answer, or carried out long after; requests that delete are
+//! refused as a whole, for some of their keys, or answered by what is not true.
 //!
 //! A fault is chosen for an object, at the first attempt to put it, and holds for the repetitions of the client too: what the
-//! client's own retries heal would never reach the service. Requests other than uploads pass. A connection carries one request;
-//! all headers are passed on as they came, since the signature covers them.
+//! client's own retries heal would never reach the service. Requests other than these pass. A connection carries one request; all headers are passed on as they came, since the signature covers them.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -51,17 +51,36 @@ impl UploadFault {
     }
 }
 
-/// What happens to uploads from now on.
+/// What is done to a request that deletes objects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum DeletionFault {
+    /// It is answered as if all of it was deleted, and nothing is.
+    Untrue,
+    /// It is answered with 200, and an error for every second key in it; nothing is deleted.
+    Partial,
+    /// It is carried out, and the connection ends in place of the answer.
+    AnswerLost,
+    /// It is answered with 503.
+    SlowDown,
+}
+
+impl DeletionFault {
+    pub(crate) const ALL: [DeletionFault; 4] = [Self::Untrue, Self::Partial, Self::AnswerLost, Self::SlowDown];
+}
+
+/// What happens from now on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Plan {
-    /// They pass.
+    /// All requests pass.
     Pass,
-    /// All faults by turns.
+    /// All faults of uploads by turns.
     InTurn,
-    /// All are answered with 503.
+    /// All uploads are answered with 503.
     Refuse,
-    /// All are taken in at a crawl.
+    /// All uploads are taken in at a crawl.
     Crawl,
+    /// All faults of deletions by turns; every fifth one passes.
+    Deletions,
 }
 
 /// A proxy before an S3 server.
@@ -81,6 +100,9 @@ struct State {
     /// By path.
     chosen: BTreeMap<String, Chosen>,
     refused: u64,
+    /// Requests that deleted, those included that passed.
+    deletions: usize,
+    deletion_hits: BTreeMap<DeletionFault, u64>,
 }
 
 struct Chosen {
@@ -93,7 +115,14 @@ impl S3Proxy {
     /// A proxy of the server at `endpoint`; it lets everything pass.
     pub(crate) async fn start(endpoint: &str) -> Result<S3Proxy> {
         let upstream = endpoint.strip_prefix("http://").context("the stack's S3 speaks HTTP")?.to_owned();
-        let state = State { plan: Plan::Pass, turn: 0, chosen: BTreeMap::new(), refused: 0 };
+        let state = State {
+            plan: Plan::Pass,
+            turn: 0,
+            chosen: BTreeMap::new(),
+            refused: 0,
+            deletions: 0,
+            deletion_hits: BTreeMap::new(),
+        };
         let shared = Arc::new(Shared { upstream, state: Mutex::new(state) });
         let serving = Arc::clone(&shared);
         let listener = Listener::start(move |client| serve(client, Arc::clone(&serving))).await?;
@@ -114,6 +143,11 @@ impl S3Proxy {
         state.chosen.values().filter(|chosen| chosen.has_hit && chosen.fault == Some(fault)).count() as u64
     }
 
+    /// Requests that deleted and were hit by a fault.
+    pub(crate) fn deletion_hits(&self, fault: DeletionFault) -> u64 {
+        self.shared.state().deletion_hits.get(&fault).copied().unwrap_or_default()
+    }
+
     /// Requests that were refused under [`Plan::Refuse`].
     pub(crate) fn refused(&self) -> u64 {
         self.shared.state().refused
@@ -131,7 +165,7 @@ impl Shared {
         }
         let mut state = self.state();
         match state.plan {
-            Plan::Pass => None,
+            Plan::Pass | Plan::Deletions => None,
             Plan::Crawl => Some(UploadFault::Crawl),
             Plan::Refuse => {
                 state.refused += 1;
@@ -146,6 +180,21 @@ impl Shared {
                 chosen.fault
             }
         }
+    }
+
+    fn choose_deletion(&self, request: &Request) -> Option<DeletionFault> {
+        let mut state = self.state();
+        let deletes =
+            request.method == "POST" && request.path.split(['?', '&']).skip(1).any(|name| name.starts_with("delete"));
+        if state.plan != Plan::Deletions || !deletes {
+            return None;
+        }
+        state.deletions += 1;
+        DeletionFault::ALL.get(state.deletions % (DeletionFault::ALL.len() + 1)).copied()
+    }
+
+    fn note_deletion_hit(&self, fault: DeletionFault) {
+        *self.state().deletion_hits.entry(fault).or_default() += 1;
     }
 
     fn note_hit(&self, request: &Request) {
@@ -167,6 +216,12 @@ struct Request {
 
 async fn serve(mut client: TcpStream, shared: Arc<Shared>) -> Result<()> {
     let request = read_head(&mut client).await?;
+    if let Some(fault) = shared.choose_deletion(&request) {
+        fail_deletion(&mut client, &request, &shared.upstream, fault).await?;
+        shared.note_deletion_hit(fault);
+        client.shutdown().await?;
+        return Ok(());
+    }
     match shared.choose(&request) {
         None => {
             let answer = exchange(&mut client, &request, &shared.upstream, None).await?;
@@ -283,7 +338,33 @@ async fn exchange(
 /// Takes the body in, or the answer would be lost in the reset of a connection with unread data.
 async fn refuse(client: &mut TcpStream, request: &Request, status: &str, code: &str) -> Result<()> {
     read_body(client, request, request.body_bytes).await?;
-    let body = format!("<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>{status}</Message></Error>");
+    answer(client, status, &format!("<Error><Code>{code}</Code><Message>{status}</Message></Error>")).await
+}
+
+/// Deletes nothing, but where the answer alone is lost.
+async fn fail_deletion(client: &mut TcpStream, request: &Request, upstream: &str, fault: DeletionFault) -> Result<()> {
+    match fault {
+        DeletionFault::SlowDown => refuse(client, request, "503 Slow Down", "SlowDown").await,
+        DeletionFault::AnswerLost => {
+            let answer = exchange(client, request, upstream, None).await?;
+            ensure!(answer.starts_with(b"HTTP/1.1 200"), "the deletion was not carried out");
+            Ok(())
+        }
+        DeletionFault::Untrue | DeletionFault::Partial => {
+            let body = read_body(client, request, request.body_bytes).await?;
+            let text = std::str::from_utf8(&body).context("read keys to delete")?;
+            let keys = text.split("<Key>").skip(1).filter_map(|rest| Some(rest.split_once("</Key>")?.0));
+            let error =
+                |key| format!("<Error><Key>{key}</Key><Code>InternalError</Code><Message>again</Message></Error>");
+            let errors: String =
+                if fault == DeletionFault::Partial { keys.step_by(2).map(error).collect() } else { String::new() };
+            answer(client, "200 OK", &format!("<DeleteResult>{errors}</DeleteResult>")).await
+        }
+    }
+}
+
+async fn answer(client: &mut TcpStream, status: &str, body: &str) -> Result<()> {
+    let body = format!("<?xml version=\"1.0\"?>{body}");
     let length = body.len();
     let answer = format!(
         "HTTP/1.1 {status}\r\nContent-Type: application/xml\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
