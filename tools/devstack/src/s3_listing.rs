@@ -44,11 +44,19 @@ struct Child {
     is_folder: bool,
 }
 
+/// What a folder held.
+#[derive(Debug)]
+struct Remembered {
+    /// When it was changed last.
+    changed_at: SystemTime,
+    children: Arc<[Child]>,
+}
+
 /// What folders hold, in the order of keys.
 #[derive(Debug, Default)]
 struct Folders {
-    /// Of large folders, with the time of their last change.
-    remembered: Mutex<HashMap<PathBuf, (SystemTime, Arc<[Child]>)>>,
+    /// Of large ones.
+    remembered: Mutex<HashMap<PathBuf, Remembered>>,
 }
 
 impl Folders {
@@ -58,10 +66,10 @@ impl Folders {
             return Ok(Arc::default());
         };
         let lock = || self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((then, children)) = lock().get(folder)
-            && *then == changed_at
+        if let Some(remembered) = lock().get(folder)
+            && remembered.changed_at == changed_at
         {
-            return Ok(Arc::clone(children));
+            return Ok(Arc::clone(&remembered.children));
         }
         let is_settled = changed_at.elapsed().is_ok_and(|age| age > SETTLED);
         let Some(entries) = there(fs::read_dir(folder))? else { return Ok(Arc::default()) };
@@ -82,7 +90,7 @@ impl Folders {
             if remembered.len() >= REMEMBERED_FOLDERS_MAX {
                 remembered.clear();
             }
-            remembered.insert(folder.to_path_buf(), (changed_at, Arc::clone(&children)));
+            remembered.insert(folder.to_path_buf(), Remembered { changed_at, children: Arc::clone(&children) });
         }
         Ok(children)
     }
