@@ -174,14 +174,19 @@ pub(crate) fn logs(stack: &Stack, name: &str) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// These, and those of the servers, which hold what all deployments did.
+pub(crate) fn all_logs(stack: &Stack, name: &str) -> Result<Vec<PathBuf>> {
+    let servers = ["kafka", "postgres", "s3"].map(|part| stack.log(part));
+    Ok(logs(stack, name)?.into_iter().chain(servers).collect())
+}
+
 /// The stack's folder goes when this process ends; what a person wants to see is copied.
 fn keep_logs(stack: &Stack, name: &str) -> Result<PathBuf> {
     // Cargo names a folder to tests alone.
     let folder = option_env!("CARGO_TARGET_TMPDIR").map_or_else(std::env::temp_dir, PathBuf::from);
     let kept = folder.join(format!("system-{}", std::process::id())).join(name);
     std::fs::create_dir_all(&kept)?;
-    let parts = ["kafka", "postgres", "s3"].map(|part| stack.log(part));
-    for log in logs(stack, name)?.into_iter().chain(parts) {
+    for log in all_logs(stack, name)? {
         if let Some(file) = log.file_name() {
             std::fs::copy(&log, kept.join(file)).with_context(|| format!("copy {}", log.display()))?;
         }

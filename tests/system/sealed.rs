@@ -117,10 +117,8 @@ impl Places {
         dump.source("dump of postgres", &dump_database(&system.deployment.endpoints().database_url)?);
         scanned.insert("dump", dump);
         let mut logs = Scanner::new(markers);
-        // Those of the servers hold what all tests did; of the services its own are enough.
-        let servers = ["kafka", "postgres", "s3"].map(|part| system.stack.log(part));
-        for log in harness::logs(system.stack, &system.name)?.iter().chain(&servers) {
-            logs.file(log)?;
+        for log in harness::all_logs(system.stack, &system.name)? {
+            logs.file(&log)?;
         }
         scanned.insert("logs", logs);
         Ok(scanned)

@@ -2,7 +2,8 @@
 //! refused as a whole, for some of their keys, or answered by what is not true.
 //!
 //! A fault is chosen for an object, at the first attempt to put it, and holds for the repetitions of the client too: what the
-//! client's own retries heal would never reach the service. Requests other than these pass. A connection carries one request; all headers are passed on as they came, since the signature covers them.
+//! client's own retries heal would never reach the service. Requests other than these pass. A connection carries one request;
+//! all headers are passed on as they came, since the signature covers them.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -247,8 +248,7 @@ async fn serve(mut client: TcpStream, shared: Arc<Shared>) -> Result<()> {
             shared.note_hit(&request);
         }
         Some(UploadFault::AnswerLost) => {
-            let answer = exchange(&mut client, &request, &shared.upstream, None).await?;
-            ensure!(answer.starts_with(b"HTTP/1.1 200"), "the upload was not carried out");
+            carry_out(&mut client, &request, &shared.upstream).await?;
             shared.note_hit(&request);
         }
         Some(UploadFault::Late) => {
@@ -335,6 +335,13 @@ async fn exchange(
     Ok(answer)
 }
 
+/// Has a request carried out whose answer nobody gets.
+async fn carry_out(client: &mut TcpStream, request: &Request, upstream: &str) -> Result<()> {
+    let answer = exchange(client, request, upstream, None).await?;
+    ensure!(answer.starts_with(b"HTTP/1.1 200"), "the request was not carried out");
+    Ok(())
+}
+
 /// Takes the body in, or the answer would be lost in the reset of a connection with unread data.
 async fn refuse(client: &mut TcpStream, request: &Request, status: &str, code: &str) -> Result<()> {
     read_body(client, request, request.body_bytes).await?;
@@ -345,11 +352,7 @@ async fn refuse(client: &mut TcpStream, request: &Request, status: &str, code: &
 async fn fail_deletion(client: &mut TcpStream, request: &Request, upstream: &str, fault: DeletionFault) -> Result<()> {
     match fault {
         DeletionFault::SlowDown => refuse(client, request, "503 Slow Down", "SlowDown").await,
-        DeletionFault::AnswerLost => {
-            let answer = exchange(client, request, upstream, None).await?;
-            ensure!(answer.starts_with(b"HTTP/1.1 200"), "the deletion was not carried out");
-            Ok(())
-        }
+        DeletionFault::AnswerLost => carry_out(client, request, upstream).await,
         DeletionFault::Untrue | DeletionFault::Partial => {
             let body = read_body(client, request, request.body_bytes).await?;
             let text = std::str::from_utf8(&body).context("read keys to delete")?;
