@@ -8,7 +8,7 @@ use axum::extract::{MatchedPath, Request};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use engine::token::Signing;
-use schemas::ErrorCode;
+use schemas::{ErrorCode, WorkspaceId};
 use schemas::token::LinkClaims;
 use service_kit::http_server;
 use service_kit::kafka::control::Publisher;
@@ -19,16 +19,18 @@ use service_kit::retry;
 use service_kit::service::Surroundings;
 use service_kit::telemetry::chain;
 use storage::Schema;
-use storage::index::workspaces::Graces;
+use storage::index::workspaces::{Changed, Graces, WorkspaceChange};
 use storage::index::{Index, outbox};
 use storage::journal::Journal;
 use storage::objects::Objects;
 use storage::reading::Reader;
 use storage::references::{ReferenceError, References};
 use storage::session_keys::SessionKeys;
+use storage::told::Told;
 use tokio::sync::Notify;
 
 use crate::readings::Readings;
+use crate::reply::Refused;
 use crate::{Config, exporting, metrics, routes};
 
 /// What handlers need.
@@ -47,6 +49,8 @@ pub(crate) struct State {
     pub(crate) graces: Graces,
     /// Where deletions are written before they are said to be accepted.
     pub(crate) journal: Journal,
+    /// What was told of workspaces: nothing of them changes before the index knows it.
+    pub(crate) told: Told,
     pub(crate) objects: Objects,
     pub(crate) pool: Pool,
     /// How long an export is kept.
@@ -57,6 +61,8 @@ pub(crate) struct State {
     pub(crate) operators: Arc<[[u8; 32]]>,
 }
 
+/// A change of a workspace waits for so long until it is known that the index is not one of a backup.
+const COMPARED_WITHIN: Duration = Duration::from_secs(5);
 /// Memory for the footers of objects that were read lately.
 const FOOTERS_BYTES_MAX: u64 = 128 * schemas::limits::MIB as u64;
 /// Who makes archives leaves them within this at the shutdown, or they are gone on with from what stands, once a lease has run out.
@@ -78,7 +84,6 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         storage::connect(&config.postgres, &config.keystore, &config.s3, Schema::Migrate, &health, &shutdown);
     let Some(stores) = connecting.await? else { return Ok(()) };
     let session_keys = SessionKeys::new(stores.keystore.clone(), keyring, config.keys.cache, &shutdown);
-    session_keys.follow_deletions(&config.control, "control-plane", &shutdown).context("follow control entries")?;
     let journal = Journal::new(
         stores.index.clone(),
         stores.keystore,
@@ -86,6 +91,10 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         session_keys.storage_keys(),
         config.backups,
     );
+    let (told, control) = (Told::new(journal.clone()), &config.control);
+    let heard = told.clone();
+    let following = session_keys.follow_closely(control, "control-plane", &shutdown, move |entry| heard.add(entry));
+    let following = following.context("follow control entries")?;
     // Nobody is served by an index that a backup took deletions from, nor by a server that took over until it was looked at.
     let guarded = journal.guard(&config.postgres, health.part("journal"), &shutdown).await?;
     let Some(index) = guarded else { return Ok(()) };
@@ -103,7 +112,8 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         }
     });
     let publisher = Publisher::new(&config.control, "control-plane").context("make producer")?;
-    tokio::spawn(outbox::relay(index.clone(), publisher, shutdown.clone()));
+    tokio::spawn(outbox::relay(index.clone(), publisher, told.clone(), shutdown.clone()));
+    tokio::spawn(told.clone().run(index.clone(), following, shutdown.clone()));
     let pool = Pool::new("control", None).context("start pool")?;
     let objects = stores.objects;
     let reader = Reader::new(index.clone(), objects.clone(), session_keys.clone(), pool.clone(), FOOTERS_BYTES_MAX);
@@ -117,6 +127,7 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         silence: config.silence,
         graces: Graces { plan: config.plan_grace, termination: config.termination_grace },
         journal,
+        told,
         objects,
         pool,
         exports_kept: config.exports_kept,
@@ -150,6 +161,18 @@ fn signing(keys: &ControlKeys) -> Option<Signing> {
 }
 
 impl State {
+    /// Changes a workspace: not before the index knows what was told of it, or what a backup has would be told as news.
+    pub(crate) async fn change_workspace(
+        &self,
+        id: WorkspaceId,
+        change: &WorkspaceChange,
+    ) -> Result<Changed, Refused> {
+        if !self.told.wait_compared(COMPARED_WITHIN).await {
+            return Err(ErrorCode::Unavailable.into());
+        }
+        Ok(self.index.change_workspace(id, change, self.graces).await?)
+    }
+
     /// A token of a link, signed by the key that signs now.
     pub(crate) fn sign(&self, claims: &LinkClaims) -> Result<String, ErrorCode> {
         let signing = signing(&self.token_keys.get()).ok_or_else(|| {

@@ -2,7 +2,7 @@
 
 use service_kit::telemetry::Described::{self, Counter, Gauge, Histogram};
 use storage::index::outbox;
-use storage::{objects, session_keys};
+use storage::{objects, session_keys, told};
 
 pub(crate) const REQUESTS: &str = "control_requests_total";
 pub(crate) const REQUEST_SECONDS: &str = "control_request_seconds";
@@ -24,6 +24,7 @@ pub(crate) const ALL: &[Described] = &[
         REFERENCES_IN_CLEAR,
         "Links of an earlier release whose workspace's key cannot be had, so that they lie in clear.",
     ),
+    told::RESTORED_DESCRIBED,
     outbox::ROWS_DESCRIBED,
     outbox::FAILURES_DESCRIBED,
     objects::REQUESTS_DESCRIBED,

@@ -4,7 +4,7 @@
 use engine::standing::Standing;
 use fuzz::{consent, link, plant, session};
 use libfuzzer_sys::fuzz_target;
-use schemas::control::{Entry, LinkUse, WorkspaceRules, WorkspaceState};
+use schemas::control::{Entry, Kept, LinkUse, Terms, WorkspaceRules, WorkspaceState};
 use schemas::limits::EXHAUSTION_SESSIONS_MAX;
 use schemas::plan::Plan;
 
@@ -26,6 +26,12 @@ fn seeds() -> impl Iterator<Item = Vec<u8>> {
         full_until: Some(at),
         origins: vec!["https://app.example".into()],
         notice_versions: vec!["2026-03".into()],
+        terms: Some(Terms {
+            plan: Plan::Free,
+            kept: Some(Kept { until: at, days: 365 }),
+            terminates_at: Some(at),
+            closed_by_operator: true,
+        }),
     };
     let used = LinkUse { sessions: 5, newest: vec![key.session] };
     [

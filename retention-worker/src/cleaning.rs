@@ -176,6 +176,7 @@ mod tests {
             full_until: None,
             origins: Vec::new(),
             notice_versions: Vec::new(),
+            terms: None,
         };
         let used = LinkUse { sessions: 5, newest: vec![key.session] };
         let going = [

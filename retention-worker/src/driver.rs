@@ -28,12 +28,14 @@ use storage::objects::{DELETE_KEYS_MAX, Keeps, Objects};
 use storage::receipts::{ReceiptError, Receipts};
 use storage::reconciling::Reconciler;
 use storage::session_keys::StorageKeys;
+use storage::told::Told;
 use storage::{Schema, Stores};
 use uuid::Uuid;
 
 use crate::cleaning::Cleaning;
 use crate::exports::{Led, STRAY_INTERVAL};
 use crate::reconciling::Reconciling;
+
 use crate::withdrawals::Withdrawals;
 use crate::{Config, lifecycle, metrics};
 
@@ -69,6 +71,9 @@ const JOURNAL_INTERVAL: Duration = Duration::from_secs(600);
 /// How often entries of the read-access audit are looked for that are older than they have to be.
 const AUDIT_INTERVAL: Duration = Duration::from_secs(600);
 
+/// How often tombstones are looked for that nobody needs any more.
+const TOMBSTONES_INTERVAL: Duration = Duration::from_secs(600);
+
 /// A worker that has not read `control` to its end for this long makes no deletion of a withdrawal: its part is down then.
 const HEARD_WITHIN: Duration = Duration::from_secs(15);
 
@@ -78,6 +83,7 @@ pub(crate) struct Worker {
     pub(crate) keystore: KeyStore,
     pub(crate) objects: Objects,
     pub(crate) journal: Journal,
+    told: Told,
     receipts: Receipts,
     /// The key that signs them, as its file has it by now.
     receipt_keys: Arc<Watched<ReceiptKeys>>,
@@ -99,6 +105,9 @@ pub(crate) struct Worker {
     unverified: u32,
     /// Looking for entries of the audit that are too old.
     old_reads: Seldom,
+    /// Looking for tombstones that nobody needs any more, which is so long after their receipts.
+    old_tombstones: Seldom,
+    tombstones_kept_s: i64,
     /// Whether the index's clock was found wrong.
     clock_is_wrong: bool,
     /// Looking for sessions that no deletion by reference found.
@@ -163,13 +172,15 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
     let guarded = journal.guard(&config.postgres, health.part("journal"), &shutdown).await?;
     let Some(index) = guarded else { return Ok(()) };
     let publisher = || Publisher::new(&config.control, "retention-worker").context("make producer");
-    tokio::spawn(outbox::relay(index.clone(), publisher()?, shutdown.clone()));
+    let told = Told::new(journal.clone());
+    tokio::spawn(outbox::relay(index.clone(), publisher()?, told.clone(), shutdown.clone()));
     let (withdrawals, cleaning) = (Withdrawals::default(), Cleaning::default());
     let waiting = health.part("withdrawals");
     tokio::spawn(withdrawals.clone().run(index.clone(), journal.clone(), waiting, shutdown.clone()));
-    let cleaner = cleaning.clone();
+    let (cleaner, heard) = (cleaning.clone(), told.clone());
     let on_entry = move |entry: Entry| {
         cleaning.add(&entry);
+        heard.add(&entry);
         // Whatever its age: only a deletion ends it.
         if let News::Withdrawal(key) = entry.news {
             withdrawals.add(key);
@@ -178,6 +189,7 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
     let following = control::follow_closely(&config.control, "retention-worker", shutdown.clone(), on_entry)
         .context("follow control entries")?;
     tokio::spawn(following.clone().report(health.part("control"), HEARD_WITHIN, shutdown.clone()));
+    tokio::spawn(told.clone().run(index.clone(), following.clone(), shutdown.clone()));
     tokio::spawn(cleaner.run(index.clone(), publisher()?, following, shutdown.clone()));
     let residuals = Residuals {
         // A segment is a twenty-fourth of the retention, and is removed an hour later at most.
@@ -187,11 +199,15 @@ pub async fn run(config: Config, surroundings: Surroundings) -> anyhow::Result<(
         keys_cached_ms: u64::try_from(config.key_cache.as_millis()).unwrap_or(u64::MAX),
     };
     let reconciler = Reconciler::new(index.clone(), objects.clone(), put_horizon);
-    let reconciling = Reconciling::new(config.reconciling, config.s3.request_timeout, index.clone(), reconciler);
+    let timeout = config.s3.request_timeout;
+    let reconciling = Reconciling::new(config.reconciling, timeout, index.clone(), reconciler, journal.clone());
     tokio::spawn(reconciling.run(interval, shutdown.clone()));
     let pace = Pace::new(config.deleted_per_s_max, Uuid::now_v7().as_u64_pair().1);
     let mut worker = Worker {
+        told,
         receipts: Receipts::new(index.clone(), keystore.clone(), residuals),
+        tombstones_kept_s: residuals.tombstones_kept().whole_seconds(),
+        old_tombstones: Seldom::every(TOMBSTONES_INTERVAL),
         receipt_keys,
         journal,
         config,
@@ -268,7 +284,8 @@ impl Worker {
         self.verify(&verifiable).await?;
         self.end_uploads().await?;
         let receipting_goes_on = self.sign_receipts().await?;
-        let forgetting_goes_on = self.forget_reads().await? | self.forget_entries().await?;
+        let forgetting_goes_on =
+            self.forget_reads().await? | self.forget_entries().await? | self.forget_tombstones().await?;
         remembered?;
         let exports_go_on = exported?.goes_on;
         let terminating_goes_on = terminating?;
@@ -297,8 +314,12 @@ impl Worker {
     }
 
     /// What is past its window or time. Where that is much, or a whole workspace, two clocks have to agree: what a wrong one deletes nobody
-    /// brings back. None where they do not.
+    /// brings back. None where they do not, and as long as the index may be one of a backup that does not know the plans.
     async fn due(&mut self) -> anyhow::Result<Option<Due>> {
+        // By the plans of a backup much would be due that is not.
+        if !self.told.is_compared() {
+            return Ok(None);
+        }
         let due = self.index.due(DUE_UNCHECKED_MAX + 1).await?;
         let is_much =
             due.has_closed || due.sessions > DUE_UNCHECKED_MAX as u64 || (due.sessions > DUE_FEW && due.is_most);
@@ -459,6 +480,26 @@ impl Worker {
             self.old_entries.note_done();
         }
         Ok(forgotten > 0)
+    }
+
+    /// Removes tombstones that nobody needs any more, now and then; whether there may be more. By the bucket's clock as well as the index's:
+    /// a wrong one must not have them go early.
+    async fn forget_tombstones(&mut self) -> anyhow::Result<bool> {
+        if !self.old_tombstones.is_due() {
+            return Ok(false);
+        }
+        let (now_s, kept_s) = (self.objects.now_s().await?, self.tombstones_kept_s);
+        let found = self.index.forgettable(now_s, kept_s, BATCH).await?;
+        // The key store first: should this end between the two, the tombstone is found again.
+        self.keystore.forget(&found.sessions).await?;
+        let forgotten = self.index.forget_tombstones(&found).await?;
+        ::metrics::counter!(metrics::FORGOTTEN).increment(forgotten);
+        let marks = self.index.forget_marks(now_s, kept_s, BATCH).await?;
+        let is_more = !found.deletions.is_empty() || marks == BATCH as u64;
+        if !is_more {
+            self.old_tombstones.note_done();
+        }
+        Ok(is_more)
     }
 
     /// Removes entries of the audit that are too old, now and then; whether there may be more.

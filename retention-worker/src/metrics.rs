@@ -2,7 +2,7 @@
 
 use service_kit::telemetry::Described::{self, Counter, Gauge};
 use storage::index::outbox;
-use storage::objects;
+use storage::{objects, told};
 
 pub(crate) const EXPIRED: &str = "retention_expired_sessions_total";
 pub(crate) const SHREDDED: &str = "retention_shredded_sessions_total";
@@ -27,6 +27,7 @@ pub(crate) const STRAY_PARTS: &str = "retention_stray_export_parts_total";
 pub(crate) const RECEIPTS: &str = "retention_receipted_deletions_total";
 pub(crate) const UNVERIFIED: &str = "retention_unverified_deletions";
 pub(crate) const SHREDDED_AGAIN: &str = "retention_shredded_again_total";
+pub(crate) const FORGOTTEN: &str = "retention_forgotten_tombstones_total";
 pub(crate) const ORPHANS: &str = "retention_orphan_objects";
 pub(crate) const MISSING: &str = "retention_missing_objects";
 pub(crate) const PAST_WINDOW_BYTES: &str = "retention_past_window_bytes";
@@ -71,6 +72,7 @@ pub(crate) const ALL: &[Described] = &[
         SHREDDED_AGAIN,
         "Keys that were destroyed once more since the key store had forgotten it: it is one of a backup. Alarm on any.",
     ),
+    Counter(FORGOTTEN, "Tombstones removed since nothing can bring their sessions back any more."),
     Gauge(ORPHANS, "Objects in the bucket that no row of the index names. Alarm on any."),
     Gauge(MISSING, "Live rows of the index whose object is not in the bucket. Alarm on any."),
     Gauge(
@@ -81,6 +83,7 @@ pub(crate) const ALL: &[Described] = &[
     Counter(RECONCILED, "Objects of the bucket that were held against the index."),
     Gauge(RECONCILED_AT, "When all of them were last, in seconds since the epoch. Alarm when it stands for a day."),
     Counter(FAILURES, "Passes that failed; what remains is done by the next."),
+    told::RESTORED_DESCRIBED,
     outbox::ROWS_DESCRIBED,
     outbox::FAILURES_DESCRIBED,
     objects::REQUESTS_DESCRIBED,

@@ -1,4 +1,5 @@
-//! Compares bucket and index all the time, beside the passes, and tells what does not agree. It only tells.
+//! Compares bucket and index all the time, beside the passes, and tells what does not agree. It only tells, but of the journal: what a
+//! missing entry said is written anew, and what an unknown one says is carried out.
 //!
 //! One round goes on at a time, whoever goes on with it: a row of the index has how far it has come and who has it, and is taken by
 //! compare-and-swap for a time that each page renews. So several workers share one round's cost, a dead one's round is gone on with by
@@ -7,10 +8,13 @@
 
 use std::time::Duration;
 
+use schemas::paths::ObjectKey;
 use service_kit::config::{Env, Knob};
 use service_kit::shutdown::Shutdown;
+use service_kit::telemetry::chain;
 use storage::index::Index;
 use storage::index::reconciling::{PastWindow, Progress};
+use storage::journal::{Journal, JournalError};
 use storage::reconciling::{Finding, PAST_WINDOW_TOLERANCE, Reconciler};
 use uuid::Uuid;
 
@@ -59,6 +63,7 @@ pub(crate) struct Reconciling {
     config: ReconcilingConfig,
     index: Index,
     reconciler: Reconciler,
+    journal: Journal,
     /// This process, among those that take rounds.
     owner: Uuid,
     /// How long it has one after each page.
@@ -72,9 +77,10 @@ impl Reconciling {
         request_timeout: Duration,
         index: Index,
         reconciler: Reconciler,
+        journal: Journal,
     ) -> Self {
         let lease = PAGE_REQUESTS * request_timeout + config.page_pause;
-        Self { config, index, reconciler, owner: Uuid::now_v7(), lease }
+        Self { config, index, reconciler, journal, owner: Uuid::now_v7(), lease }
     }
 
     /// Goes on with the round when nobody else does, and tells what is known. What fails is taken up again where it was, each `interval`.
@@ -113,6 +119,7 @@ impl Reconciling {
             }
             if !findings.is_empty() {
                 self.show().await?;
+                self.mend_journal(&findings).await;
             }
             if !shutdown.sleep(self.config.page_pause).await {
                 return Ok(self.index.leave_round(self.owner).await?);
@@ -123,6 +130,32 @@ impl Reconciling {
             tell(&progress, &past_window);
         }
         Ok(())
+    }
+
+    /// What cannot be mended is told, and the round goes on: the next one finds it again.
+    async fn mend_journal(&self, findings: &[Finding]) {
+        let mended = async {
+            let mut missing = 0;
+            for finding in findings {
+                if let Finding::Missing(ObjectKey::Journal { id }) = finding {
+                    missing += u64::from(self.journal.unwrite(*id).await?);
+                }
+            }
+            if missing > 0 {
+                tracing::warn!(
+                    missing,
+                    "somebody removed entries of the journal of deletions; what they said is written anew"
+                );
+            }
+            if findings.iter().any(|finding| matches!(finding, Finding::Unknown(_))) {
+                self.journal.replay().await?.tell();
+            }
+            Ok::<_, JournalError>(())
+        };
+        if let Err(error) = mended.await {
+            ::metrics::counter!(metrics::FAILURES).increment(1);
+            tracing::error!("mend the journal of deletions: {}; trying again", chain(&error));
+        }
     }
 
     /// Every worker shows what was found, whoever found it: so no gauge stays as it was when the round went to another.
@@ -143,10 +176,13 @@ fn note(progress: &mut Progress, findings: &[Finding]) {
         match finding {
             Finding::Orphan(_) | Finding::Stranger(_) => progress.orphans += 1,
             Finding::Missing(_) => progress.missing += 1,
+            // Who carries it out says so, if it was of any use.
+            Finding::Unknown(_) => {}
         }
     }
     let room = EXAMPLES_MAX.saturating_sub(progress.examples.len());
-    progress.examples.extend(findings.iter().filter_map(Finding::key).take(room).map(ToString::to_string));
+    let told = findings.iter().filter(|finding| !matches!(finding, Finding::Unknown(_)));
+    progress.examples.extend(told.filter_map(Finding::key).take(room).map(ToString::to_string));
 }
 
 fn tell(progress: &Progress, past_window: &[PastWindow]) {

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use crate::ids::{LinkId, SessionId, SessionKey, WorkspaceId};
 use crate::limits::{CONTROL_BEGUN_KEPT_S, CONTROL_DELETION_KEPT_S, CONTROL_EDGE_KEPT_S, EXHAUSTION_SESSIONS_MAX};
-use crate::plan::Limits;
+use crate::plan::{Limits, Plan};
 
 /// Whether a workspace may record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -67,6 +67,35 @@ pub struct WorkspaceRules {
     /// Versions of the notice that are accepted; empty for any.
     #[serde(default)]
     pub notice_versions: Vec<String>,
+    /// What edges do without. None where an earlier release told it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub terms: Option<Terms>,
+}
+
+/// How long a workspace and its sessions are kept: what an index that is one of a backup learns again from the topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Terms {
+    /// What it pays for.
+    pub plan: Plan,
+    /// Sessions are kept for longer than the plan says, since it had a longer window before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<Kept>,
+    /// When all of it goes, of one that is closed.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "time::serde::rfc3339::option")]
+    pub terminates_at: Option<OffsetDateTime>,
+    /// Whether an operator closed it: then nobody else opens it again.
+    #[serde(default)]
+    pub closed_by_operator: bool,
+}
+
+/// A window that was longer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    /// Until then it holds.
+    #[serde(with = "time::serde::rfc3339")]
+    pub until: OffsetDateTime,
+    /// Its length.
+    pub days: u32,
 }
 
 /// What an entry says, and of what.
@@ -103,8 +132,8 @@ pub struct LinkUse {
 pub struct Entry {
     /// What it says.
     pub news: News,
-    /// Of two entries with the same key the higher counts. Milliseconds since the epoch when it was decided, or a number that
-    /// the index counts up.
+    /// Of two entries with the same key the higher counts, and of two that are equal the later one. Milliseconds since the epoch when it was
+    /// decided, or a number that the index counts up.
     pub version: u64,
     /// When nobody needs it any more.
     pub not_after: OffsetDateTime,
@@ -296,7 +325,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::plan::Plan;
 
     const NOW_MS: u64 = 1_790_000_000_123;
 
@@ -314,7 +342,15 @@ mod tests {
             full_until: Some(at),
             origins: vec!["https://app.example".into()],
             notice_versions: vec!["2026-03".into()],
+            terms: None,
         };
+        let terms = Terms {
+            plan: Plan::Growth,
+            kept: Some(Kept { until: at, days: 365 }),
+            terminates_at: Some(at),
+            closed_by_operator: true,
+        };
+        let closed = WorkspaceRules { state: WorkspaceState::Terminated, terms: Some(terms), ..rules.clone() };
         vec![
             Entry::deletion(key, now_ms),
             Entry::withdrawal(key, now_ms),
@@ -323,6 +359,7 @@ mod tests {
             Entry::begun(key, link, now_ms),
             Entry::workspace(key.workspace, rules, 3),
             Entry::edge(Uuid::from_u128(id), now_ms),
+            Entry::workspace(key.workspace, closed, now_ms),
         ]
     }
 
@@ -379,7 +416,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_decoded_without_panic(mut key: Vec<u8>, mut value: Vec<u8>, ours in 0..8usize) {
+        fn any_bytes_are_decoded_without_panic(mut key: Vec<u8>, mut value: Vec<u8>, ours in 0..9usize) {
             if let Some(entry) = all(1, 2, NOW_MS).get(ours) {
                 let mut whole = [entry.key().into_bytes(), entry.value()];
                 for (whole, flips) in whole.iter_mut().zip([&key, &value]) {

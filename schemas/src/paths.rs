@@ -97,11 +97,13 @@ impl ObjectKey {
     }
 }
 
-/// A part of the bucket whose objects rows of the index name. What lies elsewhere has rows of another kind, or none.
+/// A part of the bucket whose objects rows of the index name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Section {
     /// `exports/`
     Exports,
+    /// `journal/`
+    Journal,
     /// `quarantine/`
     Quarantine,
     /// `sessions/`
@@ -113,12 +115,13 @@ pub enum Section {
 impl Section {
     /// All of them, in the order of their keys. Within each, keys are in the order of what they name: of partitions, sessions and ids,
     /// for all partitions of up to five digits.
-    pub const ALL: [Self; 4] = [Self::Exports, Self::Quarantine, Self::Sessions, Self::Shared];
+    pub const ALL: [Self; 5] = [Self::Exports, Self::Journal, Self::Quarantine, Self::Sessions, Self::Shared];
 
     /// What all its keys begin with.
     pub fn prefix(self) -> &'static str {
         match self {
             Self::Exports => "exports/",
+            Self::Journal => "journal/",
             Self::Quarantine => "quarantine/",
             Self::Sessions => "sessions/",
             Self::Shared => "shared/",
@@ -128,7 +131,8 @@ impl Section {
     /// The one that follows.
     pub fn next(self) -> Option<Self> {
         match self {
-            Self::Exports => Some(Self::Quarantine),
+            Self::Exports => Some(Self::Journal),
+            Self::Journal => Some(Self::Quarantine),
             Self::Quarantine => Some(Self::Sessions),
             Self::Sessions => Some(Self::Shared),
             Self::Shared => None,
@@ -203,6 +207,7 @@ mod tests {
             let export = ExportId(session.0);
             keys.extend(numbers.map(|number| ObjectKey::Export { workspace, export, id: id(number) }));
         }
+        keys.extend(numbers.map(|number| ObjectKey::Journal { id: id(number) }));
         for partition in [0, 9, 10, 99_999] {
             keys.extend(numbers.map(|number| ObjectKey::Quarantine { partition, id: id(number) }));
         }

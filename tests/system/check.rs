@@ -64,7 +64,7 @@ pub(crate) async fn index(system: &System<'_>) -> Result<()> {
         .count(
             "select count(*) from deletion d where receipted_at is not null and (erased_at is null or finding
                  or (select coalesce(sum(sessions), 0) from receipt where deletion_id = d.id)
-                     <> (select count(*) from deletion_session where deletion_id = d.id)
+                     <> (select d.forgotten + count(*) from deletion_session where deletion_id = d.id)
                  or exists (select from deletion_session s where s.deletion_id = d.id
                      and (erased_at is null or shredded_at is null or entry_id is null)))",
         )

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use devstack::DeploymentOptions;
 use schemas::LinkId;
-use schemas::control::{Entry, News, WorkspaceRules, WorkspaceState};
+use schemas::control::{Entry, News, Terms, WorkspaceRules, WorkspaceState};
 use schemas::http::{KeyRequest, LinkRequest, OperatorPatch, Scope, WorkspacePatch, WorkspaceRequest};
 use schemas::limits::{API_KEYS_MAX, CONTROL_DELETION_KEPT_S, MASKING_BYTES_MAX};
 use schemas::plan::Plan;
@@ -228,6 +228,7 @@ fn workspaces_are_made_changed_and_closed_and_edges_are_told() -> Result<()> {
             full_until: None,
             origins: vec!["https://shop.example".into()],
             notice_versions: Vec::new(),
+            terms: Some(Terms { plan: Plan::Free, kept: None, terminates_at: None, closed_by_operator: false }),
         };
         ensure!(first == expect, "told was {first:?}");
 

@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 
 use anyhow::{Context, Result, ensure};
 use devstack::{DeploymentOptions, find_binary};
-use engine::receipt::read;
+use engine::receipt::{TOMBSTONES_KEPT_MIN, read};
 use schemas::deletion::{Cause, Receipt, RemainsIn};
 use schemas::http::{DeletionItem, OperatorDeletion, StoredAs};
 use schemas::{DeletionId, SessionId};
@@ -15,7 +15,7 @@ use time::Duration;
 use uuid::Uuid;
 use virtual_sdk::{Api, Encoding, Form, Seen, until};
 
-use crate::harness::{LATER, System, run};
+use crate::harness::{LATER, System, run, wait_for_metric};
 use crate::load::{self, small_batch};
 
 /// How long any process of a deployment keeps an unwrapped key.
@@ -217,5 +217,97 @@ fn r03_what_is_not_gone_has_no_receipt() -> Result<()> {
         wait_receipt(system, &system.api, later).await?;
         let stuck = format!("retention_unverified_deletions {BATCH}");
         crate::harness::wait_for_metric(system, "retention-worker", &stuck).await
+    })
+}
+
+/// Rows that a deleted session has in index and key store.
+async fn tombstone_rows(system: &System<'_>, session: SessionId) -> Result<i64> {
+    let rows: i64 = sqlx::query_scalar(
+        "select (select count(*) from session where id = $1) + (select count(*) from deletion_session where session_id = $1)",
+    )
+    .bind(session.0)
+    .fetch_one(system.index.pool())
+    .await?;
+    let keys: i64 = sqlx::query_scalar("select count(*) from session_key where session_id = $1")
+        .bind(session.0)
+        .fetch_one(system.keystore.pool())
+        .await?;
+    Ok(rows + keys)
+}
+
+/// Goal: a tombstone goes once nothing can bring its session back, from index and key store, and not before; its deletion and receipts
+/// say what they said. Method: the receipts of some deletions become as old as tombstones get, those of others nearly so.
+#[test]
+fn tombstones_go_once_nothing_can_bring_their_sessions_back() -> Result<()> {
+    run(quick("tombstones"), &[], async |system| {
+        let sdk = system.sdk(1)?;
+        let (mut sessions, mut deletions) = (Vec::new(), Vec::new());
+        for reference in ["goes", "goes", "goes", "stays"] {
+            let session = load::begin(system, &sdk, &system.link(reference).await?).await?;
+            let batch = small_batch(session.id, 0, 0, true, 500)?;
+            load::send(system, &sdk, &session, &batch, Form::Lines, Encoding::Zstd).await?;
+            load::wait_stored(&system.api, session.id, StoredAs::Object, LATER).await?;
+            system.ledger.forget(session.id);
+            sessions.push(session.id);
+        }
+        let unseen = SessionId(Uuid::now_v7());
+        sessions.push(unseen);
+        deletions.push(system.api.delete_reference("goes").await?.deletion_id);
+        deletions.push(system.api.delete_reference("nobody has it").await?.deletion_id);
+        deletions.push(system.api.delete_session(unseen).await?.deletion_id);
+        deletions.push(system.api.delete_session(sessions[3]).await?.deletion_id);
+        let mut before = Vec::new();
+        for deletion in &deletions {
+            wait_receipt(system, &system.api, *deletion).await?;
+            before.push(system.api.deletion(*deletion).await?);
+        }
+        // Links for 90 days, the last token for 9 hours, the log for 3 days, and two days for clocks.
+        for (deletion, days) in deletions.iter().zip([96, 96, 96, 95]) {
+            sqlx::query("update deletion set receipted_at = receipted_at - make_interval(days => $2) where id = $1")
+                .bind(deletion.0)
+                .bind(days)
+                .execute(system.index.pool())
+                .await?;
+        }
+        sqlx::query(
+            "insert into link_mark (workspace_id, link_id, deletion_id, begun_before)
+             select $1, gen_random_uuid(), $2, now() - make_interval(days => days) from unnest(array[95, 96]) as old (days)",
+        )
+        .bind(system.workspace.0)
+        .bind(deletions[0].0)
+        .execute(system.index.pool())
+        .await?;
+        let worker = system.service("retention-worker", 1);
+        system.take_down(&worker).await?;
+        system.bring_back(&worker).await?;
+        wait_for_metric(system, "retention-worker", "retention_forgotten_tombstones_total 4").await?;
+        system.wait_count("marks go as well", "select count(*) from link_mark", 1, LATER).await?;
+        for (number, session) in sessions.iter().enumerate() {
+            let rows = tombstone_rows(system, *session).await?;
+            ensure!(rows == if number == 3 { 3 } else { 0 }, "session {number} has {rows} rows");
+            let status = system.api.session(*session).await.err().and_then(|error| error.status());
+            ensure!(
+                status == Some(if number == 3 { 410 } else { 404 }),
+                "session {number} is answered with {status:?}"
+            );
+        }
+        // Old records of them in quarantine are not replayed any more.
+        let (now, kept) = (time::OffsetDateTime::now_utc(), TOMBSTONES_KEPT_MIN);
+        for (session, age, is_refused) in
+            [(0, kept + Duration::HOUR, true), (0, kept - Duration::HOUR, false), (3, kept + Duration::HOUR, false)]
+        {
+            let found = system.index.may_be_forgotten(&system.key(sessions[session]), now - age, kept).await?;
+            ensure!(found == is_refused, "a record of session {session} of {age} ago: {found}");
+        }
+        let open = "select count(*) from deletion where has_tombstones";
+        system.wait_count("deletions are looked at no more", open, 1, LATER).await?;
+        for (deletion, before) in deletions.iter().zip(before) {
+            let after = system.api.deletion(*deletion).await?;
+            ensure!(after == before, "{before:?} became {after:?}");
+        }
+        // What nobody knows any more can be asked for again, as whatever nobody ever knew.
+        let again = system.api.delete_session(unseen).await?.deletion_id;
+        ensure!(!deletions.contains(&again), "it is the same deletion");
+        wait_receipt(system, &system.api, again).await.map(drop)
     })
 }

@@ -5,14 +5,18 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use devstack::{DeploymentOptions, postgres_program};
-use schemas::http::{ExportRequest, ExportState, StoredAs};
+use schemas::WorkspaceId;
+use schemas::control::WorkspaceState;
+use schemas::http::{ExportRequest, ExportState, OperatorPatch, StoredAs};
 use schemas::plan::Plan;
 use storage::keystore::KeyRow;
-use virtual_sdk::{Encoding, Form, Sdk, Seen, Session, until};
+use uuid::Uuid;
+use virtual_sdk::sdk::random_attempt;
+use virtual_sdk::{Body, Encoding, Form, Sdk, Seen, Session, until};
 
-use crate::deletion::{is_absent, is_deleted};
+use crate::deletion::{is_absent, is_deleted, set_clock};
 use crate::exports::{is_gone, wait_ready, wait_state};
-use crate::harness::{LATER, SOON, System, run, wait_for_metric};
+use crate::harness::{LATER, NOTICE_VERSION, SOON, System, link_of, run, wait_for_metric};
 use crate::load::{self, small_batch};
 use crate::receipts::{quick, wait_deletion_of, wait_receipt};
 
@@ -157,5 +161,174 @@ fn a_key_store_of_a_backup_loses_its_keys_again() -> Result<()> {
         })
         .await?;
         wait_receipt(system, &system.api, deletion).await.map(drop)
+    })
+}
+
+/// Goal (R7): the deletion of a reference holds also where the backup is older than its links, for sessions whose records lie in the log alone:
+/// when batchers let them in before anybody has read the journal they are unreadable from the first answer on. Others of a link that
+/// the index does not know stay.
+#[test]
+fn r07_marks_of_links_that_the_backup_has_not_find_what_was_let_in() -> Result<()> {
+    unknown_links("younglinks", ["batcher", "control-plane"])
+}
+
+/// Goal (R7): the same for sessions that come after it: they are deleted as they are first seen.
+#[test]
+fn r07_marks_of_links_that_the_backup_has_not_hold_what_comes_late() -> Result<()> {
+    unknown_links("latelinks", ["control-plane", "batcher"])
+}
+
+/// Method: links are made behind the dump, sessions begin, and their records lie in the log alone; the reference is deleted, the dump put
+/// back, and the services started in this order.
+fn unknown_links(name: &str, order: [&str; 2]) -> Result<()> {
+    run(quick(name), &[RESTORED, "part is down"], async |system| {
+        let sdk = system.sdk(1)?;
+        let dump = tempfile::NamedTempFile::new()?;
+        pg("pg_dump", system, &["--format", "custom", "--file"], dump.path())?;
+        let (link, kept_link) = (system.link("young").await?, system.link("stays").await?);
+        system.take_down(&system.service("batcher", 1)).await?;
+        let coming = load::begin(system, &sdk, &link).await?;
+        let kept = load::begin(system, &sdk, &kept_link).await?;
+        for session in [&coming, &kept] {
+            let batch = small_batch(session.id, 0, 0, true, 500)?;
+            load::send(system, &sdk, session, &batch, Form::Lines, Encoding::Zstd).await?;
+        }
+        system.ledger.forget(coming.id);
+        system.api.delete_reference("young").await?;
+
+        for kind in ["control-plane", "compactor", "retention-worker"] {
+            system.take_down(&system.service(kind, 1)).await?;
+        }
+        pg("pg_restore", system, &["--clean", "--if-exists", "--single-transaction"], dump.path())?;
+        let links = system.count("select count(*) from link").await?;
+        ensure!(links == 0, "the backup has {links} links: the test shows nothing");
+        for kind in order {
+            system.bring_back(&system.service(kind, 1)).await?;
+            if kind == "batcher" {
+                system.wait_count("both came", "select count(*) from session", 2, SOON).await?;
+            }
+        }
+        is_deleted(&system.api, coming.id).await.context("at once")?;
+        for kind in ["compactor", "retention-worker"] {
+            system.bring_back(&system.service(kind, 1)).await?;
+        }
+        load::compare_all(system, SOON).await.context("what was not deleted")?;
+        let deletion = wait_deletion_of(system, coming.id).await?;
+        wait_receipt(system, &system.api, deletion).await?;
+        is_absent(system, &system.key(coming.id)).await
+    })
+}
+
+/// Goal: an index of a backup learns again what was told of workspaces since: that they are there, closed, on another plan; and sessions of
+/// a workspace that nobody knows end too. Method: a workspace is made behind the dump, and records a session that lies in the log
+/// alone; one is closed, one opened again whose time would be over, two change their plans, so that a session of one would be past its window;
+/// then the dump is put back, and a session of no workspace put beside it. The clock is moved behind the window of the new workspace's
+/// plan.
+#[test]
+fn what_was_told_of_workspaces_since_the_backup_is_taken_back() -> Result<()> {
+    let tolerated = [RESTORED, "part is down"];
+    run(DeploymentOptions { plan: Plan::Scale, ..quick("youngworkspaces") }, &tolerated, async |system| {
+        let operator = system.api_at(1, &system.deployment.endpoints().operator_key)?;
+        let sdk = system.sdk(1)?;
+        let (closed, closed_key) = system.another_workspace(Plan::Scale).await?;
+        let (shrunk, _) = system.another_workspace(Plan::Scale).await?;
+        let (grown, grown_key) = system.another_workspace(Plan::Free).await?;
+        let (opened, opened_key) = system.another_workspace(Plan::Scale).await?;
+        let mut staying = Vec::new();
+        for (workspace, key) in [(grown, &grown_key), (opened, &opened_key)] {
+            let link = link_of(&system.api_at(1, key)?, "stays").await?;
+            let session = sdk.accept(&link.token, NOTICE_VERSION, &random_attempt()).await?;
+            let body = Body::of_batch(&*small_batch(session.id, 0, 0, true, 500)?, Form::Lines, Encoding::Zstd)?;
+            sdk.send(&session, 0, 0, true, &body).await?;
+            load::wait_stored(&system.api_at(1, key)?, session.id, StoredAs::Object, LATER).await?;
+            staying.push((workspace, session.id));
+        }
+        system.api_at(1, &opened_key)?.close_workspace().await?;
+        let dump = tempfile::NamedTempFile::new()?;
+        pg("pg_dump", system, &["--format", "custom", "--file"], dump.path())?;
+        let (young, young_key) = system.another_workspace(Plan::Free).await?;
+        operator.operate(grown, &OperatorPatch { plan: Some(Plan::Scale), state: None }).await?;
+        let active = OperatorPatch { state: Some(WorkspaceState::Active), plan: None };
+        operator.operate(opened, &active).await?;
+        let link = link_of(&system.api_at(1, &young_key)?, "young").await?;
+        let closed_until = system.api_at(1, &closed_key)?.close_workspace().await?.terminates_at;
+        operator.operate(shrunk, &OperatorPatch { plan: Some(Plan::Free), state: None }).await?;
+        let told = "select count(*) from outbox";
+        system.wait_count("all of it is told", told, 0, SOON).await?;
+        system.take_down(&system.service("batcher", 1)).await?;
+        let session = sdk.accept(&link.token, NOTICE_VERSION, &random_attempt()).await?;
+        let body = Body::of_batch(&*small_batch(session.id, 0, 0, true, 500)?, Form::Lines, Encoding::Zstd)?;
+        sdk.send(&session, 0, 0, true, &body).await?;
+        for kind in ["control-plane", "compactor", "retention-worker"] {
+            system.take_down(&system.service(kind, 1)).await?;
+        }
+        pg("pg_restore", system, &["--clean", "--if-exists", "--single-transaction"], dump.path())?;
+        // By the backup one is past its window, and the other's time is over.
+        sqlx::query("update session set started_at = started_at - interval '20 days' where workspace_id = $1")
+            .bind(grown.0)
+            .execute(system.index.pool())
+            .await?;
+        let over = "update workspace set terminates_at = now() - interval '1 hour' where terminates_at is not null";
+        let over = sqlx::query(over).execute(system.index.pool()).await?;
+        ensure!(over.rows_affected() == 1, "the backup has other workspaces closed: the test shows nothing");
+        let nobodys = WorkspaceId(Uuid::now_v7());
+        sqlx::query(
+            "insert into session (workspace_id, id, link_id, notice_version, consented_at, receipt_id, started_at,
+                 last_activity_at, final)
+             values ($1, gen_random_uuid(), gen_random_uuid(), '1', now(), gen_random_uuid(), now(), now(), true)",
+        )
+        .bind(nobodys.0)
+        .execute(system.index.pool())
+        .await?;
+        let known: Vec<Uuid> = sqlx::query_scalar("select id from workspace where id = any($1)")
+            .bind([closed.0, shrunk.0, young.0])
+            .fetch_all(system.index.pool())
+            .await?;
+        ensure!(known == [closed.0, shrunk.0], "the backup has {known:?}: the test shows nothing");
+        for kind in ["retention-worker", "batcher", "control-plane", "compactor"] {
+            system.bring_back(&system.service(kind, 1)).await?;
+        }
+
+        until("the workspace that nobody knows is there", SOON, || async {
+            match operator.operate(nobodys, &OperatorPatch::default()).await {
+                Ok(found) if (found.plan, found.state) == (Plan::Scale, WorkspaceState::Suspended) => Seen::Done(()),
+                found => Seen::not_yet(format_args!("{found:?}")),
+            }
+        })
+        .await?;
+        let found = operator.operate(young, &OperatorPatch::default()).await?;
+        ensure!((found.plan, found.state) == (Plan::Free, WorkspaceState::Active), "{found:?}");
+        let found = operator.operate(shrunk, &OperatorPatch::default()).await?;
+        ensure!((found.plan, found.state) == (Plan::Free, WorkspaceState::Active), "{found:?}");
+        let found = operator.operate(closed, &OperatorPatch::default()).await?;
+        ensure!(found.state == WorkspaceState::Terminated && found.terminates_at.is_some(), "{found:?}");
+        let differ = Option::zip(found.terminates_at, closed_until).map(|(found, told)| (found - told).abs());
+        ensure!(differ.is_some_and(|differ| differ < time::Duration::SECOND), "it goes at another time: {found:?}");
+        let graces = "select count(*) from workspace where kept_until > now() and kept_window = interval '365 days'";
+        ensure!(system.count(graces).await? == 1, "sessions of the smaller plan go without their grace");
+        // What is told from now on is told above what edges have heard.
+        let suspended = OperatorPatch { state: Some(WorkspaceState::Suspended), plan: None };
+        operator.operate(young, &suspended).await?;
+        until("the edge has heard of it", SOON, || async {
+            match sdk.accept(&link.token, NOTICE_VERSION, &random_attempt()).await {
+                Err(error) if error.code() == "workspace_suspended" => Seen::Done(()),
+                answer => Seen::not_yet(format_args!("{:?}", answer.err())),
+            }
+        })
+        .await?;
+
+        let live = "select count(*) from session where state = 0";
+        system.wait_count("the session is there again", live, 4, SOON).await?;
+        set_clock(system, "7 days 1 hour").await?;
+        system.wait_count("it is past its window", live, 3, LATER).await?;
+        let left = "select count(*) from session where state < 3";
+        system.wait_count("it is erased", left, 3, LATER).await?;
+        for (workspace, session) in staying {
+            let is_live = "select state = 0 from session where workspace_id = $1 and id = $2";
+            let is_live: bool =
+                sqlx::query_scalar(is_live).bind(workspace.0).bind(session.0).fetch_one(system.index.pool()).await?;
+            ensure!(is_live, "a session went by what the backup knew of its workspace");
+        }
+        Ok(())
     })
 }

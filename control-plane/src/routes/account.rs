@@ -54,7 +54,7 @@ pub(super) async fn change_workspace(
         state: opens,
         ..WorkspaceChange::default()
     };
-    changed(state.index.change_workspace(caller.workspace, &change, state.graces).await?)
+    changed(state.change_workspace(caller.workspace, &change).await?)
 }
 
 /// Closes the workspace: nothing is recorded any more, and when its time is over all of it goes. Until then it can be opened again.
@@ -67,7 +67,7 @@ pub(super) async fn close_workspace(
         return Err(ErrorCode::WorkspaceSuspended.into());
     }
     let change = WorkspaceChange { state: Some(WorkspaceState::Terminated), ..WorkspaceChange::default() };
-    let closed = changed(state.index.change_workspace(caller.workspace, &change, state.graces).await?)?;
+    let closed = changed(state.change_workspace(caller.workspace, &change).await?)?;
     Ok((StatusCode::ACCEPTED, closed))
 }
 

@@ -78,7 +78,7 @@ pub(super) async fn change_workspace(
     let patch: OperatorPatch = parse_body(body)?;
     let change =
         WorkspaceChange { plan: patch.plan, state: patch.state, by_operator: true, ..WorkspaceChange::default() };
-    changed(state.index.change_workspace(WorkspaceId(parse_id(&id)?), &change, state.graces).await?)
+    changed(state.change_workspace(WorkspaceId(parse_id(&id)?), &change).await?)
 }
 
 pub(super) async fn link(

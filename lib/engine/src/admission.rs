@@ -356,6 +356,7 @@ mod tests {
             limits: Plan::Free.limits(),
             full_until: None,
             notice_versions: Vec::new(),
+            terms: None,
         };
         standing.apply(Entry::workspace(link().ws, rules(&["https://new.example"]), 1), 0);
         for origin in ["https://app.example", "https://new.example"] {

@@ -7,6 +7,7 @@ use ed25519_dalek::{Signature, VerifyingKey};
 use schemas::deletion::{
     Cause, RECEIPT_BYTES_MAX, RECEIPT_SESSIONS_MAX, RECEIPT_VERSION, Receipt, Remains, RemainsIn, Scope,
 };
+use schemas::limits::{LINK_EXPIRES_IN_MAX_S, SESSION_S_MAX, SESSION_TOKEN_GRACE_S, TOKEN_LEEWAY_S};
 use schemas::token::{self, ALGORITHM, TokenType};
 use schemas::{DeletionId, SessionId, WorkspaceId};
 use time::{Duration, OffsetDateTime};
@@ -75,6 +76,25 @@ pub struct Residuals {
     pub index_backups: Duration,
     /// How long any process keeps an unwrapped key.
     pub keys_cached_ms: u64,
+}
+
+/// A session that was asked for anew sends for so long after its link was made, at most: until its token ends. In seconds.
+const TOKENS_S: u64 = LINK_EXPIRES_IN_MAX_S + SESSION_S_MAX + SESSION_TOKEN_GRACE_S + TOKEN_LEEWAY_S;
+
+/// A tombstone stays for so long at least, whatever is set: of a session whose end user consented later than this ago it is there.
+pub const TOMBSTONES_KEPT_MIN: Duration = Duration::seconds(TOKENS_S.cast_signed());
+
+/// No clock is so wrong that a time was noted later than this after it.
+const CLOCKS_DIFFER_MAX: Duration = Duration::days(2);
+
+impl Residuals {
+    /// How long after its receipt a tombstone stays: then no record, token or backup can bring the session back. Its link was made before
+    /// the deletion, so the last token of the session, and the last record that this token lets in, are no younger than links and
+    /// tokens get, and the log lets go of that record. Backups are as old.
+    pub fn tombstones_kept(&self) -> Duration {
+        let records = TOMBSTONES_KEPT_MIN.saturating_add(self.log);
+        records.max(self.keystore_backups).max(self.index_backups).saturating_add(CLOCKS_DIFFER_MAX)
+    }
 }
 
 /// Why no receipt is signed.
@@ -234,6 +254,21 @@ mod tests {
             bytes: Some(1_000),
             shared_objects: Some(3),
         }
+    }
+
+    #[test]
+    fn tombstones_stay_longer_than_all_that_could_bring_a_session_back() {
+        let short = Residuals { log: 3 * DAY, keystore_backups: 7 * DAY, index_backups: 35 * DAY, keys_cached_ms: 1 };
+        // A link is good for 90 days, the last session's token for another 9 hours, and the log has what it let in for 3 days.
+        assert!((94 * DAY..96 * DAY).contains(&short.tombstones_kept()), "{}", short.tombstones_kept());
+        for long in [
+            Residuals { log: 400 * DAY, ..short },
+            Residuals { keystore_backups: 400 * DAY, ..short },
+            Residuals { index_backups: 400 * DAY, ..short },
+        ] {
+            assert!(long.tombstones_kept() > 401 * DAY, "{long:?}");
+        }
+        assert!(Residuals { log: Duration::MAX, ..short }.tombstones_kept() > 10_000 * DAY);
     }
 
     fn evidence() -> Evidence {

@@ -356,7 +356,14 @@ mod tests {
 
     fn rules(state: WorkspaceState) -> WorkspaceRules {
         let limits = Plan::Growth.limits();
-        WorkspaceRules { state, limits, full_until: None, origins: Vec::new(), notice_versions: Vec::new() }
+        WorkspaceRules {
+            state,
+            limits,
+            full_until: None,
+            origins: Vec::new(),
+            notice_versions: Vec::new(),
+            terms: None,
+        }
     }
 
     fn at(s: i64) -> OffsetDateTime {

@@ -6,11 +6,13 @@
 //! restored from, and is carried out once more. So is every destruction of keys, when the key store has counted fewer of them than
 //! the index heard of.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
+use schemas::deletion::Cause;
 use schemas::journal::{Entry, SESSIONS_MAX};
 use schemas::paths::ObjectKey;
 use schemas::{DeletionId, ObjectId, SessionKey};
@@ -27,7 +29,7 @@ use uuid::{NoContext, Timestamp, Uuid};
 use crate::index::journal::{Unwritten, Written};
 use crate::index::{Index, IndexError};
 use crate::keystore::KeyStore;
-use crate::objects::{Keeps, ListedTo, ObjectError, Objects};
+use crate::objects::{Keeps, Listed, ListedTo, ObjectError, Objects};
 use crate::postgres::Life;
 use crate::session_keys::{KeyError, StorageKeys};
 
@@ -37,7 +39,9 @@ pub(crate) const PREFIX: &str = "journal/";
 const FETCHED_AT_ONCE: usize = 8;
 /// Sessions whose keys are destroyed by one statement.
 const SHREDDED_AT_ONCE: usize = 1_000;
-/// No clock is so wrong that an entry's name is older than its deletion by more than this.
+/// Sessions that are deleted in one transaction.
+const FOUND_AT_ONCE: i64 = 1_000;
+/// No two clocks differ by more than this.
 const CLOCKS_DIFFER_MAX: Duration = Duration::from_secs(86_400);
 
 /// Why the journal was not written, or not read.
@@ -62,7 +66,8 @@ pub enum JournalError {
     Seal(#[from] SealError),
     /// An entry is not what was put there: what it deleted cannot be known.
     #[error(
-        "read {key}\n  hint: `clairvio object verify` says what is wrong with it; nothing is served until it reads, or is removed"
+        "read {key}\n  hint: `clairvio object verify` says what is wrong with it; nothing is served until it reads: put it back from a version or \
+         a copy. Who removes it gives up the deletion that it stands for: an index of an older backup would have those sessions again"
     )]
     Corrupt {
         /// Which entry.
@@ -77,7 +82,7 @@ pub enum JournalError {
 pub struct Replayed {
     /// Entries that the index did not know.
     pub entries: u64,
-    /// Sessions that were there again.
+    /// Sessions that were there again, or came before they were known to be deleted.
     pub sessions: u64,
     /// Keys of sessions that were destroyed once more since the key store forgot that it had.
     pub keys: u64,
@@ -149,7 +154,7 @@ impl Journal {
         let mut marks = marks.into_iter();
         // One entry, but of a reference with very many links.
         loop {
-            let id = ObjectId(Uuid::new_v7(timestamp(Duration::from_millis(now_ms))));
+            let id = ObjectId(Uuid::new_v7(timestamp_of(now_ms)));
             let (sessions, marks_of_entry) = (std::mem::take(&mut sessions), marks.next());
             let entry =
                 Entry { object: id, deletion, workspace, cause, requested_at_ms, sessions, marks: marks_of_entry };
@@ -169,12 +174,12 @@ impl Journal {
     /// Compares, and carries out once more what index or key store forgot. Nothing may be served before it returns.
     pub async fn replay(&self) -> Result<Replayed, JournalError> {
         let mut replayed = Replayed { keys: self.shred_again().await?, ..Replayed::default() };
-        let first = self.first_of(self.backups.saturating_add(CLOCKS_DIFFER_MAX)).await?;
-        let mut after = Some(ListedTo { key: first.to_string(), version: None });
-        while let Some(behind) = after {
-            let (entries, next) = self.list(Some(&behind)).await?;
-            after = next;
-            let ids: Vec<ObjectId> = entries.iter().map(ObjectKey::id).collect();
+        let (mut is_over, mut after) = (false, None);
+        // All of it: what is older than any backup is removed, and a name is by a clock that may have been wrong.
+        while !is_over {
+            let (entries, next) = self.list(after.as_ref()).await?;
+            (is_over, after) = (next.is_none(), next);
+            let ids: Vec<ObjectId> = entries.iter().map(|entry| entry.id).collect();
             let unknown = self.index.unknown_entries(&ids).await?;
             let fetching = stream::iter(unknown).map(|id| {
                 let journal = self.clone();
@@ -189,12 +194,21 @@ impl Journal {
                     .iter()
                     .map(|session| SessionKey { workspace: entry.workspace, session: *session })
                     .collect();
-                replayed.sessions += self.index.replay(&entry, &sessions).await?;
-                replayed.entries += 1;
+                // Keys before the entry is known: nobody comes back to one that is.
                 for some in sessions.chunks(SHREDDED_AT_ONCE) {
                     self.keystore.shred(some).await?;
                 }
+                if entry.cause == Cause::Terminated {
+                    self.keystore.shred_references(entry.workspace).await?;
+                }
+                replayed.sessions += self.index.replay(&entry, &sessions).await?;
+                replayed.entries += 1;
             }
+        }
+        // Batchers do not wait for this: what they let in before the marks were there is deleted now, and they see the marks from now on.
+        // Whoever brought them: another may have, and not be here yet.
+        while self.index.has_overlooked().await? {
+            replayed.sessions += self.index.delete_overlooked(FOUND_AT_ONCE).await?;
         }
         Ok(replayed)
     }
@@ -287,60 +301,63 @@ impl Journal {
         open_journal(&storage, id, &object).map(Some).map_err(corrupt)
     }
 
-    /// Removes entries that are older than any backup, some of them; how many.
+    /// Removes entries that are older than any backup, by the bucket's clock; some of them, and how many.
     pub async fn forget(&self, keeps: Keeps) -> Result<usize, JournalError> {
-        let oldest = self.first_of(self.backups.saturating_add(2 * CLOCKS_DIFFER_MAX)).await?;
-        let (entries, _) = self.list(None).await?;
-        let old: Vec<ObjectKey> = entries.into_iter().filter(|key| key.id() < oldest.id()).collect();
-        if old.is_empty() {
-            return Ok(0);
+        let now_s =
+            self.objects.now_s().await.map_err(|source| JournalError::Object { what: "tell the age", source })?;
+        let kept = self.backups.saturating_add(2 * CLOCKS_DIFFER_MAX);
+        let old_s = now_s.saturating_sub(i64::try_from(kept.as_secs()).unwrap_or(i64::MAX));
+        // Names begin with their time, so the oldest are on the first page.
+        let (entries, next) = self.list(None).await?;
+        let (old, young): (Vec<Lying>, Vec<Lying>) = entries.iter().partition(|entry| entry.put_s < old_s);
+        let ids = |entries: &[Lying]| entries.iter().map(|entry| entry.id).collect::<Vec<ObjectId>>();
+        let (old, mut left) = (ids(&old), ids(&young));
+        self.index.condemn_entries(&old, &left, old_s).await?;
+        let mut erased = old.len();
+        if !old.is_empty() {
+            let keys: Vec<ObjectKey> = old.iter().map(|id| ObjectKey::Journal { id: *id }).collect();
+            let kept = self.objects.erase(&keys, keeps).await;
+            let kept = kept.map_err(|source| JournalError::Object { what: "remove entries", source })?;
+            let kept: BTreeSet<ObjectId> = kept.iter().map(ObjectKey::id).collect();
+            erased -= kept.len();
+            left.extend(kept);
         }
-        let left = self.objects.erase(&old, keeps).await;
-        let left = left.map_err(|source| JournalError::Object { what: "remove entries", source })?;
-        let gone: Vec<ObjectId> = old.iter().filter(|key| !left.contains(key)).map(ObjectKey::id).collect();
-        self.index.forget_entries(&gone).await?;
-        Ok(gone.len())
+        // None up to here has an object but those that are left, so those neither that somebody died at.
+        let last = match entries.last() {
+            Some(last) if next.is_some() => last.id,
+            _ => ObjectId(Uuid::max()),
+        };
+        self.index.forget_entries(last, &left).await?;
+        Ok(erased)
+    }
+
+    /// Has what an entry said written anew, since the entry is missing: at the next pass. `false` when it is known no more.
+    pub async fn unwrite(&self, entry: ObjectId) -> Result<bool, JournalError> {
+        Ok(self.index.unwrite(entry).await?)
     }
 
     /// A page of entries, and where the next begins.
-    async fn list(&self, behind: Option<&ListedTo>) -> Result<(Vec<ObjectKey>, Option<ListedTo>), JournalError> {
+    async fn list(&self, behind: Option<&ListedTo>) -> Result<(Vec<Lying>, Option<ListedTo>), JournalError> {
         let page = self.objects.list_page(PREFIX, behind, false).await;
         let page = page.map_err(|source| JournalError::Object { what: "list entries", source })?;
-        Ok((page.listed.iter().filter_map(|listed| ObjectKey::parse(&listed.key)).collect(), page.next))
-    }
-
-    /// The key before which all entries lie that are older, by the bucket's clock.
-    async fn first_of(&self, age: Duration) -> Result<ObjectKey, JournalError> {
-        let now_s = self.objects.now_s().await;
-        let now_s = now_s.map_err(|source| JournalError::Object { what: "tell the age", source })?;
-        Ok(first_at(Duration::from_secs(now_s.max(0).unsigned_abs()).saturating_sub(age)))
+        let lying = |listed: &Listed| match ObjectKey::parse(&listed.key) {
+            Some(ObjectKey::Journal { id }) => Some(Lying { id, put_s: listed.put_s }),
+            _ => None,
+        };
+        Ok((page.listed.iter().filter_map(lying).collect(), page.next))
     }
 }
 
-fn timestamp(since_epoch: Duration) -> Timestamp {
-    Timestamp::from_unix(NoContext, since_epoch.as_secs(), since_epoch.subsec_nanos())
+/// Entries are named by the index's time.
+fn timestamp_of(now_ms: u64) -> Timestamp {
+    let at = Duration::from_millis(now_ms);
+    Timestamp::from_unix(NoContext, at.as_secs(), at.subsec_nanos())
 }
 
-/// The key before which all entries lie that were written earlier.
-fn first_at(since_epoch: Duration) -> ObjectKey {
-    let mut bytes = *Uuid::new_v7(timestamp(since_epoch)).as_bytes();
-    // Six bytes of time; what follows is random.
-    bytes[6..].fill(0);
-    ObjectKey::Journal { id: ObjectId(Uuid::from_bytes(bytes)) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_first_key_of_a_time_is_before_all_entries_of_it_and_behind_older_ones() {
-        let at = Duration::from_millis(1_790_000_000_123);
-        let first = first_at(at).to_string();
-        for _ in 0..100 {
-            let entry = |at| ObjectKey::Journal { id: ObjectId(Uuid::new_v7(timestamp(at))) }.to_string();
-            assert!(first < entry(at));
-            assert!(first > entry(at - Duration::from_millis(1)));
-        }
-    }
+/// An entry as it is listed.
+#[derive(Debug, Clone, Copy)]
+struct Lying {
+    id: ObjectId,
+    /// When it was put, by the bucket's clock, in seconds since the epoch.
+    put_s: i64,
 }

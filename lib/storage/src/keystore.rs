@@ -157,6 +157,21 @@ impl KeyStore {
         Ok(unsigned(shreddings))
     }
 
+    /// Removes the rows of sessions whose keys are destroyed: nobody can ask for one any more. Keys that are there stay.
+    pub async fn forget(&self, keys: &[SessionKey]) -> Result<(), IndexError> {
+        let (workspaces, sessions) = key_arrays(keys.iter().filter(|key| key.is_session()));
+        sqlx::query(
+            "delete from session_key k using unnest($1::uuid[], $2::uuid[]) as gone (w, s)
+             where k.workspace_id = gone.w and k.session_id = gone.s and k.wrapped is null",
+        )
+        .bind(&workspaces)
+        .bind(&sessions)
+        .execute(&self.pool)
+        .await
+        .map(drop)
+        .map_err(failed("remove rows of destroyed keys"))
+    }
+
     /// How many times keys were destroyed here. It never gets less, unless the key store is one of a backup.
     pub async fn shreddings(&self) -> Result<u64, IndexError> {
         let shreddings: i64 = sqlx::query_scalar("select count from shreddings")

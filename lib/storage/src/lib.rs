@@ -19,6 +19,7 @@ pub mod reconciling;
 pub mod references;
 pub mod session_keys;
 pub mod stream_notes;
+pub mod told;
 
 use service_kit::config::keys::KeyStoreConfig;
 use service_kit::config::postgres::PostgresConfig;

@@ -11,8 +11,9 @@ use schemas::deletion::RECEIPT_SESSIONS_MAX;
 use schemas::{DeletionId, SessionId, SessionKey};
 use sealing::{Random, SealError};
 use thiserror::Error;
+use uuid::Uuid;
 
-use crate::index::receipts::WithoutReceipt;
+use crate::index::receipts::{SignedPart, WithoutReceipt};
 use crate::index::{Index, IndexError};
 use crate::keystore::{KeyRow, KeyStore};
 
@@ -59,21 +60,36 @@ impl Receipts {
         // As a whole it is looked at once: what is over gets no more sessions.
         let evidence = self.index.evidence(deletion, RECEIPT_SESSIONS_MAX).await?;
         let Some(mut evidence) = evidence else { return Ok(false) };
-        let (mut after, mut receipts) = (None, Vec::new());
+        let draft = Uuid::now_v7();
+        let signed = self.sign_parts(draft, &mut evidence, signing).await;
+        if evidence.parts > 1 {
+            // They are receipts now, or nobody needs them.
+            self.index.forget_draft(draft, deletion).await?;
+        }
+        signed
+    }
+
+    async fn sign_parts(&self, draft: Uuid, evidence: &mut Evidence, signing: &Signing) -> Result<bool, ReceiptError> {
+        let (deletion, mut after) = (evidence.deletion, None);
         loop {
             evidence.sessions = self.index.session_evidence(deletion, after, RECEIPT_SESSIONS_MAX).await?;
-            self.add_keys(&mut evidence).await?;
-            let verified = verify(&evidence, &self.residuals, &Random::draw()?);
-            let verified = match verified {
+            self.add_keys(evidence).await?;
+            let verified = match verify(evidence, &self.residuals, &Random::draw()?) {
                 // Another worker was faster, or it is not due yet.
                 Err(Unverified::Early(_)) => return Ok(false),
                 verified => verified.map_err(|source| ReceiptError::Unverified(deletion, source))?,
             };
-            receipts.push((signing.receipt(&verified), evidence.sessions.len() as u64));
-            after = evidence.sessions.last().map(|known| known.session);
+            let signed = SignedPart {
+                number: evidence.part,
+                sessions: evidence.sessions.len() as u64,
+                body: signing.receipt(&verified),
+            };
             if evidence.part == evidence.parts {
-                return Ok(self.index.keep_receipts(deletion, evidence.workspace, &receipts).await?);
+                return Ok(self.index.keep_receipts(draft, deletion, evidence.workspace, &signed).await?);
             }
+            // However many there are, one is held at a time.
+            self.index.draft_receipt(draft, deletion, &signed).await?;
+            after = evidence.sessions.last().map(|known| known.session);
             evidence.part += 1;
         }
     }

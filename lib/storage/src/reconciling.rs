@@ -12,6 +12,9 @@
 //! - an object is **missing** that a live row named, that then was not listed, and whose row was live still after that: it was all the
 //!   time between.
 //!
+//! Entries of the journal are there before their rows. One without a row is **unknown**: whoever wrote it died before it noted that, or the
+//! index is one of a backup. Carried out once more it is known, and changes nothing in the first case.
+//!
 //! It only looks. [`Reconciler::remove`] is for operators: after an old backup of the index was restored, what no row names is data.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -56,7 +59,9 @@ pub enum ReconcileError {
 pub enum Finding {
     /// No row names what lies in the bucket under this key.
     Orphan(ObjectKey),
-    /// The same, and the key is none that we give: there may be anything in its name, so it stands in no log.
+    /// An entry of the journal that the index does not know: it is one of a backup, and a deletion is to be carried out once more.
+    Unknown(ObjectKey),
+    /// No row names what lies there, and the key is none that we give: there may be anything in its name, so it stands in no log.
     Stranger(String),
     /// A live row names this object, and it is not there.
     Missing(ObjectKey),
@@ -66,7 +71,7 @@ impl Finding {
     /// The key of an object of ours.
     pub fn key(&self) -> Option<&ObjectKey> {
         match self {
-            Self::Orphan(key) | Self::Missing(key) => Some(key),
+            Self::Orphan(key) | Self::Unknown(key) | Self::Missing(key) => Some(key),
             Self::Stranger(_) => None,
         }
     }
@@ -244,7 +249,13 @@ impl Reconciler {
         let still_named = self.rows_of(absent.collect()).await?;
         let finding = |suspicion: Suspicion<String>| match suspicion {
             Suspicion::Orphan(key) if lying.get(&key).is_some_and(|lying| lying.put_s < old_s) => {
-                Some(ObjectKey::parse(&key).map_or(Finding::Stranger(key), Finding::Orphan))
+                // Old versions of an entry say nothing.
+                let is_object = lying.get(&key).is_some_and(|lying| lying.is_object);
+                Some(match ObjectKey::parse(&key) {
+                    Some(entry @ ObjectKey::Journal { .. }) if is_object => Finding::Unknown(entry),
+                    Some(object) => Finding::Orphan(object),
+                    None => Finding::Stranger(key),
+                })
             }
             Suspicion::Missing(key) if still_named.get(&key) == Some(&true) => {
                 ObjectKey::parse(&key).map(Finding::Missing)

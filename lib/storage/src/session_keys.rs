@@ -11,13 +11,14 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use schemas::control::News;
+use schemas::control::{Entry, News};
 use schemas::{SessionId, SessionKey};
 use sealing::keyring::{KeyVersion, Keyring, KeyringError, Owner};
 use sealing::objects::StorageKey;
 use sealing::wrapping::{self, Wrapped};
 use sealing::{Key, SealError};
 use service_kit::config::kafka::ControlConfig;
+use service_kit::kafka::control::Following;
 use service_kit::kafka::{KafkaError, control};
 use service_kit::keys::cache::KeyCache;
 use service_kit::shutdown::Shutdown;
@@ -248,6 +249,23 @@ impl SessionKeys {
     ) -> Result<(), KafkaError> {
         let keys = self.clone();
         control::follow(config, client_id, shutdown.clone(), move |entry| {
+            if let News::Deletion(key) = entry.news {
+                keys.forget([&key]);
+            }
+        })
+    }
+
+    /// The same for whoever goes by other entries too, and by how many of them it has read.
+    pub fn follow_closely(
+        &self,
+        config: &ControlConfig,
+        client_id: &str,
+        shutdown: &Shutdown,
+        mut on_entry: impl FnMut(&Entry) + Send + 'static,
+    ) -> Result<Following, KafkaError> {
+        let keys = self.clone();
+        control::follow_closely(config, client_id, shutdown.clone(), move |entry| {
+            on_entry(&entry);
             if let News::Deletion(key) = entry.news {
                 keys.forget([&key]);
             }

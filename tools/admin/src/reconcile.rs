@@ -19,6 +19,7 @@ pub(crate) const EXAMPLES: &str = "Findings are lines on standard output, each a
   orphan       an object, or versions of one, that no row of the index names
   stranger     the same, under a key that is none of ours; it is never removed
   missing      an object that a live row names, and that is not in the bucket
+  unknown      an entry of the journal that the index does not know; retention workers carry it out, and it is never removed
   past-window  a session, WORKSPACE/SESSION, that is readable more than an hour after the end of its window, and its bytes
 
 After an old backup of the index was restored, orphans are data: restore a newer one before you remove any.
@@ -50,6 +51,7 @@ struct Found {
     orphans: Vec<ObjectKey>,
     strangers: u64,
     missing: u64,
+    unknown: u64,
     past_window: u64,
 }
 
@@ -62,7 +64,8 @@ impl Reconcile {
         if self.remove_orphans {
             remove(&reconciler, &mut found, self.expect).await?;
         }
-        let is_clean = found.orphans.is_empty() && found.strangers + found.missing + found.past_window == 0;
+        let is_clean =
+            found.orphans.is_empty() && found.strangers + found.missing + found.unknown + found.past_window == 0;
         Ok(if is_clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 }
@@ -84,6 +87,10 @@ async fn round(reconciler: &Reconciler) -> anyhow::Result<Found> {
                     // Whoever put it there may have put anything into its name, control characters too.
                     format!("stranger {}\n", name.escape_debug())
                 }
+                Finding::Unknown(key) => {
+                    found.unknown += 1;
+                    format!("unknown {key}\n")
+                }
                 Finding::Missing(key) => {
                     found.missing += 1;
                     format!("missing {key}\n")
@@ -100,13 +107,14 @@ async fn round(reconciler: &Reconciler) -> anyhow::Result<Found> {
     found.objects = walk.objects();
     let pages = walk.pages();
     eprintln!(
-        "clairvio: compared {} by {} and {}: {}, {}, {} missing, {} past their window",
+        "clairvio: compared {} by {} and {}: {}, {}, {} missing, {}, {} past their window",
         counted(found.objects, "object", "objects"),
         counted(pages.listed, "list of the bucket", "lists of the bucket"),
         counted(pages.rows, "page of rows", "pages of rows"),
         counted(found.orphans.len() as u64, "orphan", "orphans"),
         counted(found.strangers, "stranger", "strangers"),
         found.missing,
+        counted(found.unknown, "unknown entry", "unknown entries"),
         counted(found.past_window, "session", "sessions"),
     );
     Ok(found)

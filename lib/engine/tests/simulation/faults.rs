@@ -179,6 +179,8 @@ happened! {
     receipts "receipts",
     restored "backups restored",
     keys_restored "destroyed keys that a backup had",
+    links_lost "links that a backup had not",
+    marks_of_unknown "marks of such links that the journal brought",
     replayed "sessions that the journal brought to a restored index",
     strangers "objects without a row that an operator removed",
     keys_late "keys inserted behind their shredding",

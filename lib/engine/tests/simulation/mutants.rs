@@ -116,6 +116,8 @@ pub(crate) enum Mutant {
     NothingIsJournalled,
     /// Marks of links are not in the journal.
     MarksNotJournalled,
+    /// Marks are made of links alone that a restored index has.
+    MarksOfUnknownLinksLost,
     /// Barriers that a backup had hold in a database that counts its transactions anew.
     BarriersOfTheOldDatabase,
     /// Sessions expire by the plan with which they began.
@@ -230,6 +232,7 @@ pub(crate) const ALL: &[Mutant] = &[
     Mutant::JournalNotReplayed,
     Mutant::NothingIsJournalled,
     Mutant::MarksNotJournalled,
+    Mutant::MarksOfUnknownLinksLost,
     Mutant::BarriersOfTheOldDatabase,
     Mutant::ExpiresByPlanAtStart,
     Mutant::NoGraceForPlans,

@@ -158,6 +158,8 @@ pub(crate) type DeletionNumber = u64;
 pub(crate) struct Link {
     pub(crate) workspace: WorkspaceId,
     pub(crate) reference: usize,
+    /// Whether the index has a row of it: one of a backup that is older has none.
+    pub(crate) is_known: bool,
     /// Sessions that began no later are deleted, by whom.
     pub(crate) mark: Option<(u64, DeletionNumber)>,
 }

@@ -68,6 +68,15 @@ pub struct DueSession {
     pub kept_for: time::Duration,
 }
 
+/// Tombstones that nobody needs any more.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Forgettable {
+    /// Deletions,
+    pub deletions: Vec<DeletionId>,
+    /// and sessions of them, each of which stands in one.
+    pub sessions: Vec<SessionKey>,
+}
+
 /// What is on its way out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LeavingNow {
@@ -99,6 +108,14 @@ macro_rules! sessions_due {
          ) oldest limit $1"
     };
 }
+
+/// Whether a workspace is closed, its time is over and nothing of it was deleted yet.
+macro_rules! workspace_due {
+    ($now:literal) => {
+        concat!("(terminates_at <= ", $now, " and terminated_by is null)")
+    };
+}
+pub(super) use workspace_due;
 
 /// Whether a deletion is one of [`Round::Asked`], as the index `deletion_asked` has it.
 macro_rules! asked_for {
@@ -138,7 +155,7 @@ macro_rules! leaving_next {
 macro_rules! sessions_marked {
     ($by:literal) => {
         concat!(
-            " from link l join session s on s.workspace_id = l.workspace_id and s.link_id = l.id
+            " from marked_link l join session s on s.workspace_id = l.workspace_id and s.link_id = l.id
              where l.deletion_id ",
             $by,
             " and s.state = 0 and least(s.consented_at, s.started_at) <= l.begun_before "
@@ -265,8 +282,16 @@ impl Index {
         Ok(Some(found))
     }
 
+    /// Whether there are live sessions that began before all of their link's were deleted.
+    pub async fn has_overlooked(&self) -> Result<bool, IndexError> {
+        sqlx::query_scalar(concat!("select exists (select", sessions_marked!("is not null"), ")"))
+            .fetch_one(&self.pool)
+            .await
+            .map_err(failed("ask for sessions that were overlooked"))
+    }
+
     /// Deletes live sessions, `limit` at most, that began before all of their link's were deleted and came to be without being held to
-    /// that: by a batcher of an earlier release, which knows of no such mark. Gives how many.
+    /// that: before a restored index had the mark, or by a batcher of an earlier release, which knows of none. Gives how many.
     pub async fn delete_overlooked(&self, limit: i64) -> Result<u64, IndexError> {
         let mut tx = self.pool.begin().await.map_err(failed("begin deletion"))?;
         let rows = sqlx::query(concat!(
@@ -326,9 +351,9 @@ impl Index {
             sessions_due!(),
             ") found) select sessions, extract(epoch from clairvio.clock())::bigint as now_s,
                  not exists (select from session where state = 0 offset 10 * (select sessions from due)) as is_most,
-                 exists (select from workspace
-                     where terminates_at <= clairvio.clock() and terminated_by is null) as has_closed
-             from due"
+                 exists (select from workspace where ",
+            workspace_due!("clairvio.clock()"),
+            ") as has_closed from due"
         ))
         .bind(limit)
         .bind(f64::INFINITY)
@@ -399,12 +424,13 @@ impl Index {
         &self,
         limit: i64,
     ) -> Result<Vec<(WorkspaceId, time::OffsetDateTime, u64)>, IndexError> {
-        let rows = sqlx::query(
+        let rows = sqlx::query(concat!(
             "select w.id, w.terminates_at, (
                  select count(*) from session s where s.workspace_id = w.id and s.state = 0) as sessions
-             from workspace w where terminates_at <= clairvio.clock() and terminated_by is null
-             order by terminates_at limit $1",
-        )
+             from workspace w where ",
+            workspace_due!("clairvio.clock()"),
+            " order by terminates_at limit $1"
+        ))
         .bind(limit)
         .fetch_all(&self.pool)
         .await
@@ -457,7 +483,9 @@ impl Index {
         let row = sqlx::query(
             "select d.cause, d.requested_at, d.erased_at, d.finding, s.*, r.body, r.receipts
              from deletion d cross join lateral (
-                 select count(*) as sessions, count(shredded_at) as shredded, count(erased_at) as erased
+                 -- Those whose tombstones are gone were all of it.
+                 select d.forgotten + count(*) as sessions, d.forgotten + count(shredded_at) as shredded,
+                     d.forgotten + count(erased_at) as erased
                  from deletion_session where deletion_id = d.id
              ) s cross join lateral (
                  select count(*) as receipts, min(body) filter (where part = 1) as body
@@ -806,6 +834,106 @@ impl Index {
             end_deletion(&mut tx, DeletionId(deletion)).await?;
         }
         tx.commit().await.map_err(failed("commit erasing"))
+    }
+
+    /// Tombstones of deletions that got their receipts longer ago than `kept_s` seconds before `now_s`, and before the index's own time:
+    /// oldest first, `limit` deletions and sessions at most.
+    pub async fn forgettable(&self, now_s: i64, kept_s: i64, limit: i64) -> Result<Forgettable, IndexError> {
+        let deletions: Vec<Uuid> = sqlx::query_scalar(
+            "select id from deletion where receipted_at is not null and has_tombstones
+                 and receipted_at < least(now(), to_timestamp($1)) - make_interval(secs => $2)
+             order by receipted_at limit $3",
+        )
+        .bind(now_s as f64)
+        .bind(kept_s as f64)
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(failed("find deletions of long ago"))?;
+        let rows = sqlx::query(
+            // Along the primary key, however many one of them has.
+            "select d.workspace_id, d.session_id from unnest($1::uuid[]) as old (id) cross join lateral (
+                 select workspace_id, session_id from deletion_session
+                 where deletion_id = old.id order by workspace_id, session_id limit $2
+             ) d limit $2",
+        )
+        .bind(&deletions)
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(failed("find tombstones of long ago"))?;
+        Ok(Forgettable {
+            deletions: deletions.into_iter().map(DeletionId).collect(),
+            sessions: rows.iter().map(session_key).collect(),
+        })
+    }
+
+    /// Removes these tombstones; how many. Their deletions and receipts stay, and say how many sessions there were.
+    pub async fn forget_tombstones(&self, forgettable: &Forgettable) -> Result<u64, IndexError> {
+        let (workspaces, sessions) = key_arrays(forgettable.sessions.iter());
+        let deletions: Vec<Uuid> = forgettable.deletions.iter().map(|deletion| deletion.0).collect();
+        let mut tx = self.pool.begin().await.map_err(failed("begin forgetting"))?;
+        sqlx::query(
+            "with locked as (
+                 select s.workspace_id, s.id from session s
+                 join unnest($1::uuid[], $2::uuid[]) as d (workspace_id, id) using (workspace_id, id)
+                 where s.state = 3 order by s.workspace_id, s.id for update of s
+             )
+             delete from session s using locked where s.workspace_id = locked.workspace_id and s.id = locked.id",
+        )
+        .bind(&workspaces)
+        .bind(&sessions)
+        .execute(&mut *tx)
+        .await
+        .map_err(failed("remove tombstones"))?;
+        // Who does the same at once finds none left to count.
+        let forgotten = sqlx::query(
+            "with gone as (
+                 delete from deletion_session d using unnest($1::uuid[], $2::uuid[]) as g (w, s)
+                 where d.workspace_id = g.w and d.session_id = g.s returning d.deletion_id
+             ), counted as (
+                 select deletion_id, count(*) as sessions from gone group by deletion_id
+             ), locked as (
+                 select id, sessions from deletion join counted on deletion_id = id order by id for no key update of deletion
+             )
+             update deletion set forgotten = forgotten + locked.sessions from locked where deletion.id = locked.id
+             returning locked.sessions",
+        )
+        .bind(&workspaces)
+        .bind(&sessions)
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed("remove sessions of deletions"))?;
+        sqlx::query(
+            "with over as (
+                 select id from deletion where id = any($1) and has_tombstones
+                     and not exists (select from deletion_session where deletion_id = id)
+                 order by id for no key update
+             )
+             update deletion set has_tombstones = false from over where deletion.id = over.id",
+        )
+        .bind(&deletions)
+        .execute(&mut *tx)
+        .await
+        .map_err(failed("note deletions without tombstones"))?;
+        tx.commit().await.map_err(failed("commit forgetting"))?;
+        Ok(forgotten.iter().map(|row| unsigned(row.get("sessions"))).sum())
+    }
+
+    /// Removes marks of links without a row that were made before the same time, `limit` at most: no session of them can come any more.
+    pub async fn forget_marks(&self, now_s: i64, kept_s: i64, limit: i64) -> Result<u64, IndexError> {
+        sqlx::query(
+            "delete from link_mark where (workspace_id, link_id) in (
+                 select workspace_id, link_id from link_mark
+                 where begun_before < least(now(), to_timestamp($1)) - make_interval(secs => $2) limit $3)",
+        )
+        .bind(now_s as f64)
+        .bind(kept_s as f64)
+        .bind(limit)
+        .execute(&self.pool)
+        .await
+        .map(|gone| gone.rows_affected())
+        .map_err(failed("remove marks of links"))
     }
 
     /// Condemns rows that were staged longer ago than any publishing takes. A publisher that still comes finds its row

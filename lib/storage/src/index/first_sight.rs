@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use super::batches::FirstSight;
 use super::deletions::{begin_deletions, join_deletions};
-use super::workspaces::tell_rules;
+use super::workspaces::tell_rules_again;
 use super::{IndexError, failed, key_arrays, moment, outbox, session_key, unsigned};
 
 /// Edges are told how far a link is used when it may begin this many sessions more, or a quarter of all, whichever is less.
@@ -32,11 +32,23 @@ struct Link {
     max_sessions: u32,
     revoked_at: Option<OffsetDateTime>,
     expires_at: OffsetDateTime,
-    /// Sessions that began no later are deleted, by whom.
-    begun_before: Option<(OffsetDateTime, DeletionId)>,
+    /// Whether some of its sessions are deleted.
+    mark: Option<Mark>,
 }
 
 type LinkKey = (WorkspaceId, LinkId);
+
+/// Sessions that began no later are deleted, by whom.
+type Mark = (OffsetDateTime, DeletionId);
+
+/// Links of new sessions, locked.
+#[derive(Debug, Default)]
+struct Links {
+    /// Those that have rows.
+    known: BTreeMap<LinkKey, Link>,
+    /// Of the others those that are marked all the same: the index is one of a backup that is older than they are.
+    marked: BTreeMap<LinkKey, Mark>,
+}
 
 /// Inserts first rows of sessions. Gives the rows written.
 pub(super) async fn insert(
@@ -55,18 +67,18 @@ pub(super) async fn insert(
     }
     arrived.sort_unstable_by_key(|sight| (sight.appended_ms, sight.key));
     let judged = judge(&mut links, &arrived);
-    rows += count_in_links(tx, &links, &judged.counted).await?;
+    rows += count_in_links(tx, &links.known, &judged.counted).await?;
     for (cause, keys) in [(Cause::Exhausted, judged.over), (Cause::Revoked, judged.revoked)] {
         // The rows are this transaction's own, so they are locked.
         rows += begin_deletions(tx, cause, &keys).await?.rows;
     }
     rows += join_deletions(tx, judged.deleted).await?;
-    rows += tell_exhaustion(tx, &links, &judged.touched).await?;
+    rows += tell_exhaustion(tx, &links.known, &judged.touched).await?;
     rows += count_in_days(tx, &judged.admitted).await?;
     Ok(rows)
 }
 
-async fn lock_links(tx: &mut PgConnection, first_seen: &[FirstSight]) -> Result<BTreeMap<LinkKey, Link>, IndexError> {
+async fn lock_links(tx: &mut PgConnection, first_seen: &[FirstSight]) -> Result<Links, IndexError> {
     let (workspaces, _) = key_arrays(first_seen.iter().map(|sight| &sight.key));
     let rows = sqlx::query(
         "select workspace_id, id, sessions, max_sessions, revoked_at, expires_at, begun_before, deletion_id
@@ -86,14 +98,35 @@ async fn lock_links(tx: &mut PgConnection, first_seen: &[FirstSight]) -> Result<
             max_sessions: row.get::<i32, _>("max_sessions").unsigned_abs(),
             revoked_at: row.get("revoked_at"),
             expires_at: row.get("expires_at"),
-            begun_before: Option::zip(
-                row.get("begun_before"),
-                row.get::<Option<Uuid>, _>("deletion_id").map(DeletionId),
-            ),
+            mark: Option::zip(row.get("begun_before"), row.get::<Option<Uuid>, _>("deletion_id").map(DeletionId)),
         };
         (key, link)
     };
-    Ok(rows.iter().map(link).collect())
+    let known: BTreeMap<LinkKey, Link> = rows.iter().map(link).collect();
+    let of_sight = |sight: &FirstSight| (sight.key.workspace, sight.consent.link);
+    let unknown: BTreeSet<LinkKey> = first_seen.iter().map(of_sight).filter(|link| !known.contains_key(link)).collect();
+    let marked = if unknown.is_empty() { BTreeMap::new() } else { lock_marks(tx, &unknown).await? };
+    Ok(Links { known, marked })
+}
+
+/// Marks of links that have no row, which could be locked: until this transaction ends nobody makes one.
+async fn lock_marks(tx: &mut PgConnection, unknown: &BTreeSet<LinkKey>) -> Result<BTreeMap<LinkKey, Mark>, IndexError> {
+    sqlx::query("lock table link_mark in share mode").execute(&mut *tx).await.map_err(failed("lock marks of links"))?;
+    let (workspaces, links) = link_arrays(unknown.iter());
+    let rows = sqlx::query(
+        "select workspace_id, link_id, begun_before, deletion_id from link_mark
+         where (workspace_id, link_id) in (select * from unnest($1::uuid[], $2::uuid[]))",
+    )
+    .bind(&workspaces)
+    .bind(&links)
+    .fetch_all(&mut *tx)
+    .await
+    .map_err(failed("find marks of links"))?;
+    let mark = |row: &sqlx::postgres::PgRow| {
+        let key = (WorkspaceId(row.get("workspace_id")), LinkId(row.get("link_id")));
+        (key, (row.get("begun_before"), DeletionId(row.get("deletion_id"))))
+    };
+    Ok(rows.iter().map(mark).collect())
 }
 
 /// The rows written, and the sessions that had none before.
@@ -154,15 +187,16 @@ struct Judged {
 }
 
 /// Admits new sessions, in the order in which they came, as far as their links go, and counts them. Those whose link is not known
-/// have nobody to hold them to anything.
-fn judge(links: &mut BTreeMap<LinkKey, Link>, arrived: &[&FirstSight]) -> Judged {
+/// have nobody to hold them to anything but a mark.
+fn judge(links: &mut Links, arrived: &[&FirstSight]) -> Judged {
     let mut judged = Judged::default();
     for sight in arrived {
         let link_key = (sight.key.workspace, sight.consent.link);
-        if let Some(link) = links.get_mut(&link_key) {
+        // Of an edge's clock and the log's the one that says less: neither can make an old session look new.
+        let began = moment(sight.consent.consented_at_ms.min(sight.appended_ms));
+        let mut mark = links.marked.get(&link_key).copied();
+        if let Some(link) = links.known.get_mut(&link_key) {
             judged.touched.insert(link_key);
-            // Of an edge's clock and the log's the one that says less: neither can make an old session look new.
-            let began = moment(sight.consent.consented_at_ms.min(sight.appended_ms));
             if link.revoked_at.is_some_and(|revoked_at| began > revoked_at) {
                 judged.revoked.push(sight.key);
                 continue;
@@ -173,9 +207,10 @@ fn judge(links: &mut BTreeMap<LinkKey, Link>, arrived: &[&FirstSight]) -> Judged
             }
             link.sessions += 1;
             judged.counted.insert(link_key);
-            if let Some((_, deletion)) = link.begun_before.filter(|(before, _)| began <= *before) {
-                judged.deleted.push((deletion, sight.key));
-            }
+            mark = link.mark;
+        }
+        if let Some((_, deletion)) = mark.filter(|(before, _)| began <= *before) {
+            judged.deleted.push((deletion, sight.key));
         }
         judged.admitted.push((sight.key, sight.appended_ms));
     }
@@ -344,7 +379,8 @@ async fn close_for_today(tx: &mut PgConnection, workspace: WorkspaceId, plan: Pl
     if closed.rows_affected() == 0 {
         return Ok(0);
     }
-    tell_rules(tx, workspace).await?;
+    // Batchers do not wait for what an index of a backup has to learn.
+    tell_rules_again(tx, workspace).await?;
     // The workspace twice, and the outbox.
     Ok(closed.rows_affected() + 2)
 }

@@ -82,7 +82,7 @@ impl Index {
     async fn marks(&self, deletion: DeletionId) -> Result<Vec<Marks>, IndexError> {
         let rows = sqlx::query(
             // A millisecond later rather than earlier: nothing that began before the mark may come alive.
-            "select id, ceil(extract(epoch from begun_before) * 1000)::bigint as begun_before_ms from link
+            "select id, ceil(extract(epoch from begun_before) * 1000)::bigint as begun_before_ms from marked_link
              where deletion_id = $1 order by id",
         )
         .bind(deletion.0)
@@ -121,7 +121,8 @@ impl Index {
             sqlx::query(
                 // Whoever asks again meanwhile marks anew.
                 "update deletion set begun_journalled = true where id = $1 and not begun_journalled and not exists (
-                     select from link where deletion_id = $1 and ceil(extract(epoch from begun_before) * 1000)::bigint > $2)",
+                     select from marked_link
+                     where deletion_id = $1 and ceil(extract(epoch from begun_before) * 1000)::bigint > $2)",
             )
             .bind(entry.deletion.0)
             .bind(written.begun_before_ms.map_or(i64::MAX, signed))
@@ -145,25 +146,13 @@ impl Index {
         Ok(unknown.into_iter().map(ObjectId).collect())
     }
 
-    /// Carries an entry out once more: its sessions, which `keys` are, are deleted unless they are, its links marked, its workspace closed. Gives how many
-    /// sessions were not deleted. Can be repeated, and several can do it at once.
+    /// Carries an entry out once more: its sessions, which `keys` are, are deleted unless they are, its links marked, its workspace closed,
+    /// also where this index has never heard of them. Gives how many sessions were not deleted. Can be repeated, and several can do it at once.
+    /// The sessions of its links are found by [`Index::delete_overlooked`].
     pub async fn replay(&self, entry: &Entry, keys: &[SessionKey]) -> Result<u64, IndexError> {
         let mut tx = self.pool.begin().await.map_err(failed("begin replay"))?;
         if let Some(marks) = &entry.marks {
-            sqlx::query(
-                "with locked as (
-                     select workspace_id, id from link where workspace_id = $1 and id = any($2) order by id for no key update
-                 )
-                 update link set begun_before = greatest(begun_before, $3), deletion_id = coalesce(deletion_id, $4)
-                 from locked where link.workspace_id = locked.workspace_id and link.id = locked.id",
-            )
-            .bind(entry.workspace.0)
-            .bind(marks.links.iter().map(|link| link.0).collect::<Vec<_>>())
-            .bind(moment(marks.begun_before_ms))
-            .bind(entry.deletion.0)
-            .execute(&mut *tx)
-            .await
-            .map_err(failed("mark links once more"))?;
+            mark_once_more(&mut tx, entry, marks).await?;
         }
         let standing = lock_or_tombstone(&mut tx, keys).await?;
         if entry.cause == Cause::Terminated {
@@ -190,10 +179,57 @@ impl Index {
         Ok(standing.new.len() as u64)
     }
 
-    /// Entries that are no more.
-    pub async fn forget_entries(&self, ids: &[ObjectId]) -> Result<(), IndexError> {
-        sqlx::query("delete from journal_entry where id = any($1)")
-            .bind(ids.iter().map(|id| id.0).collect::<Vec<_>>())
+    /// An entry is not in the bucket any more although it has to be. What it said counts as unwritten, so that it is written anew: its
+    /// sessions, and what else its deletion says. `false` when it is known no more.
+    pub async fn unwrite(&self, entry: ObjectId) -> Result<bool, IndexError> {
+        let mut tx = self.pool.begin().await.map_err(failed("begin writing anew"))?;
+        let deletion: Option<Uuid> = sqlx::query_scalar(
+            "delete from journal_entry where id = $1 and condemned_at is null returning deletion_id",
+        )
+        .bind(entry.0)
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(failed("forget an entry that is missing"))?;
+        let Some(deletion) = deletion else { return Ok(false) };
+        sqlx::query("update deletion_session set entry_id = null where deletion_id = $1 and entry_id = $2")
+            .bind(deletion)
+            .bind(entry.0)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed("note sessions to journal"))?;
+        sqlx::query(
+            "update deletion set begun_journalled = false where id = $1
+                 and (cause = 'terminated' or exists (select from marked_link where deletion_id = $1))",
+        )
+        .bind(deletion)
+        .execute(&mut *tx)
+        .await
+        .map_err(failed("note marks to journal"))?;
+        tx.commit().await.map_err(failed("commit writing anew"))?;
+        Ok(true)
+    }
+
+    /// These entries are going to be removed from the bucket. So are those that were noted before `old_s`, seconds since the epoch, and are not
+    /// among these `young` ones: an index of a backup has rows of what was removed since.
+    pub async fn condemn_entries(&self, old: &[ObjectId], young: &[ObjectId], old_s: i64) -> Result<(), IndexError> {
+        sqlx::query(
+            "update journal_entry set condemned_at = now()
+             where condemned_at is null and (id = any($1) or (written_at < to_timestamp($3) and id <> all($2)))",
+        )
+        .bind(old.iter().map(|id| id.0).collect::<Vec<_>>())
+        .bind(young.iter().map(|id| id.0).collect::<Vec<_>>())
+        .bind(old_s as f64)
+        .execute(&self.pool)
+        .await
+        .map(drop)
+        .map_err(failed("condemn journal entries"))
+    }
+
+    /// Condemned entries up to this one are no more, but for those that are left.
+    pub async fn forget_entries(&self, last: ObjectId, left: &[ObjectId]) -> Result<(), IndexError> {
+        sqlx::query("delete from journal_entry where id <= $1 and condemned_at is not null and id <> all($2)")
+            .bind(last.0)
+            .bind(left.iter().map(|id| id.0).collect::<Vec<_>>())
             .execute(&self.pool)
             .await
             .map(drop)
@@ -233,7 +269,43 @@ impl Index {
     }
 }
 
-/// Notes an entry as known, and its sessions as journalled.
+/// Marks links as an entry says, unless a later mark is there. Those without a row are newer than the backup that this index is.
+async fn mark_once_more(tx: &mut PgConnection, entry: &Entry, marks: &Marks) -> Result<(), IndexError> {
+    let links: Vec<Uuid> = marks.links.iter().map(|link| link.0).collect();
+    for (statement, what) in [
+        (
+            "with locked as (
+                 select workspace_id, id from link where workspace_id = $1 and id = any($2) order by id for no key update
+             )
+             update link set begun_before = $3, deletion_id = $4
+             from locked where link.workspace_id = locked.workspace_id and link.id = locked.id
+                 and (begun_before is null or begun_before < $3)",
+            "mark links once more",
+        ),
+        (
+            // Who sees a session of such a link first has a lock of the table that this waits for.
+            "insert into link_mark (workspace_id, link_id, deletion_id, begun_before)
+             select $1, id, $4, $3 from unnest($2::uuid[]) as marked (id)
+             where not exists (select from link where workspace_id = $1 and link.id = marked.id) order by id
+             on conflict (workspace_id, link_id) do update
+                 set begun_before = excluded.begun_before, deletion_id = excluded.deletion_id
+                 where link_mark.begun_before < excluded.begun_before",
+            "mark links that are not known",
+        ),
+    ] {
+        sqlx::query(statement)
+            .bind(entry.workspace.0)
+            .bind(&links)
+            .bind(moment(marks.begun_before_ms))
+            .bind(entry.deletion.0)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed(what))?;
+    }
+    Ok(())
+}
+
+/// Notes an entry as known, and its sessions as journalled. Those that stand in another deletion by now get that one's entry.
 async fn note_entry(tx: &mut PgConnection, entry: &Entry) -> Result<(), IndexError> {
     sqlx::query("insert into journal_entry (id, deletion_id) values ($1, $2) on conflict do nothing")
         .bind(entry.object.0)
@@ -243,11 +315,12 @@ async fn note_entry(tx: &mut PgConnection, entry: &Entry) -> Result<(), IndexErr
         .map_err(failed("note journal entry"))?;
     sqlx::query(
         "update deletion_session set entry_id = $1
-         where workspace_id = $2 and session_id = any($3) and entry_id is null",
+         where deletion_id = $4 and workspace_id = $2 and session_id = any($3) and entry_id is null",
     )
     .bind(entry.object.0)
     .bind(entry.workspace.0)
     .bind(entry.sessions.iter().map(|session| session.0).collect::<Vec<_>>())
+    .bind(entry.deletion.0)
     .execute(&mut *tx)
     .await
     .map(drop)

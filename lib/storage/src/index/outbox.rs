@@ -20,6 +20,7 @@ use sqlx::{PgConnection, Row as _};
 use thiserror::Error;
 
 use super::{Index, IndexError, failed};
+use crate::told::Told;
 
 const ROWS: &str = "outbox_rows";
 const FAILURES: &str = "outbox_relay_failures_total";
@@ -67,12 +68,13 @@ pub(super) fn telling(entry: &Entry) -> (String, Option<Vec<u8>>) {
     (entry.key(), Some(entry.value()))
 }
 
-/// Tells what is in the outbox, as soon as it is there, until the shutdown.
-pub async fn relay(index: Index, mut publisher: Publisher, shutdown: Shutdown) {
+/// Tells what is in the outbox, as soon as it is there, until the shutdown. What there is of workspaces waits until it is known that the
+/// index is not one of a backup, which would tell what was: the topic keeps the last entry of each, whatever its version.
+pub async fn relay(index: Index, mut publisher: Publisher, told: Told, shutdown: Shutdown) {
     // While Kafka or Postgres is away, each new reason is told once.
     let mut reasons = Reasons::default();
     while !shutdown.has_begun() {
-        match index.relay_some(&mut publisher).await {
+        match index.relay_some(&mut publisher, told.is_compared()).await {
             Ok(relayed) => {
                 reasons.clear();
                 if relayed > 0 {
@@ -93,8 +95,8 @@ pub async fn relay(index: Index, mut publisher: Publisher, shutdown: Shutdown) {
 }
 
 impl Index {
-    /// Tells the oldest entries that no other relay has taken; how many.
-    async fn relay_some(&self, publisher: &mut Publisher) -> Result<usize, RelayError> {
+    /// Tells the oldest entries that no other relay has taken, those of workspaces with rules alone; how many.
+    async fn relay_some(&self, publisher: &mut Publisher, with_rules: bool) -> Result<usize, RelayError> {
         // An empty outbox, as it nearly always is, costs one question.
         let waiting: i64 = sqlx::query_scalar("select count(*) from (select from outbox limit $1) as waiting")
             .bind(ROWS_COUNTED_MAX)
@@ -106,7 +108,7 @@ impl Index {
             return Ok(0);
         }
         let mut tx = self.pool.begin().await.map_err(failed("begin relay"))?;
-        let rows = take(&mut tx).await?;
+        let rows = take(&mut tx, with_rules).await?;
         if rows.is_empty() {
             return Ok(0);
         }
@@ -131,15 +133,17 @@ struct Taken {
 
 /// Locks the oldest rows that may be told now and that no other relay has. A row that another relay is telling is still here
 /// for this statement, and all that has to come after it waits.
-async fn take(tx: &mut PgConnection) -> Result<Vec<Taken>, IndexError> {
+async fn take(tx: &mut PgConnection, with_rules: bool) -> Result<Vec<Taken>, IndexError> {
     let rows = sqlx::query(
         "select id, topic_key, value from outbox
          where not exists (select from outbox older where older.topic_key = outbox.topic_key and older.id < outbox.id)
              and (value is not null
                  or id < coalesce((select min(id) from outbox entry where entry.value is not null), id + 1))
+             and ($2 or not starts_with(topic_key, 'workspace/'))
          order by id limit $1 for update skip locked",
     )
     .bind(OUTBOX_ROWS_MAX as i64)
+    .bind(with_rules)
     .fetch_all(&mut *tx)
     .await
     .map_err(failed("take from outbox"))?;

@@ -1,9 +1,9 @@
 //! What an operator asks of the index about records in quarantine.
 
-use schemas::{ObjectId, WorkspaceId};
+use schemas::{ObjectId, SessionKey, WorkspaceId};
 use sqlx::Row as _;
 use sqlx::postgres::PgRow;
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
 use super::{Index, IndexError, LiveObject, failed, live_object, object_columns, signed, unsigned};
@@ -146,5 +146,26 @@ impl Index {
         .fetch_one(&self.pool)
         .await
         .map_err(failed("ask for the plan's window"))
+    }
+
+    /// Whether a session of such a consent may have been deleted so long ago that its tombstone is gone: it has no row, and tombstones stay for
+    /// `kept` after it at least.
+    pub async fn may_be_forgotten(
+        &self,
+        key: &SessionKey,
+        consented_at: OffsetDateTime,
+        kept: Duration,
+    ) -> Result<bool, IndexError> {
+        sqlx::query_scalar(
+            "select $3::timestamptz < clairvio.clock() - make_interval(secs => $4)
+                 and not exists (select from session where workspace_id = $1 and id = $2)",
+        )
+        .bind::<Uuid>(key.workspace.0)
+        .bind::<Uuid>(key.session.0)
+        .bind(consented_at)
+        .bind(kept.as_seconds_f64())
+        .fetch_one(&self.pool)
+        .await
+        .map_err(failed("ask for a session's tombstone"))
     }
 }

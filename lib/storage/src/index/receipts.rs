@@ -6,6 +6,7 @@ use schemas::http::ReceiptItem;
 use schemas::{DeletionId, SessionId, WorkspaceId};
 use sqlx::Row as _;
 use time::OffsetDateTime;
+use uuid::Uuid;
 
 use super::deletions::cause_of;
 use super::links::Before;
@@ -18,6 +19,17 @@ pub struct WithoutReceipt {
     pub id: DeletionId,
     /// When all of it was erased.
     pub erased_at: OffsetDateTime,
+}
+
+/// A receipt that was signed: one of a deletion's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SignedPart {
+    /// Which, from 1.
+    pub number: u32,
+    /// How many sessions are in it.
+    pub sessions: u64,
+    /// A compact JWS.
+    pub body: String,
 }
 
 impl Index {
@@ -136,12 +148,41 @@ impl Index {
             .collect())
     }
 
-    /// Keeps receipts: texts, and how many sessions are in each. Of several that sign the same at once one wins.
+    /// Puts a part aside, until the last one is there.
+    pub async fn draft_receipt(&self, draft: Uuid, deletion: DeletionId, part: &SignedPart) -> Result<(), IndexError> {
+        sqlx::query("insert into receipt_draft (draft, deletion_id, part, sessions, body) values ($1, $2, $3, $4, $5)")
+            .bind(draft)
+            .bind(deletion.0)
+            .bind(part.number.cast_signed())
+            .bind(signed(part.sessions))
+            .bind(&part.body)
+            .execute(&self.pool)
+            .await
+            .map(drop)
+            .map_err(failed("put a receipt aside"))
+    }
+
+    /// Removes parts that were put aside as this draft, and those of the deletion that somebody died at.
+    pub async fn forget_draft(&self, draft: Uuid, deletion: DeletionId) -> Result<(), IndexError> {
+        sqlx::query(
+            "delete from receipt_draft where deletion_id = $1 and (draft = $2 or drafted_at < now() - interval '1 hour')",
+        )
+        .bind(deletion.0)
+        .bind(draft)
+        .execute(&self.pool)
+        .await
+        .map(drop)
+        .map_err(failed("remove a draft of receipts"))
+    }
+
+    /// Keeps a deletion's receipts: those that were put aside as this draft, and the last. Of several that sign the same at once one wins;
+    /// `false` for the others.
     pub async fn keep_receipts(
         &self,
+        draft: Uuid,
         deletion: DeletionId,
         workspace: WorkspaceId,
-        receipts: &[(String, u64)],
+        last: &SignedPart,
     ) -> Result<bool, IndexError> {
         let mut tx = self.pool.begin().await.map_err(failed("begin receipts"))?;
         let marked = sqlx::query(
@@ -154,19 +195,20 @@ impl Index {
         if marked.rows_affected() == 0 {
             return Ok(false);
         }
-        for (part, (body, sessions)) in (1..).zip(receipts) {
-            sqlx::query(
-                "insert into receipt (deletion_id, part, workspace_id, sessions, body) values ($1, $2, $3, $4, $5)",
-            )
-            .bind(deletion.0)
-            .bind(part)
-            .bind(workspace.0)
-            .bind(signed(*sessions))
-            .bind(body)
-            .execute(&mut *tx)
-            .await
-            .map_err(failed("insert receipt"))?;
-        }
+        sqlx::query(
+            "insert into receipt (deletion_id, part, workspace_id, sessions, body)
+             select deletion_id, part, $3, sessions, body from receipt_draft where deletion_id = $2 and draft = $1
+             union all values ($2, $4, $3, $5, $6)",
+        )
+        .bind(draft)
+        .bind(deletion.0)
+        .bind(workspace.0)
+        .bind(last.number.cast_signed())
+        .bind(signed(last.sessions))
+        .bind(&last.body)
+        .execute(&mut *tx)
+        .await
+        .map_err(failed("insert receipts"))?;
         tx.commit().await.map_err(failed("commit receipts"))?;
         Ok(true)
     }

@@ -91,6 +91,7 @@ impl Index {
                     .bind(export)
                     .bind(id)
             }
+            Section::Journal => return self.entries_behind(id, limit).await,
             Section::Quarantine => {
                 sqlx::query(rows_page!("2", "partition, id", "($2, $3)")).bind(limit).bind(partition).bind(id)
             }
@@ -120,18 +121,37 @@ impl Index {
         rows.iter().map(row_of).collect()
     }
 
+    async fn entries_behind(&self, after: Uuid, limit: i64) -> Result<Vec<Row<ObjectKey>>, IndexError> {
+        let rows = sqlx::query(
+            "select id, condemned_at is null as is_live from journal_entry where id > $1 order by id limit $2",
+        )
+        .bind(after)
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(failed("read journal entries in order"))?;
+        Ok(rows.iter().map(entry_of).collect())
+    }
+
     /// The rows of these objects, of those that have one.
     pub async fn rows_among(&self, ids: &[ObjectId]) -> Result<Vec<Row<ObjectKey>>, IndexError> {
+        let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
         let rows = sqlx::query(concat!(
             "select object.state = 1 as is_live, ",
             object_columns!(),
             " from object where id = any($1)"
         ))
-        .bind(ids.iter().map(|id| id.0).collect::<Vec<_>>())
+        .bind(&ids)
         .fetch_all(&self.pool)
         .await
         .map_err(failed("ask for objects"))?;
-        rows.iter().map(row_of).collect()
+        let entries = sqlx::query("select id, condemned_at is null as is_live from journal_entry where id = any($1)")
+            .bind(&ids)
+            .fetch_all(&self.pool)
+            .await
+            .map_err(failed("ask for journal entries"))?;
+        let rows = rows.iter().map(row_of);
+        rows.chain(entries.iter().map(|row| Ok(entry_of(row)))).collect()
     }
 
     /// Live sessions that are past their window by more than `tolerance`, by the clock and the windows by which they expire; of each
@@ -264,4 +284,9 @@ impl Index {
 
 fn row_of(row: &PgRow) -> Result<Row<ObjectKey>, IndexError> {
     Ok(Row { key: object_key(row)?, is_live: row.get("is_live") })
+}
+
+/// The row of an entry of the journal. It has to be there until its row is condemned.
+fn entry_of(row: &PgRow) -> Row<ObjectKey> {
+    Row { key: ObjectKey::Journal { id: ObjectId(row.get("id")) }, is_live: row.get("is_live") }
 }

@@ -9,7 +9,7 @@ use sqlx::{PgConnection, Row as _};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::deletions::{Deletion, begin_deletions, end_finding, insert_deletion, join_deletion};
+use super::deletions::{Deletion, begin_deletions, end_finding, insert_deletion, join_deletion, workspace_due};
 use super::workspaces::tell_rules;
 use super::{Index, IndexError, failed, session_key};
 
@@ -30,10 +30,11 @@ impl Index {
     /// Begins to delete all of closed workspaces whose time is over, `limit` at most. From then on nothing opens them again. The time is no
     /// later than `now_s`, when [`Index::due`] was asked: a clock that jumps behind a comparison deletes nothing.
     pub async fn begin_terminations(&self, now_s: i64, limit: i64) -> Result<(), IndexError> {
-        let due: Vec<Uuid> = sqlx::query_scalar(
-            "select id from workspace where terminates_at <= least(clairvio.clock(), to_timestamp($2))
-                 and terminated_by is null order by terminates_at limit $1",
-        )
+        let due: Vec<Uuid> = sqlx::query_scalar(concat!(
+            "select id from workspace where ",
+            workspace_due!("least(clairvio.clock(), to_timestamp($2))"),
+            " order by terminates_at limit $1"
+        ))
         .bind(limit)
         .bind(now_s as f64)
         .fetch_all(&self.pool)
@@ -74,10 +75,10 @@ impl Index {
         let mut tx = self.pool.begin().await.map_err(failed("begin termination"))?;
         let deletion = DeletionId(Uuid::now_v7());
         // Whoever opens it again, or does this too, has the row or comes too late. What is told of it is no more than that it is closed.
-        let begun = sqlx::query(
-            "update workspace set terminated_by = $2, name = '', origins = '{}', notice_versions = '{}'
-             where id = $1 and terminates_at <= clairvio.clock() and terminated_by is null",
-        )
+        let begun = sqlx::query(concat!(
+            "update workspace set terminated_by = $2, name = '', origins = '{}', notice_versions = '{}' where id = $1 and ",
+            workspace_due!("clairvio.clock()")
+        ))
         .bind(workspace.0)
         .bind(deletion.0)
         .execute(&mut *tx)
@@ -155,12 +156,7 @@ impl Index {
             .execute(&mut *tx)
             .await
             .map_err(failed("remove closed workspace"))?;
-        // Entries of the audit can go only once their workspace is gone, and are found by this.
-        sqlx::query("insert into workspace_gone (id) values ($1) on conflict do nothing")
-            .bind(workspace.0)
-            .execute(&mut *tx)
-            .await
-            .map_err(failed("note workspace as gone"))?;
+        note_gone(&mut tx, workspace).await?;
         tx.commit().await.map_err(failed("commit forgetting"))?;
         Ok(true)
     }
@@ -222,7 +218,7 @@ impl Index {
     }
 }
 
-/// An index that was restored from a backup learns that a workspace is closed, and that its time is over.
+/// An index that was restored from a backup learns that a workspace is closed, and that its time is over. One that it has no row of is gone.
 pub(super) async fn close_once_more(tx: &mut PgConnection, workspace: WorkspaceId) -> Result<(), IndexError> {
     let closed = sqlx::query(
         "update workspace set state = 'terminated', terminates_at = coalesce(least(terminates_at, clairvio.clock()), clairvio.clock())
@@ -232,5 +228,24 @@ pub(super) async fn close_once_more(tx: &mut PgConnection, workspace: WorkspaceI
     .execute(&mut *tx)
     .await
     .map_err(failed("close workspace once more"))?;
-    if closed.rows_affected() > 0 { tell_rules(tx, workspace).await } else { Ok(()) }
+    if closed.rows_affected() > 0 {
+        return tell_rules(tx, workspace).await;
+    }
+    let is_known: bool = sqlx::query_scalar("select exists (select from workspace where id = $1)")
+        .bind(workspace.0)
+        .fetch_one(&mut *tx)
+        .await
+        .map_err(failed("ask for a closed workspace"))?;
+    if is_known { Ok(()) } else { note_gone(tx, workspace).await }
+}
+
+/// Notes that a workspace is gone: what comes of it late is deleted, and entries of the audit, which can go only once it is, are found by
+/// this.
+async fn note_gone(tx: &mut PgConnection, workspace: WorkspaceId) -> Result<(), IndexError> {
+    sqlx::query("insert into workspace_gone (id) values ($1) on conflict do nothing")
+        .bind(workspace.0)
+        .execute(tx)
+        .await
+        .map(drop)
+        .map_err(failed("note workspace as gone"))
 }

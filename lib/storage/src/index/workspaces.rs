@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use schemas::WorkspaceId;
-use schemas::control::{Entry, WorkspaceRules, WorkspaceState};
+use schemas::control::{Entry, Kept, News, Terms, WorkspaceRules, WorkspaceState};
 use schemas::http::{UsageItem, WorkspaceItem};
 use schemas::limits::{NAME_BYTES_MAX, NOTICE_VERSION_BYTES_MAX, NOTICE_VERSIONS_MAX, ORIGIN_BYTES_MAX, ORIGINS_MAX};
 use schemas::plan::Plan;
@@ -11,9 +11,10 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row as _};
 use time::{Date, OffsetDateTime};
 use url::Url;
+use uuid::Uuid;
 
 use super::links::Before;
-use super::{Index, IndexError, failed, outbox, unsigned};
+use super::{Index, IndexError, failed, outbox, signed, unsigned};
 
 /// A name as it is kept: without blanks around it, neither empty nor longer than names may be, on one line.
 pub fn normal_name(text: &str) -> Option<String> {
@@ -89,6 +90,17 @@ pub enum Changed {
     Terminated,
 }
 
+/// What was told of a workspace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ToldRules {
+    /// Which.
+    pub workspace: WorkspaceId,
+    /// Under which version.
+    pub version: u64,
+    /// What edges hold it to, and how long it is kept.
+    pub rules: WorkspaceRules,
+}
+
 /// How long what a change takes away stays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Graces {
@@ -118,21 +130,40 @@ fn workspace_item(row: &PgRow) -> Result<WorkspaceItem, IndexError> {
 /// Tells edges what they hold this workspace to: counts up the version of its rules, and puts them as they are now into the
 /// outbox. From then on the workspace's row is locked, so what is told under a version is what the row has under it.
 pub(super) async fn tell_rules(tx: &mut PgConnection, workspace: WorkspaceId) -> Result<(), IndexError> {
+    tell_rules_under(tx, workspace, 1).await
+}
+
+/// The same without counting up: for whoever does not know whether the index is one of a backup. Should it be, it says nothing new.
+pub(super) async fn tell_rules_again(tx: &mut PgConnection, workspace: WorkspaceId) -> Result<(), IndexError> {
+    tell_rules_under(tx, workspace, 0).await
+}
+
+async fn tell_rules_under(tx: &mut PgConnection, workspace: WorkspaceId, step: i64) -> Result<(), IndexError> {
     let row = sqlx::query(
-        "update workspace set rules_version = rules_version + 1 where id = $1
-         returning plan, state, origins, notice_versions, full_until, rules_version",
+        "update workspace set rules_version = rules_version + $2 where id = $1
+         returning plan, state, origins, notice_versions, full_until, rules_version, terminates_at, closed_by_operator,
+             kept_until, (extract(epoch from kept_window) / 86400)::integer as kept_days",
     )
     .bind(workspace.0)
+    .bind(step)
     .fetch_one(&mut *tx)
     .await
     .map_err(failed("count up version of rules"))?;
     let not_ours = || IndexError::Row("workspace");
+    let plan = Plan::parse(row.get("plan")).ok_or_else(not_ours)?;
+    let kept = Option::zip(row.get("kept_until"), row.get::<Option<i32>, _>("kept_days"));
     let rules = WorkspaceRules {
         state: WorkspaceState::parse(row.get("state")).ok_or_else(not_ours)?,
-        limits: Plan::parse(row.get("plan")).ok_or_else(not_ours)?.limits(),
+        limits: plan.limits(),
         full_until: row.get("full_until"),
         origins: row.get("origins"),
         notice_versions: row.get("notice_versions"),
+        terms: Some(Terms {
+            plan,
+            kept: kept.map(|(until, days)| Kept { until, days: days.unsigned_abs() }),
+            terminates_at: row.get("terminates_at"),
+            closed_by_operator: row.get("closed_by_operator"),
+        }),
     };
     let entry = Entry::workspace(workspace, rules, unsigned(row.get("rules_version")));
     outbox::insert(tx, &[outbox::telling(&entry)]).await
@@ -254,6 +285,146 @@ impl Index {
         tx.commit().await.map_err(failed("commit change"))?;
         self.outbox.notify_one();
         Ok(Changed::Done(after))
+    }
+
+    /// Takes back what was told of workspaces under higher versions than the index has: it is one of a backup that is older. Those that it
+    /// has no row of get one, unless they are gone. Gives which were changed. Only when this was done of all may rules be told.
+    pub async fn take_back_rules(&self, told: &[ToldRules]) -> Result<Vec<WorkspaceId>, IndexError> {
+        let news: Vec<Uuid> = sqlx::query_scalar(
+            "select told.id from unnest($1::uuid[], $2::bigint[]) as told (id, version)
+             where not exists (select from workspace w where w.id = told.id
+                     and (w.rules_version >= told.version or w.terminated_by is not null))
+                 and not exists (select from workspace_gone g where g.id = told.id)",
+        )
+        .bind(told.iter().map(|told| told.workspace.0).collect::<Vec<_>>())
+        .bind(told.iter().map(|told| signed(told.version)).collect::<Vec<_>>())
+        .fetch_all(&self.pool)
+        .await
+        .map_err(failed("compare what was told of workspaces"))?;
+        let mut changed = Vec::new();
+        for told in told.iter().filter(|told| news.contains(&told.workspace.0)) {
+            if self.take_back(told).await? {
+                changed.push(told.workspace);
+            }
+        }
+        Ok(changed)
+    }
+
+    async fn take_back(&self, told: &ToldRules) -> Result<bool, IndexError> {
+        let ToldRules { workspace, version, rules } = told;
+        let mut tx = self.pool.begin().await.map_err(failed("begin taking rules back"))?;
+        let (statement, terms) = match &rules.terms {
+            // Closed or not, but not both: else nothing of ours.
+            Some(terms) if (rules.state == WorkspaceState::Terminated) == terms.terminates_at.is_some() => (
+                "insert into workspace (id, name, plan, state, origins, notice_versions, full_until, rules_version, terminates_at,
+                     closed_by_operator, kept_until, kept_window)
+                 values ($1, 'restored', $2, $3, $4, $5, $6, $7, $8, $9, $10, make_interval(days => $11))
+                 on conflict (id) do update set plan = excluded.plan, state = excluded.state, origins = excluded.origins,
+                     notice_versions = excluded.notice_versions, full_until = excluded.full_until,
+                     rules_version = excluded.rules_version, terminates_at = excluded.terminates_at,
+                     closed_by_operator = excluded.closed_by_operator, kept_until = excluded.kept_until,
+                     kept_window = excluded.kept_window
+                 where workspace.rules_version < excluded.rules_version and workspace.terminated_by is null",
+                *terms,
+            ),
+            Some(_) => return Ok(false),
+            // An earlier release told it. What is known of the workspace stays, and is told under versions that edges listen to.
+            None if rules.state != WorkspaceState::Terminated => (
+                "insert into workspace (id, name, plan, state, origins, notice_versions, full_until, rules_version, terminates_at,
+                     closed_by_operator, kept_until, kept_window)
+                 values ($1, 'restored', $2, $3, $4, $5, $6, $7, $8, $9, $10, make_interval(days => $11))
+                 on conflict (id) do update set rules_version = excluded.rules_version
+                 where workspace.rules_version < excluded.rules_version and workspace.terminated_by is null",
+                Terms {
+                    plan: Plan::ALL.into_iter().find(|plan| plan.limits() == rules.limits).unwrap_or(Plan::Scale),
+                    kept: None,
+                    terminates_at: None,
+                    closed_by_operator: false,
+                },
+            ),
+            None => return Ok(false),
+        };
+        let changed = sqlx::query(statement)
+            .bind(workspace.0)
+            .bind(terms.plan.as_str())
+            .bind(rules.state.as_str())
+            .bind(&rules.origins)
+            .bind(&rules.notice_versions)
+            .bind(rules.full_until)
+            .bind(signed(*version))
+            .bind(terms.terminates_at)
+            .bind(terms.closed_by_operator)
+            .bind(terms.kept.map(|kept| kept.until))
+            .bind(terms.kept.map(|kept| kept.days.cast_signed()))
+            .execute(&mut *tx)
+            .await
+            .map_err(failed("take rules of a workspace back"))?;
+        // Asked once the row is locked: one that went meanwhile is not to come back.
+        let is_gone: bool = sqlx::query_scalar("select exists (select from workspace_gone where id = $1)")
+            .bind(workspace.0)
+            .fetch_one(&mut *tx)
+            .await
+            .map_err(failed("ask for a workspace that is gone"))?;
+        if is_gone || changed.rows_affected() == 0 {
+            return Ok(false);
+        }
+        // What the backup was about to tell is older than what was told.
+        sqlx::query("delete from outbox where topic_key = $1")
+            .bind(News::Workspace(*workspace, Box::new(rules.clone())).key())
+            .execute(&mut *tx)
+            .await
+            .map_err(failed("forget what a backup was to tell"))?;
+        tx.commit().await.map_err(failed("commit rules"))?;
+        Ok(true)
+    }
+
+    /// Makes rows for workspaces that have live sessions and no row, which nobody told anything of, in id order behind the one given;
+    /// `limit` workspaces are looked at. The index is one of a backup, and the topic has forgotten. Their sessions get the longest window,
+    /// so that none stays for ever, and they are suspended until an operator says what they are. Gives those, and where to go on.
+    pub async fn find_unknown_workspaces(
+        &self,
+        after: Option<WorkspaceId>,
+        limit: i64,
+    ) -> Result<(Vec<WorkspaceId>, Option<WorkspaceId>), IndexError> {
+        let looked_at: Vec<(Uuid, bool)> = sqlx::query_as(
+            // From workspace to workspace along an index, whatever they have.
+            "with recursive found (id, number) as (
+                 (select workspace_id, 1::bigint from session where state = 0 and ($1::uuid is null or workspace_id > $1)
+                  order by workspace_id limit 1)
+                 union all
+                 select next.workspace_id, number + 1 from found cross join lateral (
+                     select workspace_id from session where state = 0 and workspace_id > found.id
+                     order by workspace_id limit 1
+                 ) next where number < $2
+             )
+             select id, not exists (select from workspace w where w.id = found.id)
+                 and not exists (select from workspace_gone g where g.id = found.id) as is_unknown from found order by id",
+        )
+        .bind(after.map(|after| after.0))
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(failed("look for workspaces without a row"))?;
+        let mut made = Vec::new();
+        for workspace in looked_at.iter().filter(|(_, is_unknown)| *is_unknown).map(|(workspace, _)| *workspace) {
+            let mut tx = self.pool.begin().await.map_err(failed("begin workspace"))?;
+            let inserted = sqlx::query(
+                "insert into workspace (id, name, plan, state) values ($1, 'restored', $2, 'suspended') on conflict do nothing",
+            )
+            .bind(workspace)
+            .bind(Plan::Scale.as_str())
+            .execute(&mut *tx)
+            .await
+            .map_err(failed("make a workspace that nobody knows"))?;
+            if inserted.rows_affected() == 1 {
+                tell_rules(&mut tx, WorkspaceId(workspace)).await?;
+                made.push(WorkspaceId(workspace));
+            }
+            tx.commit().await.map_err(failed("commit workspace"))?;
+        }
+        self.outbox.notify_one();
+        let next = looked_at.last().filter(|_| looked_at.len() as i64 == limit).map(|(last, _)| WorkspaceId(*last));
+        Ok((made, next))
     }
 
     /// Sessions that began in each day from `from` to `to`, oldest first; days without sessions are left out.

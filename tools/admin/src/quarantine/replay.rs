@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
+use engine::receipt::TOMBSTONES_KEPT_MIN;
 use futures::stream::{self, StreamExt as _};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use schemas::record::{Envelope, Header};
@@ -182,7 +183,7 @@ impl Replaying<'_> {
     }
 
     /// A session of which nothing was read before would begin its window on the day of the replay: what is past it by its
-    /// consent must not come back (P7).
+    /// consent must not come back (P7), nor what may have been deleted before.
     async fn past_window(&self, opened: &Opened) -> anyhow::Result<Option<Outcome>> {
         let (Header::Acceptance { key, consent } | Header::Batch { key, consent, .. }) = &opened.header else {
             return Ok(None);
@@ -190,8 +191,16 @@ impl Replaying<'_> {
         let consented_at =
             OffsetDateTime::UNIX_EPOCH + Duration::from_millis(consent.consented_at_ms.min(MOMENT_MS_MAX));
         let is_past = self.tools.index.is_past_window(key.workspace, consented_at).await?;
-        let refused = || Outcome::refused("its session is past the window of the workspace's plan", "leave it there");
-        Ok(is_past.then(refused))
+        if is_past {
+            let why = "its session is past the window of the workspace's plan";
+            return Ok(Some(Outcome::refused(why, "leave it there")));
+        }
+        // Whether it was deleted is the batcher's to see, as long as there is a tombstone.
+        if self.tools.index.may_be_forgotten(key, consented_at, TOMBSTONES_KEPT_MIN).await? {
+            let why = "its session may have been deleted so long ago that nobody knows of it any more";
+            return Ok(Some(Outcome::refused(why, "leave it there")));
+        }
+        Ok(None)
     }
 }
 

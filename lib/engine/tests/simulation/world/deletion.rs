@@ -54,6 +54,8 @@ pub(crate) struct Backup {
     deletions: BTreeMap<DeletionNumber, DeletionRow>,
     leaving: BTreeMap<(DeletionNumber, SessionKey), LeavingRow>,
     marks: Vec<Option<(u64, DeletionNumber)>>,
+    /// Links that were not used: they may have been made since.
+    unused: BTreeSet<LinkNumber>,
     exports: export::Backup,
     /// Keys that were there, unless the key store is never restored.
     keys: Option<BTreeSet<SessionKey>>,
@@ -102,7 +104,8 @@ pub(crate) fn key_of(number: usize) -> SessionKey {
 }
 
 pub(crate) fn links() -> Vec<Link> {
-    (0..LINKS).map(|number| Link { workspace: workspace(number), reference: number / 4, mark: None }).collect()
+    let link = |number| Link { workspace: workspace(number), reference: number / 4, is_known: true, mark: None };
+    (0..LINKS).map(link).collect()
 }
 
 fn window_ms(rng: &mut Rng) -> u64 {
@@ -303,7 +306,7 @@ impl World {
 
     fn links_of(&self, workspace: WorkspaceId, reference: usize) -> Vec<LinkNumber> {
         let links = self.index.links.iter().enumerate();
-        let own = links.filter(|(_, link)| link.workspace == workspace && link.reference == reference);
+        let own = links.filter(|(_, link)| link.workspace == workspace && link.reference == reference && link.is_known);
         own.map(|(number, _)| number).collect()
     }
 
@@ -511,6 +514,7 @@ impl World {
                 deletions: self.index.deletions.clone(),
                 leaving: self.index.leaving.clone(),
                 marks: self.index.links.iter().map(|link| link.mark).collect(),
+                unused: self.unused_links(),
                 exports: self.back_up_exports(),
                 keys: self.rng.bool().then_some(keys),
             });
@@ -536,6 +540,12 @@ impl World {
             }
         }
         self.check_gone()
+    }
+
+    fn unused_links(&self) -> BTreeSet<LinkNumber> {
+        let used: BTreeSet<LinkNumber> = self.index.sessions.values().filter_map(|row| row.link).collect();
+        let unmarked = self.index.links.iter().enumerate().filter(|(_, link)| link.mark.is_none());
+        unmarked.map(|(number, _)| number).filter(|number| !used.contains(number)).collect()
     }
 
     fn take_back(&mut self, backup: &Backup) {
@@ -570,6 +580,12 @@ impl World {
         for (link, mark) in self.index.links.iter_mut().zip(&backup.marks) {
             link.mark = *mark;
         }
+        for number in &backup.unused {
+            if self.rng.bool() {
+                self.happened.links_lost += 1;
+                self.index.links[*number].is_known = false;
+            }
+        }
     }
 
     /// What is missing comes back before anybody reads: tombstones, marks, destroyed keys, and what has its receipt.
@@ -589,7 +605,11 @@ impl World {
                         is_receipted: false,
                     });
                     for link in links {
-                        let mark = &mut self.index.links[link].mark;
+                        let Link { is_known, mark, .. } = &mut self.index.links[link];
+                        if !*is_known && self.mutant == Some(Mutant::MarksOfUnknownLinksLost) {
+                            continue;
+                        }
+                        self.happened.marks_of_unknown += u64::from(!*is_known);
                         if mark.is_none_or(|(before_ms, _)| before_ms <= begun_before_ms) {
                             *mark = Some((begun_before_ms, deletion));
                         }

@@ -1,0 +1,205 @@
+//! What was told of workspaces, and what an index that is one of a backup has forgotten of it.
+//!
+//! Their plans, and that they are closed or suspended, are told on `control`, which keeps the latest of each. What was told under a higher
+//! version than the index has is taken back. A workspace that neither of them knows, and that has sessions, gets a row of its own, or no
+//! window would end for them.
+//!
+//! Nothing is told of workspaces, nothing of them changes, and nothing goes by their plans, before that was done with the server that the
+//! index is on ([`Told::is_compared`]): a restored index would have sessions go by plans that were, and tell them to everybody.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use schemas::WorkspaceId;
+use schemas::control::{Entry, News};
+use service_kit::kafka::control::Following;
+use service_kit::retry::Reasons;
+use service_kit::shutdown::Shutdown;
+use service_kit::telemetry::Described::{self, Counter};
+use service_kit::telemetry::chain;
+
+use crate::index::workspaces::ToldRules;
+use crate::index::{Index, IndexError};
+use crate::journal::Journal;
+
+const RESTORED: &str = "restored_workspaces_total";
+
+/// For the metrics of a service that compares.
+pub const RESTORED_DESCRIBED: Described =
+    Counter(RESTORED, "Workspaces of which the index knew less than was told: it is one of a backup. Alarm on any.");
+
+/// How often it is looked whether there is anything to compare.
+const INTERVAL: Duration = Duration::from_millis(200);
+/// Workspaces that are compared by one question.
+const BATCH: usize = 500;
+/// How often all of them are compared: the index may be another by now.
+const ROUND_INTERVAL: Duration = Duration::from_secs(600);
+/// The topic counts as read to its end when it was so lately.
+const READ_WITHIN: Duration = Duration::from_secs(30);
+
+/// What was told of workspaces: some 500 bytes of each.
+#[derive(Debug, Clone)]
+pub struct Told(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    rules: Mutex<Rules>,
+    journal: Journal,
+    /// The server of the index with which all was compared, as the journal counts them.
+    compared: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Rules {
+    latest: BTreeMap<WorkspaceId, ToldRules>,
+    /// Those that were not compared since they were told.
+    new: BTreeSet<WorkspaceId>,
+}
+
+/// A round through all workspaces.
+#[derive(Debug)]
+enum Round {
+    /// Through those that were told of, behind the one given.
+    Told(Option<WorkspaceId>),
+    /// Through those that have sessions.
+    WithSessions(Option<WorkspaceId>),
+    /// Over since then.
+    Over(Instant),
+}
+
+impl Told {
+    /// Nothing so far; compared with an index that this journal is beside.
+    pub fn new(journal: Journal) -> Self {
+        Self(Arc::new(Inner { rules: Mutex::default(), journal, compared: AtomicU64::new(0) }))
+    }
+
+    /// This entry is on the topic.
+    pub fn add(&self, entry: &Entry) {
+        let News::Workspace(workspace, rules) = &entry.news else { return };
+        let (workspace, version) = (*workspace, entry.version);
+        let mut told = self.rules();
+        if told.latest.get(&workspace).is_none_or(|known| known.version <= version) {
+            told.latest.insert(workspace, ToldRules { workspace, version, rules: (**rules).clone() });
+            told.new.insert(workspace);
+        }
+    }
+
+    /// Whether all that was told was compared with the server that the index is on.
+    pub fn is_compared(&self) -> bool {
+        self.0.compared.load(Ordering::Acquire) == self.0.journal.servers()
+    }
+
+    /// Waits until it is, for no longer than this; whether it is.
+    pub async fn wait_compared(&self, within: Duration) -> bool {
+        let begun = Instant::now();
+        while !self.is_compared() {
+            if begun.elapsed() >= within {
+                return false;
+            }
+            tokio::time::sleep(INTERVAL).await;
+        }
+        true
+    }
+
+    /// Compares until the shutdown: what is new, and all of it now and then and whenever the index is on another server.
+    pub async fn run(self, index: Index, following: Following, shutdown: Shutdown) {
+        let (mut round, mut server, mut reasons) = (Round::Told(None), self.0.journal.servers(), Reasons::default());
+        while shutdown.sleep(INTERVAL).await {
+            if !following.knows_as_of(READ_WITHIN) {
+                continue;
+            }
+            let is_due = matches!(round, Round::Over(since) if since.elapsed() >= ROUND_INTERVAL);
+            let servers = self.0.journal.servers();
+            if std::mem::replace(&mut server, servers) != servers || is_due {
+                round = Round::Told(None);
+            }
+            let mut goes_on = true;
+            while goes_on && !shutdown.has_begun() && self.0.journal.servers() == server {
+                goes_on = match self.step(&index, &mut round).await {
+                    Ok(goes_on) => {
+                        reasons.clear();
+                        goes_on
+                    }
+                    Err(error) => {
+                        reasons.warn(format!("compare what was told of workspaces: {}", chain(&error)));
+                        false
+                    }
+                };
+            }
+            if matches!(round, Round::Over(_)) {
+                self.0.compared.store(server, Ordering::Release);
+            }
+        }
+    }
+
+    /// Compares some; whether there is more to do at once.
+    async fn step(&self, index: &Index, round: &mut Round) -> Result<bool, IndexError> {
+        let new = self.some_new();
+        if !new.is_empty() {
+            take_back(index, &new).await?;
+            self.forget_new(&new);
+            return Ok(true);
+        }
+        *round = match *round {
+            Round::Over(_) => return Ok(false),
+            Round::Told(after) => {
+                let some = self.some_behind(after);
+                take_back(index, &some).await?;
+                match some.last() {
+                    Some(last) => Round::Told(Some(last.workspace)),
+                    None => Round::WithSessions(None),
+                }
+            }
+            Round::WithSessions(after) => {
+                let (made, next) = index.find_unknown_workspaces(after, BATCH as i64).await?;
+                if !made.is_empty() {
+                    ::metrics::counter!(RESTORED).increment(made.len() as u64);
+                    tracing::warn!(
+                        workspaces = ?made,
+                        "sessions of workspaces that the index does not know: it is one of a backup, or another's; they are suspended, with the \
+                         longest window, until an operator gives them their plans"
+                    );
+                }
+                next.map_or_else(|| Round::Over(Instant::now()), |next| Round::WithSessions(Some(next)))
+            }
+        };
+        Ok(true)
+    }
+
+    fn some_new(&self) -> Vec<ToldRules> {
+        let told = self.rules();
+        told.new.iter().filter_map(|workspace| told.latest.get(workspace)).take(BATCH).cloned().collect()
+    }
+
+    /// These were compared. What was told of one meanwhile is new still.
+    fn forget_new(&self, compared: &[ToldRules]) {
+        let mut told = self.rules();
+        for rules in compared {
+            if told.latest.get(&rules.workspace).is_none_or(|latest| latest == rules) {
+                told.new.remove(&rules.workspace);
+            }
+        }
+    }
+
+    fn some_behind(&self, after: Option<WorkspaceId>) -> Vec<ToldRules> {
+        let told = self.rules();
+        let behind = (after.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
+        told.latest.range(behind).take(BATCH).map(|(_, rules)| rules.clone()).collect()
+    }
+
+    fn rules(&self) -> MutexGuard<'_, Rules> {
+        self.0.rules.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn take_back(index: &Index, told: &[ToldRules]) -> Result<(), IndexError> {
+    let changed = index.take_back_rules(told).await?;
+    if !changed.is_empty() {
+        ::metrics::counter!(RESTORED).increment(changed.len() as u64);
+        tracing::warn!(workspaces = ?changed, "the index is one of a backup: what was told of workspaces since is taken back");
+    }
+    Ok(())
+}
