@@ -8,8 +8,8 @@ use axum::extract::{MatchedPath, Request};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use engine::token::Signing;
-use schemas::{ErrorCode, WorkspaceId};
 use schemas::token::LinkClaims;
+use schemas::{ErrorCode, WorkspaceId};
 use service_kit::http_server;
 use service_kit::kafka::control::Publisher;
 use service_kit::keys::tokens::ControlKeys;
@@ -162,11 +162,7 @@ fn signing(keys: &ControlKeys) -> Option<Signing> {
 
 impl State {
     /// Changes a workspace: not before the index knows what was told of it, or what a backup has would be told as news.
-    pub(crate) async fn change_workspace(
-        &self,
-        id: WorkspaceId,
-        change: &WorkspaceChange,
-    ) -> Result<Changed, Refused> {
+    pub(crate) async fn change_workspace(&self, id: WorkspaceId, change: &WorkspaceChange) -> Result<Changed, Refused> {
         if !self.told.wait_compared(COMPARED_WITHIN).await {
             return Err(ErrorCode::Unavailable.into());
         }

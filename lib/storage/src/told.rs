@@ -38,7 +38,7 @@ const BATCH: usize = 500;
 /// How often all of them are compared: the index may be another by now.
 const ROUND_INTERVAL: Duration = Duration::from_secs(600);
 /// The topic counts as read to its end when it was so lately.
-const READ_WITHIN: Duration = Duration::from_secs(30);
+const READ_WITHIN: Duration = Duration::from_secs(5);
 
 /// What was told of workspaces: some 500 bytes of each.
 #[derive(Debug, Clone)]
@@ -57,6 +57,35 @@ struct Rules {
     latest: BTreeMap<WorkspaceId, ToldRules>,
     /// Those that were not compared since they were told.
     new: BTreeSet<WorkspaceId>,
+}
+
+impl Rules {
+    /// Of two entries the one with the higher version counts, and of two that are equal the later one.
+    fn add(&mut self, told: ToldRules) {
+        let workspace = told.workspace;
+        if self.latest.get(&workspace).is_none_or(|known| known.version <= told.version) {
+            self.latest.insert(workspace, told);
+            self.new.insert(workspace);
+        }
+    }
+
+    fn some_new(&self) -> Vec<ToldRules> {
+        self.new.iter().filter_map(|workspace| self.latest.get(workspace)).take(BATCH).cloned().collect()
+    }
+
+    /// These were compared. What was told of one meanwhile is new still.
+    fn forget_new(&mut self, compared: &[ToldRules]) {
+        for rules in compared {
+            if self.latest.get(&rules.workspace).is_none_or(|latest| latest == rules) {
+                self.new.remove(&rules.workspace);
+            }
+        }
+    }
+
+    fn some_behind(&self, after: Option<WorkspaceId>) -> Vec<ToldRules> {
+        let behind = (after.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
+        self.latest.range(behind).take(BATCH).map(|(_, rules)| rules.clone()).collect()
+    }
 }
 
 /// A round through all workspaces.
@@ -80,11 +109,7 @@ impl Told {
     pub fn add(&self, entry: &Entry) {
         let News::Workspace(workspace, rules) = &entry.news else { return };
         let (workspace, version) = (*workspace, entry.version);
-        let mut told = self.rules();
-        if told.latest.get(&workspace).is_none_or(|known| known.version <= version) {
-            told.latest.insert(workspace, ToldRules { workspace, version, rules: (**rules).clone() });
-            told.new.insert(workspace);
-        }
+        self.rules().add(ToldRules { workspace, version, rules: (**rules).clone() });
     }
 
     /// Whether all that was told was compared with the server that the index is on.
@@ -137,16 +162,16 @@ impl Told {
 
     /// Compares some; whether there is more to do at once.
     async fn step(&self, index: &Index, round: &mut Round) -> Result<bool, IndexError> {
-        let new = self.some_new();
+        let new = self.rules().some_new();
         if !new.is_empty() {
             take_back(index, &new).await?;
-            self.forget_new(&new);
+            self.rules().forget_new(&new);
             return Ok(true);
         }
         *round = match *round {
             Round::Over(_) => return Ok(false),
             Round::Told(after) => {
-                let some = self.some_behind(after);
+                let some = self.rules().some_behind(after);
                 take_back(index, &some).await?;
                 match some.last() {
                     Some(last) => Round::Told(Some(last.workspace)),
@@ -169,27 +194,6 @@ impl Told {
         Ok(true)
     }
 
-    fn some_new(&self) -> Vec<ToldRules> {
-        let told = self.rules();
-        told.new.iter().filter_map(|workspace| told.latest.get(workspace)).take(BATCH).cloned().collect()
-    }
-
-    /// These were compared. What was told of one meanwhile is new still.
-    fn forget_new(&self, compared: &[ToldRules]) {
-        let mut told = self.rules();
-        for rules in compared {
-            if told.latest.get(&rules.workspace).is_none_or(|latest| latest == rules) {
-                told.new.remove(&rules.workspace);
-            }
-        }
-    }
-
-    fn some_behind(&self, after: Option<WorkspaceId>) -> Vec<ToldRules> {
-        let told = self.rules();
-        let behind = (after.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
-        told.latest.range(behind).take(BATCH).map(|(_, rules)| rules.clone()).collect()
-    }
-
     fn rules(&self) -> MutexGuard<'_, Rules> {
         self.0.rules.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -202,4 +206,56 @@ async fn take_back(index: &Index, told: &[ToldRules]) -> Result<(), IndexError> 
         tracing::warn!(workspaces = ?changed, "the index is one of a backup: what was told of workspaces since is taken back");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use schemas::control::{WorkspaceRules, WorkspaceState};
+    use schemas::plan::Plan;
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn told(workspace: u128, version: u64, state: WorkspaceState) -> ToldRules {
+        let rules = WorkspaceRules {
+            state,
+            limits: Plan::Free.limits(),
+            full_until: None,
+            origins: Vec::new(),
+            notice_versions: Vec::new(),
+            terms: None,
+        };
+        ToldRules { workspace: WorkspaceId(Uuid::from_u128(workspace)), version, rules }
+    }
+
+    #[test]
+    fn the_latest_of_each_workspace_counts_and_is_new_until_it_was_compared() {
+        let mut rules = Rules::default();
+        let [first, second] = [told(1, 5, WorkspaceState::Active), told(1, 6, WorkspaceState::Suspended)];
+        rules.add(second.clone());
+        rules.add(first);
+        assert_eq!(rules.some_new(), [second.clone()], "an entry that comes late counts");
+        let again = told(1, 6, WorkspaceState::Terminated);
+        rules.add(again.clone());
+        rules.forget_new(&[second]);
+        assert_eq!(rules.some_new(), [again.clone()], "what was told meanwhile counts as compared");
+        rules.forget_new(std::slice::from_ref(&again));
+        assert!(rules.some_new().is_empty());
+        assert_eq!(rules.some_behind(None), [again], "what was compared is forgotten");
+    }
+
+    #[test]
+    fn a_round_meets_every_workspace_once() {
+        let mut rules = Rules::default();
+        let count = 2 * BATCH as u128 + 7;
+        (0..count).for_each(|workspace| rules.add(told(workspace, 1, WorkspaceState::Active)));
+        let (mut after, mut met) = (None, Vec::new());
+        loop {
+            let some = rules.some_behind(after);
+            let Some(last) = some.last() else { break };
+            after = Some(last.workspace);
+            met.extend(some.iter().map(|told| told.workspace.0.as_u128()));
+        }
+        assert!(met.into_iter().eq(0..count));
+    }
 }
