@@ -234,11 +234,11 @@ mod tests {
         let [first, second] = [told(1, 5, WorkspaceState::Active), told(1, 6, WorkspaceState::Suspended)];
         rules.add(second.clone());
         rules.add(first);
-        assert_eq!(rules.some_new(), [second.clone()], "an entry that comes late counts");
+        assert_eq!(rules.some_new(), std::slice::from_ref(&second), "an entry that comes late counts");
         let again = told(1, 6, WorkspaceState::Terminated);
         rules.add(again.clone());
         rules.forget_new(&[second]);
-        assert_eq!(rules.some_new(), [again.clone()], "what was told meanwhile counts as compared");
+        assert_eq!(rules.some_new(), std::slice::from_ref(&again), "what was told meanwhile counts as compared");
         rules.forget_new(std::slice::from_ref(&again));
         assert!(rules.some_new().is_empty());
         assert_eq!(rules.some_behind(None), [again], "what was compared is forgotten");

@@ -169,6 +169,22 @@ async fn tell_rules_under(tx: &mut PgConnection, workspace: WorkspaceId, step: i
     outbox::insert(tx, &[outbox::telling(&entry)]).await
 }
 
+/// Inserts a workspace as it was told, or sets so much of the row that is older.
+macro_rules! restored_workspace {
+    ($set:literal) => {
+        // What it was called stands in the backup alone, if it does.
+        concat!(
+            "insert into workspace (id, name, plan, state, origins, notice_versions, full_until, rules_version, terminates_at,
+                 closed_by_operator, kept_until, kept_window)
+             values ($1, 'restored', $2, $3, $4, $5, $6, $7, $8, $9, $10, make_interval(days => $11))
+             on conflict (id) do update set ",
+            $set,
+            "rules_version = excluded.rules_version
+             where workspace.rules_version < excluded.rules_version and workspace.terminated_by is null"
+        )
+    };
+}
+
 impl Index {
     /// Makes a workspace, and tells edges of it.
     pub async fn create_workspace(
@@ -316,25 +332,17 @@ impl Index {
         let (statement, terms) = match &rules.terms {
             // Closed or not, but not both: else nothing of ours.
             Some(terms) if (rules.state == WorkspaceState::Terminated) == terms.terminates_at.is_some() => (
-                "insert into workspace (id, name, plan, state, origins, notice_versions, full_until, rules_version, terminates_at,
-                     closed_by_operator, kept_until, kept_window)
-                 values ($1, 'restored', $2, $3, $4, $5, $6, $7, $8, $9, $10, make_interval(days => $11))
-                 on conflict (id) do update set plan = excluded.plan, state = excluded.state, origins = excluded.origins,
+                restored_workspace!(
+                    "plan = excluded.plan, state = excluded.state, origins = excluded.origins,
                      notice_versions = excluded.notice_versions, full_until = excluded.full_until,
-                     rules_version = excluded.rules_version, terminates_at = excluded.terminates_at,
-                     closed_by_operator = excluded.closed_by_operator, kept_until = excluded.kept_until,
-                     kept_window = excluded.kept_window
-                 where workspace.rules_version < excluded.rules_version and workspace.terminated_by is null",
+                     terminates_at = excluded.terminates_at, closed_by_operator = excluded.closed_by_operator,
+                     kept_until = excluded.kept_until, kept_window = excluded.kept_window, "
+                ),
                 *terms,
             ),
-            Some(_) => return Ok(false),
             // An earlier release told it. What is known of the workspace stays, and is told under versions that edges listen to.
             None if rules.state != WorkspaceState::Terminated => (
-                "insert into workspace (id, name, plan, state, origins, notice_versions, full_until, rules_version, terminates_at,
-                     closed_by_operator, kept_until, kept_window)
-                 values ($1, 'restored', $2, $3, $4, $5, $6, $7, $8, $9, $10, make_interval(days => $11))
-                 on conflict (id) do update set rules_version = excluded.rules_version
-                 where workspace.rules_version < excluded.rules_version and workspace.terminated_by is null",
+                restored_workspace!(""),
                 Terms {
                     plan: Plan::ALL.into_iter().find(|plan| plan.limits() == rules.limits).unwrap_or(Plan::Scale),
                     kept: None,
@@ -342,7 +350,7 @@ impl Index {
                     closed_by_operator: false,
                 },
             ),
-            None => return Ok(false),
+            Some(_) | None => return Ok(false),
         };
         let changed = sqlx::query(statement)
             .bind(workspace.0)
