@@ -494,8 +494,7 @@ impl Worker {
         self.keystore.forget(&found.sessions).await?;
         let forgotten = self.index.forget_tombstones(&found).await?;
         ::metrics::counter!(metrics::FORGOTTEN).increment(forgotten);
-        let marks = self.index.forget_marks(now_s, kept_s, BATCH).await?;
-        let is_more = !found.deletions.is_empty() || marks == BATCH as u64;
+        let is_more = self.index.forget_marks(now_s, kept_s, BATCH).await? | !found.deletions.is_empty();
         if !is_more {
             self.old_tombstones.note_done();
         }

@@ -277,11 +277,16 @@ fn tombstones_go_once_nothing_can_bring_their_sessions_back() -> Result<()> {
         .bind(deletions[0].0)
         .execute(system.index.pool())
         .await?;
+        let aged = "update link set begun_before = now() - make_interval(days => case
+                 when id = (select id from link where deletion_id is not null order by id limit 1) then 95 else 96 end)
+             where deletion_id is not null";
+        let aged = sqlx::query(aged).execute(system.index.pool()).await?;
+        ensure!(aged.rows_affected() == 3, "{} links are marked", aged.rows_affected());
         let worker = system.service("retention-worker", 1);
         system.take_down(&worker).await?;
         system.bring_back(&worker).await?;
         wait_for_metric(system, "retention-worker", "retention_forgotten_tombstones_total 4").await?;
-        system.wait_count("marks go as well", "select count(*) from link_mark", 1, LATER).await?;
+        system.wait_count("marks go as well", "select count(*) from marked_link", 2, LATER).await?;
         for (number, session) in sessions.iter().enumerate() {
             let rows = tombstone_rows(system, *session).await?;
             ensure!(rows == if number == 3 { 3 } else { 0 }, "session {number} has {rows} rows");

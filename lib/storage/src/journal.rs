@@ -174,7 +174,7 @@ impl Journal {
     /// Compares, and carries out once more what index or key store forgot. Nothing may be served before it returns.
     pub async fn replay(&self) -> Result<Replayed, JournalError> {
         let mut replayed = Replayed { keys: self.shred_again().await?, ..Replayed::default() };
-        let (mut is_over, mut after) = (false, None);
+        let (mut is_over, mut after, mut brought_marks) = (false, None, false);
         // All of it: what is older than any backup is removed, and a name is by a clock that may have been wrong.
         while !is_over {
             let (entries, next) = self.list(after.as_ref()).await?;
@@ -203,12 +203,14 @@ impl Journal {
                 }
                 replayed.sessions += self.index.replay(&entry, &sessions).await?;
                 replayed.entries += 1;
+                brought_marks |= entry.marks.is_some();
             }
         }
         // Batchers do not wait for this: what they let in before the marks were there is deleted now, and they see the marks from now on.
-        // Whoever brought them: another may have, and not be here yet.
+        // Whoever brought them: another may have, and not be here yet. Of a deletion that is finding its sessions there is nothing to tell.
         while self.index.has_overlooked().await? {
-            replayed.sessions += self.index.delete_overlooked(FOUND_AT_ONCE).await?;
+            let found = self.index.delete_overlooked(FOUND_AT_ONCE).await?;
+            replayed.sessions += if brought_marks { found } else { 0 };
         }
         Ok(replayed)
     }

@@ -920,20 +920,29 @@ impl Index {
         Ok(forgotten.iter().map(|row| unsigned(row.get("sessions"))).sum())
     }
 
-    /// Removes marks of links without a row that were made before the same time, `limit` at most: no session of them can come any more.
-    pub async fn forget_marks(&self, now_s: i64, kept_s: i64, limit: i64) -> Result<u64, IndexError> {
-        sqlx::query(
+    /// Removes marks of links that were made before the same time, `limit` of each kind at most; whether there may be more. No session that
+    /// they are for can come any more, and whoever looks for one goes through all marks.
+    pub async fn forget_marks(&self, now_s: i64, kept_s: i64, limit: i64) -> Result<bool, IndexError> {
+        let mut is_more = false;
+        for statement in [
+            "update link set begun_before = null, deletion_id = null where (workspace_id, id) in (
+                 select workspace_id, id from link where deletion_id is not null
+                     and begun_before < least(now(), to_timestamp($1)) - make_interval(secs => $2)
+                 order by workspace_id, id limit $3 for no key update skip locked)",
             "delete from link_mark where (workspace_id, link_id) in (
                  select workspace_id, link_id from link_mark
                  where begun_before < least(now(), to_timestamp($1)) - make_interval(secs => $2) limit $3)",
-        )
-        .bind(now_s as f64)
-        .bind(kept_s as f64)
-        .bind(limit)
-        .execute(&self.pool)
-        .await
-        .map(|gone| gone.rows_affected())
-        .map_err(failed("remove marks of links"))
+        ] {
+            let gone = sqlx::query(statement)
+                .bind(now_s as f64)
+                .bind(kept_s as f64)
+                .bind(limit)
+                .execute(&self.pool)
+                .await
+                .map_err(failed("remove marks of links"))?;
+            is_more |= gone.rows_affected() == limit.unsigned_abs();
+        }
+        Ok(is_more)
     }
 
     /// Condemns rows that were staged longer ago than any publishing takes. A publisher that still comes finds its row
