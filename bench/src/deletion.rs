@@ -251,7 +251,7 @@ impl<'a> Bench<'a> {
         for _ in 0..expired {
             let now_s = self.index.due(BATCH + 1).await?.now_s;
             let begun = Instant::now();
-            self.index.expire(now_s, BATCH).await?;
+            self.index.expire(now_s, BATCH, || true).await?;
             passes.expire_ms.push(millis(begun));
         }
         // With all that was expired to be led on.

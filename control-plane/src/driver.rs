@@ -163,10 +163,8 @@ fn signing(keys: &ControlKeys) -> Option<Signing> {
 impl State {
     /// Changes a workspace: not before the index knows what was told of it, or what a backup has would be told as news.
     pub(crate) async fn change_workspace(&self, id: WorkspaceId, change: &WorkspaceChange) -> Result<Changed, Refused> {
-        if !self.told.wait_compared(COMPARED_WITHIN).await {
-            return Err(ErrorCode::Unavailable.into());
-        }
-        Ok(self.index.change_workspace(id, change, self.graces).await?)
+        self.told.wait_compared(COMPARED_WITHIN).await;
+        Ok(self.index.change_workspace(id, change, self.graces, || self.told.is_compared()).await?)
     }
 
     /// A token of a link, signed by the key that signs now.

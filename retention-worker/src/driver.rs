@@ -343,7 +343,7 @@ impl Worker {
 
     /// Begins to delete what is past its window; how many.
     async fn expire(&self, due: Due) -> anyhow::Result<u64> {
-        let expired = self.index.expire(due.now_s, BATCH).await?;
+        let expired = self.index.expire(due.now_s, BATCH, || self.told.is_compared()).await?;
         ::metrics::counter!(metrics::EXPIRED).increment(expired);
         Ok(expired)
     }
@@ -416,7 +416,7 @@ impl Worker {
     /// that was not.
     async fn terminate(&mut self, due: Option<Due>) -> anyhow::Result<bool> {
         if let Some(due) = due.filter(|due| due.has_closed) {
-            self.index.begin_terminations(due.now_s, DELETIONS_AT_ONCE).await?;
+            self.index.begin_terminations(due.now_s, DELETIONS_AT_ONCE, || self.told.is_compared()).await?;
         }
         let mut goes_on = self.index.forget_reads_of_gone(BATCH).await? > 0;
         let found = self.index.terminated(self.terminated, DELETIONS_AT_ONCE).await?;

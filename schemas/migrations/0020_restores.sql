@@ -37,6 +37,5 @@ create table receipt_draft (
     part integer not null check (part > 0),
     sessions bigint not null,
     body text not null,
-    drafted_at timestamptz not null default now(),
     primary key (deletion_id, draft, part)
 );

@@ -113,12 +113,12 @@ fn p07_each_days_survivors_are_those_within_their_windows() -> Result<()> {
                 if day % (11 + number as i64) == 5 {
                     let plan = (workspace.plan + 1 + number % 3) % PLANS.len();
                     let change = WorkspaceChange { plan: Some(PLANS[plan].0), ..WorkspaceChange::default() };
-                    index.change_workspace(*id, &change, GRACES).await?;
+                    index.change_workspace(*id, &change, GRACES, || true).await?;
                     workspace.change(plan, now);
                 }
             }
             let now_s = index.due(1).await?.now_s;
-            while index.expire(now_s, 1_000).await? > 0 {}
+            while index.expire(now_s, 1_000, || true).await? > 0 {}
             model.values_mut().for_each(|workspace| workspace.expire(now));
             let live: Vec<Uuid> =
                 sqlx::query_scalar("select id from session where state = 0").fetch_all(index.pool()).await?;

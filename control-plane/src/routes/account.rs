@@ -77,6 +77,7 @@ pub(super) fn changed(changed: Changed) -> Answer<Json<WorkspaceItem>> {
         Changed::Done(workspace) => Ok(Json(workspace)),
         Changed::Unknown => Err(ErrorCode::NotFound.into()),
         Changed::Terminated => Err(ErrorCode::WorkspaceTerminated.into()),
+        Changed::Uncompared => Err(ErrorCode::Unavailable.into()),
     }
 }
 

@@ -174,7 +174,7 @@ impl Journal {
     /// Compares, and carries out once more what index or key store forgot. Nothing may be served before it returns.
     pub async fn replay(&self) -> Result<Replayed, JournalError> {
         let mut replayed = Replayed { keys: self.shred_again().await?, ..Replayed::default() };
-        let (mut is_over, mut after, mut brought_marks) = (false, None, false);
+        let (mut is_over, mut after, mut corrupt) = (false, None, None);
         // All of it: what is older than any backup is removed, and a name is by a clock that may have been wrong.
         while !is_over {
             let (entries, next) = self.list(after.as_ref()).await?;
@@ -186,33 +186,45 @@ impl Journal {
                 async move { journal.fetch(id).await }
             });
             let mut fetched = fetching.buffered(FETCHED_AT_ONCE);
-            while let Some(entry) = fetched.try_next().await? {
-                // One that was removed meanwhile is older than any backup.
-                let Some(entry) = entry else { continue };
-                let sessions: Vec<SessionKey> = entry
-                    .sessions
-                    .iter()
-                    .map(|session| SessionKey { workspace: entry.workspace, session: *session })
-                    .collect();
-                // Keys before the entry is known: nobody comes back to one that is.
-                for some in sessions.chunks(SHREDDED_AT_ONCE) {
-                    self.keystore.shred(some).await?;
+            while let Some(entry) = fetched.next().await {
+                match entry {
+                    Ok(Some(entry)) => {
+                        replayed.sessions += self.carry_out(&entry).await?;
+                        replayed.entries += 1;
+                    }
+                    // One that was removed meanwhile is older than any backup.
+                    Ok(None) => {}
+                    // Those behind it are carried out all the same.
+                    Err(error @ JournalError::Corrupt { .. }) => corrupt = corrupt.or(Some(error)),
+                    Err(error) => return Err(error),
                 }
-                if entry.cause == Cause::Terminated {
-                    self.keystore.shred_references(entry.workspace).await?;
-                }
-                replayed.sessions += self.index.replay(&entry, &sessions).await?;
-                replayed.entries += 1;
-                brought_marks |= entry.marks.is_some();
             }
         }
-        // Batchers do not wait for this: what they let in before the marks were there is deleted now, and they see the marks from now on.
-        // Whoever brought them: another may have, and not be here yet. Of a deletion that is finding its sessions there is nothing to tell.
-        while self.index.has_overlooked().await? {
-            let found = self.index.delete_overlooked(FOUND_AT_ONCE).await?;
-            replayed.sessions += if brought_marks { found } else { 0 };
+        match corrupt {
+            Some(error) => Err(error),
+            None => Ok(replayed),
         }
-        Ok(replayed)
+    }
+
+    /// Carries an entry out once more, and only then knows it: whoever finds it known need not. Gives how many sessions were not deleted.
+    async fn carry_out(&self, entry: &Entry) -> Result<u64, JournalError> {
+        let sessions: Vec<SessionKey> =
+            entry.sessions.iter().map(|session| SessionKey { workspace: entry.workspace, session: *session }).collect();
+        for some in sessions.chunks(SHREDDED_AT_ONCE) {
+            self.keystore.shred(some).await?;
+        }
+        if entry.cause == Cause::Terminated {
+            self.keystore.shred_references(entry.workspace).await?;
+        }
+        let mut deleted = self.index.replay(entry, &sessions).await?;
+        if entry.marks.is_some() {
+            // Batchers do not wait for this: what they let in before the marks were there is deleted now, and they see the marks from now on.
+            while let Some(found) = self.index.find_deleted(entry.deletion, FOUND_AT_ONCE).await? {
+                deleted += found.len() as u64;
+            }
+        }
+        self.index.note_known(entry).await?;
+        Ok(deleted)
     }
 
     /// Compares, and gives the index by connections to a server alone that was compared: should it be another, it is compared before it is

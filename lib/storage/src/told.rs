@@ -112,33 +112,35 @@ impl Told {
         self.rules().add(ToldRules { workspace, version, rules: (**rules).clone() });
     }
 
-    /// Whether all that was told was compared with the server that the index is on.
+    /// Whether all that was told was compared with the server that the index is on: of whatever connection there is by then.
     pub fn is_compared(&self) -> bool {
         self.0.compared.load(Ordering::Acquire) == self.0.journal.servers()
     }
 
-    /// Waits until it is, for no longer than this; whether it is.
-    pub async fn wait_compared(&self, within: Duration) -> bool {
+    /// Waits until it is, for no longer than this.
+    pub async fn wait_compared(&self, within: Duration) {
         let begun = Instant::now();
-        while !self.is_compared() {
-            if begun.elapsed() >= within {
-                return false;
-            }
+        while !self.is_compared() && begun.elapsed() < within {
             tokio::time::sleep(INTERVAL).await;
         }
-        true
     }
 
     /// Compares until the shutdown: what is new, and all of it now and then and whenever the index is on another server.
     pub async fn run(self, index: Index, following: Following, shutdown: Shutdown) {
         let (mut round, mut server, mut reasons) = (Round::Told(None), self.0.journal.servers(), Reasons::default());
+        let mut since = Instant::now();
         while shutdown.sleep(INTERVAL).await {
-            if !following.knows_as_of(READ_WITHIN) {
+            // What was told before the index came to be on this server has to be known.
+            if !following.knows_as_of(READ_WITHIN.min(since.elapsed())) {
                 continue;
             }
             let is_due = matches!(round, Round::Over(since) if since.elapsed() >= ROUND_INTERVAL);
             let servers = self.0.journal.servers();
-            if std::mem::replace(&mut server, servers) != servers || is_due {
+            if std::mem::replace(&mut server, servers) != servers {
+                (round, since) = (Round::Told(None), Instant::now());
+                continue;
+            }
+            if is_due {
                 round = Round::Told(None);
             }
             let mut goes_on = true;

@@ -282,16 +282,8 @@ impl Index {
         Ok(Some(found))
     }
 
-    /// Whether there are live sessions that began before all of their link's were deleted.
-    pub async fn has_overlooked(&self) -> Result<bool, IndexError> {
-        sqlx::query_scalar(concat!("select exists (select", sessions_marked!("is not null"), ")"))
-            .fetch_one(&self.pool)
-            .await
-            .map_err(failed("ask for sessions that were overlooked"))
-    }
-
     /// Deletes live sessions, `limit` at most, that began before all of their link's were deleted and came to be without being held to
-    /// that: before a restored index had the mark, or by a batcher of an earlier release, which knows of none. Gives how many.
+    /// that: by a batcher of an earlier release, which does not know of all such marks. Gives how many.
     pub async fn delete_overlooked(&self, limit: i64) -> Result<u64, IndexError> {
         let mut tx = self.pool.begin().await.map_err(failed("begin deletion"))?;
         let rows = sqlx::query(concat!(
@@ -453,9 +445,19 @@ impl Index {
 
     /// Begins to delete sessions whose plan window is over by the index's clock, `limit` at most; gives how many. The
     /// window is that of the workspace's current plan, a longer one before it for a grace (R5, R6). It is not later than `now_s`,
-    /// when [`Index::due`] was asked: a clock that jumps behind a comparison deletes nothing.
-    pub async fn expire(&self, now_s: i64, limit: i64) -> Result<u64, IndexError> {
+    /// when [`Index::due`] was asked: a clock that jumps behind a comparison deletes nothing. Nor does a server that is not compared with what
+    /// was told.
+    pub async fn expire(
+        &self,
+        now_s: i64,
+        limit: i64,
+        is_compared: impl Fn() -> bool + Send,
+    ) -> Result<u64, IndexError> {
         let mut tx = self.pool.begin().await.map_err(failed("begin expiry"))?;
+        // Asked on a connection: it may be one to another server than a moment ago.
+        if !is_compared() {
+            return Ok(0);
+        }
         let rows = sqlx::query(concat!(
             "with due as (",
             sessions_due!(),

@@ -148,7 +148,7 @@ impl Index {
 
     /// Carries an entry out once more: its sessions, which `keys` are, are deleted unless they are, its links marked, its workspace closed,
     /// also where this index has never heard of them. Gives how many sessions were not deleted. Can be repeated, and several can do it at once.
-    /// The sessions of its links are found by [`Index::delete_overlooked`].
+    /// The sessions of its links are found by [`Index::find_deleted`], and then it is [known](Index::note_known).
     pub async fn replay(&self, entry: &Entry, keys: &[SessionKey]) -> Result<u64, IndexError> {
         let mut tx = self.pool.begin().await.map_err(failed("begin replay"))?;
         if let Some(marks) = &entry.marks {
@@ -173,10 +173,16 @@ impl Index {
             .map_err(failed("insert deletion once more"))?;
             join_deletion(&mut tx, entry.deletion, entry.workspace, &standing.new).await?;
         }
-        note_entry(&mut tx, entry).await?;
         tx.commit().await.map_err(failed("commit replay"))?;
         self.outbox.notify_one();
         Ok(standing.new.len() as u64)
+    }
+
+    /// Notes an entry as carried out.
+    pub async fn note_known(&self, entry: &Entry) -> Result<(), IndexError> {
+        let mut tx = self.pool.begin().await.map_err(failed("begin noting"))?;
+        note_entry(&mut tx, entry).await?;
+        tx.commit().await.map_err(failed("commit noting"))
     }
 
     /// An entry is not in the bucket any more although it has to be. What it said counts as unwritten, so that it is written anew: its

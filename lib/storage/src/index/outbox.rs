@@ -74,7 +74,7 @@ pub async fn relay(index: Index, mut publisher: Publisher, told: Told, shutdown:
     // While Kafka or Postgres is away, each new reason is told once.
     let mut reasons = Reasons::default();
     while !shutdown.has_begun() {
-        match index.relay_some(&mut publisher, told.is_compared()).await {
+        match index.relay_some(&mut publisher, &told).await {
             Ok(relayed) => {
                 reasons.clear();
                 if relayed > 0 {
@@ -95,8 +95,8 @@ pub async fn relay(index: Index, mut publisher: Publisher, told: Told, shutdown:
 }
 
 impl Index {
-    /// Tells the oldest entries that no other relay has taken, those of workspaces with rules alone; how many.
-    async fn relay_some(&self, publisher: &mut Publisher, with_rules: bool) -> Result<usize, RelayError> {
+    /// Tells the oldest entries that no other relay has taken, those of workspaces only where the server is compared; how many.
+    async fn relay_some(&self, publisher: &mut Publisher, told: &Told) -> Result<usize, RelayError> {
         // An empty outbox, as it nearly always is, costs one question.
         let waiting: i64 = sqlx::query_scalar("select count(*) from (select from outbox limit $1) as waiting")
             .bind(ROWS_COUNTED_MAX)
@@ -108,7 +108,8 @@ impl Index {
             return Ok(0);
         }
         let mut tx = self.pool.begin().await.map_err(failed("begin relay"))?;
-        let rows = take(&mut tx, with_rules).await?;
+        // Asked on a connection: it may be one to another server than a moment ago.
+        let rows = take(&mut tx, told.is_compared()).await?;
         if rows.is_empty() {
             return Ok(0);
         }

@@ -162,10 +162,12 @@ impl Index {
             .map_err(failed("put a receipt aside"))
     }
 
-    /// Removes parts that were put aside as this draft, and those of the deletion that somebody died at.
+    /// Removes parts that were put aside as this draft, and once the deletion has its receipts all others too: whoever put them aside comes
+    /// too late, or is no more.
     pub async fn forget_draft(&self, draft: Uuid, deletion: DeletionId) -> Result<(), IndexError> {
         sqlx::query(
-            "delete from receipt_draft where deletion_id = $1 and (draft = $2 or drafted_at < now() - interval '1 hour')",
+            "delete from receipt_draft where deletion_id = $1
+                 and (draft = $2 or exists (select from deletion where id = $1 and receipted_at is not null))",
         )
         .bind(deletion.0)
         .bind(draft)
@@ -195,7 +197,7 @@ impl Index {
         if marked.rows_affected() == 0 {
             return Ok(false);
         }
-        sqlx::query(
+        let kept = sqlx::query(
             "insert into receipt (deletion_id, part, workspace_id, sessions, body)
              select deletion_id, part, $3, sessions, body from receipt_draft where deletion_id = $2 and draft = $1
              union all values ($2, $4, $3, $5, $6)",
@@ -209,6 +211,9 @@ impl Index {
         .execute(&mut *tx)
         .await
         .map_err(failed("insert receipts"))?;
+        if kept.rows_affected() != u64::from(last.number) {
+            return Err(IndexError::Row("receipt_draft"));
+        }
         tx.commit().await.map_err(failed("commit receipts"))?;
         Ok(true)
     }

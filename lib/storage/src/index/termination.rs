@@ -28,8 +28,14 @@ pub struct Terminated {
 
 impl Index {
     /// Begins to delete all of closed workspaces whose time is over, `limit` at most. From then on nothing opens them again. The time is no
-    /// later than `now_s`, when [`Index::due`] was asked: a clock that jumps behind a comparison deletes nothing.
-    pub async fn begin_terminations(&self, now_s: i64, limit: i64) -> Result<(), IndexError> {
+    /// later than `now_s`, when [`Index::due`] was asked: a clock that jumps behind a comparison deletes nothing. Nor does a server that is not
+    /// compared with what was told.
+    pub async fn begin_terminations(
+        &self,
+        now_s: i64,
+        limit: i64,
+        is_compared: impl Fn() -> bool + Send + Sync,
+    ) -> Result<(), IndexError> {
         let due: Vec<Uuid> = sqlx::query_scalar(concat!(
             "select id from workspace where ",
             workspace_due!("least(clairvio.clock(), to_timestamp($2))"),
@@ -41,7 +47,7 @@ impl Index {
         .await
         .map_err(failed("find closed workspaces"))?;
         for workspace in due {
-            self.begin_termination(WorkspaceId(workspace)).await?;
+            self.begin_termination(WorkspaceId(workspace), &is_compared).await?;
         }
         Ok(())
     }
@@ -71,8 +77,15 @@ impl Index {
         Ok(rows.iter().map(terminated).collect())
     }
 
-    async fn begin_termination(&self, workspace: WorkspaceId) -> Result<(), IndexError> {
+    async fn begin_termination(
+        &self,
+        workspace: WorkspaceId,
+        is_compared: &(impl Fn() -> bool + Sync),
+    ) -> Result<(), IndexError> {
         let mut tx = self.pool.begin().await.map_err(failed("begin termination"))?;
+        if !is_compared() {
+            return Ok(());
+        }
         let deletion = DeletionId(Uuid::now_v7());
         // Whoever opens it again, or does this too, has the row or comes too late. What is told of it is no more than that it is closed.
         let begun = sqlx::query(concat!(

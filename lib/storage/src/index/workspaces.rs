@@ -88,6 +88,8 @@ pub enum Changed {
     Unknown,
     /// It is closed: nothing of it changes, but that it may be opened again before its time is over.
     Terminated,
+    /// The index's server is not compared with what was told yet.
+    Uncompared,
 }
 
 /// What was told of a workspace.
@@ -169,22 +171,6 @@ async fn tell_rules_under(tx: &mut PgConnection, workspace: WorkspaceId, step: i
     outbox::insert(tx, &[outbox::telling(&entry)]).await
 }
 
-/// Inserts a workspace as it was told, or sets so much of the row that is older.
-macro_rules! restored_workspace {
-    ($set:literal) => {
-        // What it was called stands in the backup alone, if it does.
-        concat!(
-            "insert into workspace (id, name, plan, state, origins, notice_versions, full_until, rules_version, terminates_at,
-                 closed_by_operator, kept_until, kept_window)
-             values ($1, 'restored', $2, $3, $4, $5, $6, $7, $8, $9, $10, make_interval(days => $11))
-             on conflict (id) do update set ",
-            $set,
-            "rules_version = excluded.rules_version
-             where workspace.rules_version < excluded.rules_version and workspace.terminated_by is null"
-        )
-    };
-}
-
 impl Index {
     /// Makes a workspace, and tells edges of it.
     pub async fn create_workspace(
@@ -226,14 +212,20 @@ impl Index {
         rows.iter().map(workspace_item).collect()
     }
 
-    /// Changes a workspace, and tells edges in the same transaction when it is something that they go by.
+    /// Changes a workspace, and tells edges in the same transaction when it is something that they go by. Not on a server that
+    /// [is not compared](crate::told::Told::is_compared).
     pub async fn change_workspace(
         &self,
         id: WorkspaceId,
         change: &WorkspaceChange,
         graces: Graces,
+        is_compared: impl Fn() -> bool + Send,
     ) -> Result<Changed, IndexError> {
         let mut tx = self.pool.begin().await.map_err(failed("begin change"))?;
+        // Asked on a connection: it may be one to another server than a moment ago.
+        if !is_compared() {
+            return Ok(Changed::Uncompared);
+        }
         let row = sqlx::query(sqlx::AssertSqlSafe(format!(
             "select {COLUMNS}, terminated_by is null and terminates_at > clairvio.clock()
                  and ($2 or not closed_by_operator) as can_be_opened
@@ -328,45 +320,44 @@ impl Index {
 
     async fn take_back(&self, told: &ToldRules) -> Result<bool, IndexError> {
         let ToldRules { workspace, version, rules } = told;
-        let mut tx = self.pool.begin().await.map_err(failed("begin taking rules back"))?;
-        let (statement, terms) = match &rules.terms {
-            // Closed or not, but not both: else nothing of ours.
-            Some(terms) if (rules.state == WorkspaceState::Terminated) == terms.terminates_at.is_some() => (
-                restored_workspace!(
-                    "plan = excluded.plan, state = excluded.state, origins = excluded.origins,
-                     notice_versions = excluded.notice_versions, full_until = excluded.full_until,
-                     terminates_at = excluded.terminates_at, closed_by_operator = excluded.closed_by_operator,
-                     kept_until = excluded.kept_until, kept_window = excluded.kept_window, "
-                ),
-                *terms,
-            ),
-            // An earlier release told it. What is known of the workspace stays, and is told under versions that edges listen to.
-            None if rules.state != WorkspaceState::Terminated => (
-                restored_workspace!(""),
-                Terms {
-                    plan: Plan::ALL.into_iter().find(|plan| plan.limits() == rules.limits).unwrap_or(Plan::Scale),
-                    kept: None,
-                    terminates_at: None,
-                    closed_by_operator: false,
-                },
-            ),
-            Some(_) | None => return Ok(false),
+        let is_closed = rules.state == WorkspaceState::Terminated;
+        let terms = match rules.terms {
+            Some(terms) => terms,
+            // An earlier release told it: the plan is the one of these limits.
+            None => match Plan::ALL.into_iter().find(|plan| plan.limits() == rules.limits) {
+                Some(plan) => Terms { plan, kept: None, terminates_at: None, closed_by_operator: is_closed },
+                None => return Ok(false),
+            },
         };
-        let changed = sqlx::query(statement)
-            .bind(workspace.0)
-            .bind(terms.plan.as_str())
-            .bind(rules.state.as_str())
-            .bind(&rules.origins)
-            .bind(&rules.notice_versions)
-            .bind(rules.full_until)
-            .bind(signed(*version))
-            .bind(terms.terminates_at)
-            .bind(terms.closed_by_operator)
-            .bind(terms.kept.map(|kept| kept.until))
-            .bind(terms.kept.map(|kept| kept.days.cast_signed()))
-            .execute(&mut *tx)
-            .await
-            .map_err(failed("take rules of a workspace back"))?;
+        let mut tx = self.pool.begin().await.map_err(failed("begin taking rules back"))?;
+        let changed = sqlx::query(
+            // What it was called stands in the backup alone, if it does; when it goes, also where an earlier release told that it was closed.
+            "insert into workspace (id, name, plan, state, origins, notice_versions, full_until, rules_version, terminates_at,
+                 closed_by_operator, kept_until, kept_window)
+             values ($1, 'restored', $2, $3, $4, $5, $6, $7,
+                 case when $8 then coalesce($9, clairvio.clock() + interval '14 days') end, $10, $11, make_interval(days => $12))
+             on conflict (id) do update set plan = excluded.plan, state = excluded.state, origins = excluded.origins,
+                 notice_versions = excluded.notice_versions, full_until = excluded.full_until,
+                 rules_version = excluded.rules_version, terminates_at = excluded.terminates_at,
+                 closed_by_operator = excluded.closed_by_operator, kept_until = excluded.kept_until,
+                 kept_window = excluded.kept_window
+             where workspace.rules_version < excluded.rules_version and workspace.terminated_by is null",
+        )
+        .bind(workspace.0)
+        .bind(terms.plan.as_str())
+        .bind(rules.state.as_str())
+        .bind(&rules.origins)
+        .bind(&rules.notice_versions)
+        .bind(rules.full_until)
+        .bind(signed(*version))
+        .bind(is_closed)
+        .bind(terms.terminates_at)
+        .bind(is_closed && terms.closed_by_operator)
+        .bind(terms.kept.map(|kept| kept.until))
+        .bind(terms.kept.map(|kept| kept.days.cast_signed()))
+        .execute(&mut *tx)
+        .await
+        .map_err(failed("take rules of a workspace back"))?;
         // Asked once the row is locked: one that went meanwhile is not to come back.
         let is_gone: bool = sqlx::query_scalar("select exists (select from workspace_gone where id = $1)")
             .bind(workspace.0)
@@ -382,6 +373,8 @@ impl Index {
             .execute(&mut *tx)
             .await
             .map_err(failed("forget what a backup was to tell"))?;
+        // Should something older have been told behind it, this is the last again.
+        tell_rules_again(&mut tx, *workspace).await?;
         tx.commit().await.map_err(failed("commit rules"))?;
         Ok(true)
     }
