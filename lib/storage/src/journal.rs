@@ -14,7 +14,7 @@ use std::time::Duration;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use schemas::deletion::Cause;
 use schemas::journal::{Entry, SESSIONS_MAX};
-use schemas::paths::ObjectKey;
+use schemas::paths::{ObjectKey, Section};
 use schemas::{DeletionId, ObjectId, SessionKey};
 use sealing::SealError;
 use sealing::objects::{OpenError, journal_version, open_journal, seal_journal};
@@ -33,8 +33,6 @@ use crate::objects::{Keeps, Listed, ListedTo, ObjectError, Objects};
 use crate::postgres::Life;
 use crate::session_keys::{KeyError, StorageKeys};
 
-/// Below which all entries lie.
-pub(crate) const PREFIX: &str = "journal/";
 /// Entries that are fetched at once.
 const FETCHED_AT_ONCE: usize = 8;
 /// Sessions whose keys are destroyed by one statement.
@@ -352,7 +350,7 @@ impl Journal {
 
     /// A page of entries, and where the next begins.
     async fn list(&self, behind: Option<&ListedTo>) -> Result<(Vec<Lying>, Option<ListedTo>), JournalError> {
-        let page = self.objects.list_page(PREFIX, behind, false).await;
+        let page = self.objects.list_page(Section::Journal.prefix(), behind, false).await;
         let page = page.map_err(|source| JournalError::Object { what: "list entries", source })?;
         let lying = |listed: &Listed| match ObjectKey::parse(&listed.key) {
             Some(ObjectKey::Journal { id }) => Some(Lying { id, put_s: listed.put_s }),

@@ -13,7 +13,6 @@ use aws_sdk_s3::types::{
 use schemas::paths::Section;
 
 use super::{ObjectError, Objects};
-use crate::journal;
 
 /// What became of the bucket's rules.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,8 +55,7 @@ impl Objects {
 
     /// Below which the rules hold: whatever else lies in the bucket, also beside an empty prefix, is not ours to remove.
     pub fn lifecycle_prefixes(&self) -> Vec<String> {
-        let ours = Section::ALL.map(Section::prefix).into_iter().chain([journal::PREFIX]);
-        ours.map(|below| format!("{}{below}", self.prefix)).collect()
+        Section::ALL.map(|section| format!("{}{}", self.prefix, section.prefix())).into()
     }
 
     /// What the server meant by refusing. One that says nothing clear is asked again.
