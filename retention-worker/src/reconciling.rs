@@ -138,7 +138,7 @@ impl Reconciling {
             let mut missing = 0;
             for finding in findings {
                 if let Finding::Missing(ObjectKey::Journal { id }) = finding {
-                    missing += u64::from(self.journal.unwrite(*id).await?);
+                    missing += u64::from(self.index.unwrite(*id).await?);
                 }
             }
             if missing > 0 {

@@ -150,7 +150,8 @@ pub(crate) async fn set_clock(system: &System<'_>, ahead: &str) -> Result<()> {
     system.deployment.supervisor.wait_ready(&worker, SOON).await
 }
 
-async fn wait_gone(system: &System<'_>, session: SessionId) -> Result<()> {
+/// Waits until the API says that the session is deleted.
+pub(crate) async fn wait_gone(system: &System<'_>, session: SessionId) -> Result<()> {
     until("the session is deleted", SOON, || async {
         match is_deleted(&system.api, session).await {
             Ok(()) => Seen::Done(()),

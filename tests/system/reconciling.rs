@@ -17,7 +17,7 @@ use storage::objects::{Keeps, Lying, sha256};
 use uuid::Uuid;
 use virtual_sdk::{Encoding, Form, Seen, until};
 
-use crate::deletion::{is_deleted, set_clock};
+use crate::deletion::{set_clock, wait_gone};
 use crate::harness::{LATER, SOON, System, metric, run_with_own_s3, run_with_versions};
 use crate::load::{self, small_batch};
 use crate::quarantine::clairvio;
@@ -332,13 +332,7 @@ fn r11_what_the_journal_lost_is_written_anew_and_what_the_index_lost_is_deleted_
         }
         sqlx::query("update session set state = 0 where id = $1").bind(session.0).execute(&mut *tx).await?;
         tx.commit().await?;
-        until("it is deleted again", SOON, || async {
-            match is_deleted(&system.api, session).await {
-                Ok(()) => Seen::Done(()),
-                Err(error) => Seen::not_yet(error),
-            }
-        })
-        .await?;
+        wait_gone(system, session).await.context("what the index lost")?;
         wait_receipt(system, &system.api, deletion).await?;
         wait_found(system, &[]).await?;
 

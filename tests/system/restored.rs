@@ -14,7 +14,7 @@ use uuid::Uuid;
 use virtual_sdk::sdk::random_attempt;
 use virtual_sdk::{Body, Encoding, Form, Sdk, Seen, Session, until};
 
-use crate::deletion::{is_absent, is_deleted, set_clock};
+use crate::deletion::{is_absent, is_deleted, set_clock, wait_gone};
 use crate::exports::{is_gone, wait_ready, wait_state};
 use crate::harness::{LATER, NOTICE_VERSION, SOON, System, link_of, run, wait_for_metric};
 use crate::load::{self, small_batch};
@@ -65,13 +65,7 @@ fn a_restored_backup_brings_nobody_back() -> Result<()> {
             system.api.delete_reference("by reference").await?.deletion_id,
         ];
         sdk.withdraw(&withdrawn).await?;
-        until("the withdrawal is a deletion", SOON, || async {
-            match is_deleted(&system.api, withdrawn.id).await {
-                Ok(()) => Seen::Done(()),
-                Err(error) => Seen::not_yet(error),
-            }
-        })
-        .await?;
+        wait_gone(system, withdrawn.id).await.context("the withdrawal is a deletion")?;
         for session in [&by_hand, &by_reference, &withdrawn] {
             system.ledger.forget(session.id);
         }
@@ -108,13 +102,7 @@ fn a_restored_backup_brings_nobody_back() -> Result<()> {
             system.bring_back(&system.service(kind, 1)).await?;
         }
         load::compare_all(system, SOON).await.context("what was not deleted")?;
-        until("what was on its way is deleted", SOON, || async {
-            match is_deleted(&system.api, coming.id).await {
-                Ok(()) => Seen::Done(()),
-                Err(error) => Seen::not_yet(error),
-            }
-        })
-        .await?;
+        wait_gone(system, coming.id).await.context("what was on its way is deleted")?;
         // When all was verified before it came, it has a deletion of its own.
         deletions.push(wait_deletion_of(system, coming.id).await?);
         for deletion in deletions {

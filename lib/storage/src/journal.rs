@@ -343,11 +343,6 @@ impl Journal {
         Ok(erased)
     }
 
-    /// Has what an entry said written anew, since the entry is missing: at the next pass. `false` when it is known no more.
-    pub async fn unwrite(&self, entry: ObjectId) -> Result<bool, JournalError> {
-        Ok(self.index.unwrite(entry).await?)
-    }
-
     /// A page of entries, and where the next begins.
     async fn list(&self, behind: Option<&ListedTo>) -> Result<(Vec<Lying>, Option<ListedTo>), JournalError> {
         let page = self.objects.list_page(Section::Journal.prefix(), behind, false).await;
